@@ -1,0 +1,45 @@
+.DEFAULT_GOAL := help
+.PHONY: help deps build demo test test-all format lint bench clean
+
+PRESET ?= release
+BUILD = build/$(PRESET)
+JOBS ?= $(shell nproc)
+GENERATOR = $(if $(shell command -v ninja),-G Ninja) $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+SOURCES = $(shell git ls-files -co --exclude-standard -- '*.cpp' '*.h' '*.cuh' '*.cu')
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "PRESET=release|dev|asan-ubsan|tsan picks the build (CMakePresets.json)"
+
+deps: ## install what the build needs (Debian 12, Ubuntu 24.04); NVRTC into .venv where there is no CUDA toolkit
+	@bash cmake/deps.sh
+
+build: ## configure and compile into build/release
+	@[ -f $(BUILD)/CMakeCache.txt ] || cmake --preset $(PRESET) $(GENERATOR)
+	cmake --build $(BUILD) -j $(JOBS)
+
+demo: build ## a shipped model: what it computes, its kernel, compiled by NVRTC (no GPU needed)
+	$(BUILD)/ssmjit doctor
+	$(BUILD)/ssmjit describe nemotron3-super-tp8
+	$(BUILD)/ssmjit compile nemotron3-super-tp8
+
+test: build ## every test; the last line is "N passed, N failed, N skipped"
+	@python3 tests/run.py $(BUILD) -j $(JOBS)
+
+test-all: build ## the same over the full variant space (long)
+	@SSMJIT_TEST_ALL=1 python3 tests/run.py $(BUILD) -j $(JOBS)
+
+format: ## clang-format over all sources
+	clang-format -i $(SOURCES)
+
+lint: build ## clang-format as a check, and clang-tidy over the library and the executable
+	clang-format --dry-run -Werror $(SOURCES)
+	printf '%s\n' $(filter codegen/%.cpp heuristics/%.cpp jit/%.cpp autotune/%.cpp cli/%.cpp,$(SOURCES)) | \
+	  xargs -P $(JOBS) -n 1 clang-tidy -p $(BUILD) --quiet
+
+bench: build ## host costs, and the GPU's where there is one
+	@found=0; for b in $(BUILD)/bench/bench_*; do [ -f "$$b" ] && [ -x "$$b" ] || continue; found=1; "$$b" || exit 1; done; \
+	 [ $$found = 1 ] || { echo "no benchmark was built"; exit 1; }
+
+clean: ## remove the build folders
+	rm -rf build

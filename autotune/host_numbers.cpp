@@ -1,0 +1,96 @@
+#include "autotune/host_numbers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace ssmjit {
+namespace {
+
+// A binary floating-point format by its numbers: p bits of precision, exponents as of 2^emin (smallest normal).
+struct Format {
+  int precision;
+  int emin;
+  double largest;
+};
+constexpr Format kFloat{24, -126, 3.4028234663852886e38};
+constexpr Format kBfloat{8, -126, 3.3895313892515355e38};
+constexpr Format kHalf{11, -14, 65504.0};
+
+const Format& format(DType dtype) { return dtype == DType::bf16 ? kBfloat : dtype == DType::f16 ? kHalf : kFloat; }
+
+double quantum(const Format& f, double magnitude) {
+  int exponent = f.emin;
+  if (magnitude > 0) exponent = std::max(f.emin, std::ilogb(magnitude));
+  return std::ldexp(1.0, exponent - (f.precision - 1));
+}
+
+}  // namespace
+
+double ulp(DType dtype, double magnitude) { return quantum(format(dtype), std::abs(magnitude)); }
+
+double rounded(DType dtype, double value) {
+  if (!std::isfinite(value) || value == 0) return value;
+  const Format& f = format(dtype);
+  const double q = quantum(f, std::abs(value));
+  const double r = std::nearbyint(value / q) * q;
+  if (std::abs(r) > f.largest) return std::copysign(std::numeric_limits<double>::infinity(), value);
+  return r;
+}
+
+double decode(DType dtype, const std::byte* data, std::int64_t index) {
+  if (dtype == DType::f32) {
+    float v;
+    std::memcpy(&v, data + index * 4, 4);
+    return v;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, data + index * 2, 2);
+  if (dtype == DType::bf16) {
+    const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+    float v;
+    std::memcpy(&v, &wide, 4);
+    return v;
+  }
+  const int exponent = (bits >> 10) & 31;
+  const int fraction = bits & 1023;
+  double v = 0;
+  if (exponent == 31)
+    v = fraction != 0 ? std::numeric_limits<double>::quiet_NaN() : std::numeric_limits<double>::infinity();
+  else
+    v = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+  return (bits & 0x8000u) != 0 ? -v : v;
+}
+
+void encode(DType dtype, std::byte* data, std::int64_t index, double value) {
+  const double r = rounded(dtype, value);
+  if (dtype != DType::f16) {
+    const float v = static_cast<float>(r);
+    std::uint32_t bits;
+    std::memcpy(&bits, &v, 4);
+    if (dtype == DType::f32) {
+      std::memcpy(data + index * 4, &bits, 4);
+    } else {
+      const auto high = static_cast<std::uint16_t>(std::isnan(r) ? 0x7fff : bits >> 16);
+      std::memcpy(data + index * 2, &high, 2);
+    }
+    return;
+  }
+  std::uint16_t bits = std::signbit(r) ? 0x8000 : 0;
+  const double m = std::abs(r);
+  if (std::isnan(r)) {
+    bits = 0x7fff;
+  } else if (std::isinf(r)) {
+    bits = static_cast<std::uint16_t>(bits | 0x7c00);
+  } else if (m >= std::ldexp(1.0, -14)) {
+    const int exponent = std::ilogb(m);
+    const int fraction = static_cast<int>(std::ldexp(m, 10 - exponent)) - 1024;
+    bits = static_cast<std::uint16_t>(bits | ((exponent + 15) << 10) | fraction);
+  } else {
+    bits = static_cast<std::uint16_t>(bits | static_cast<int>(std::ldexp(m, 24)));
+  }
+  std::memcpy(data + index * 2, &bits, 2);
+}
+
+}  // namespace ssmjit

@@ -1,0 +1,41 @@
+// The single-token update in double precision, by plain loops: what kernels are judged against.
+// Maths: include/ssmjit/description.h; the state is rounded only where it is stored, y comes from the unrounded state.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include <ssmjit/description.h>
+#include <ssmjit/kernel.h>
+
+namespace ssmjit {
+
+// Copies `bytes` at an address of the arguments' memory space to host memory.
+using Reader = std::function<void(const void* from, void* to, std::size_t bytes)>;
+// The space is host memory.
+void read_host(const void* from, void* to, std::size_t bytes);
+
+// Elements [offset, offset + count) of a tensor's memory, as doubles.
+std::vector<double> stored_values(const Tensor& tensor, std::int64_t offset, int count, const Reader& read);
+
+// Where a row's state comes from and goes to, by the contract's pad rule.
+struct RowSlots {
+  bool live = false;   // else a pad row: nothing of it is read
+  bool store = false;  // whether a new state is written
+  std::int64_t source = 0;
+  std::int64_t target = 0;
+};
+RowSlots row_slots(const Description& description, const UpdateArgs& args, std::int64_t row, const Reader& read);
+
+// One head of one row: its new state [head_dim, dstate], before rounding, and its output [head_dim].
+struct HeadResult {
+  std::vector<double> state;
+  std::vector<double> y;
+};
+// A pad row is computed as if its state were zero.
+HeadResult update_reference(const Description& description, const UpdateArgs& args, std::int64_t row, int head,
+                            const RowSlots& slots, const Reader& read);
+
+}  // namespace ssmjit

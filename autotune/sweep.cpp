@@ -1,0 +1,326 @@
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <memory>
+#include <set>
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
+#include <ssmjit/tune.h>
+
+#include "autotune/compile_pool.h"
+#include "autotune/layers.h"
+#include "autotune/timer.h"
+#include "autotune/update_case.h"
+#include "codegen/fail.h"
+#include "codegen/log.h"
+#include "jit/gpu.h"
+
+namespace ssmjit {
+namespace {
+
+// A candidate further from the best than this after its first replays is not looked at again; nor, of those that are,
+// one further than kClose after kFirstRounds rounds.
+constexpr double kWide = 1.15;
+constexpr double kClose = 1.03;
+constexpr std::size_t kKept = 24;
+constexpr int kFirstRounds = 5;
+constexpr int kRounds = 21;
+constexpr const char* kPolicy =
+    "graph of layers, states past 4 x L2, median of 21 interleaved rounds; slower by 15% after 3, by 3% after 5: "
+    "dropped";
+constexpr int kSamples = 64;
+
+std::string now() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))); }
+
+// Spot checks at the timed size: the double recurrence at sampled (row, head) pairs of layer 0, taken from its seeded
+// contents once, compared with what a kernel leaves.
+class SpotCheck {
+ public:
+  SpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
+      : description_(description), layers_(layers), stream_(stream) {
+    layers_.refill(0);
+    stream_.synchronize();
+    std::uint64_t v = seed;
+    const UpdateArgs args = layers_.args(0, Pdl::off);
+    for (int i = 0; i < kSamples; ++i) {
+      v = v * 6364136223846793005ull + 1442695040888963407ull;
+      Pair pair;
+      pair.row = static_cast<std::int64_t>((v >> 33) % static_cast<std::uint64_t>(layers_.batch()));
+      v = v * 6364136223846793005ull + 1442695040888963407ull;
+      pair.head = static_cast<int>((v >> 33) % static_cast<std::uint64_t>(description.nheads));
+      pair.slots = row_slots(description, args, pair.row, read_device_memory);
+      pair.want = update_reference(description, args, pair.row, pair.head, pair.slots, read_device_memory);
+      pairs_.push_back(std::move(pair));
+    }
+  }
+
+  // Empty, or what was wrong; `outcome` says of which kind.
+  std::string run(const Kernel& kernel, Outcome& outcome) const {
+    const Description& d = description_;
+    const UpdateArgs args = layers_.args(0, Pdl::off);
+    std::uint64_t first = 0;
+    for (int launch = 0; launch < 2; ++launch) {
+      layers_.refill(0);
+      kernel.launch(args, stream_.handle());
+      const std::uint64_t h = layers_.hash(0);
+      if (launch > 0 && h != first) {
+        outcome = Outcome::nondeterministic;
+        return fmt::format("batch {}: two launches gave different bits", layers_.batch());
+      }
+      first = h;
+    }
+    NearnessMeter y(d.input_dtype, d.dstate), state(d.state_dtype, d.dstate);
+    for (const Pair& pair : pairs_) {
+      const auto got = [&](const Tensor& t, std::int64_t offset, int count) { return values(t, offset, count); };
+      y.add_row(pair.want.y.data(),
+                got(args.out, pair.row * args.out.stride[0] + std::int64_t{pair.head} * d.head_dim, d.head_dim));
+      const std::vector<double> s =
+          got(args.state, pair.slots.target * args.state.stride[0] + std::int64_t{pair.head} * d.head_dim * d.dstate,
+              d.head_dim * d.dstate);
+      for (int p = 0; p < d.head_dim; ++p)
+        state.add_row(pair.want.state.data() + std::int64_t{p} * d.dstate,
+                      {s.begin() + std::int64_t{p} * d.dstate, s.begin() + std::int64_t{p + 1} * d.dstate});
+    }
+    outcome = Outcome::wrong;
+    std::string wrong = judge(y.result(), d.input_dtype, d.dstate, "out");
+    if (wrong.empty()) wrong = judge(state.result(), d.state_dtype, d.dstate, "state");
+    if (wrong.empty()) {
+      outcome = Outcome::ok;
+      return {};
+    }
+    return fmt::format("batch {}: {}", layers_.batch(), wrong);
+  }
+
+ private:
+  struct Pair {
+    std::int64_t row = 0;
+    int head = 0;
+    RowSlots slots;
+    HeadResult want;
+  };
+  static std::vector<double> values(const Tensor& t, std::int64_t offset, int count) {
+    return stored_values(t, offset, count, read_device_memory);
+  }
+
+  const Description& description_;
+  const Layers& layers_;
+  const Stream& stream_;
+  std::vector<Pair> pairs_;
+};
+
+// A chain whose step reads its inputs before their producer has written them gives other outputs than the same steps
+// launched one by one: the inputs are NaN until they are produced.
+bool waits_for_producer(const Layers& layers, const Kernel& kernel, const StepTimer& timer, const Graph& graph,
+                        const Stream& stream) {
+  layers.refill_all();
+  for (int layer = 0; layer < layers.count(); ++layer) kernel.launch(layers.args(layer, Pdl::off), stream.handle());
+  const std::uint64_t alone = layers.hash_outputs();
+  layers.refill_all();
+  layers.poison_inputs();
+  timer.replay_us(graph);
+  return layers.hash_outputs() == alone;
+}
+
+struct Candidate {
+  std::size_t plan = 0;
+  Graph graph;
+  std::vector<double> samples;
+};
+
+}  // namespace
+
+std::vector<Measurement> sweep(const Description& description, const TuneOptions& options) {
+  description.validate();
+  use_device(options.device);
+  const DeviceFacts gpu = device(options.device);
+  const Arch arch = gpu.arch();
+  const std::vector<Plan> plans = options.plans.empty() ? plan_space(description, arch) : options.plans;
+  for (const Plan& plan : plans) check_plan(plan, description, arch);
+
+  std::set<std::string> known;
+  for (const Measurement& m : options.known) known.insert(m.key());
+
+  const auto start = std::chrono::steady_clock::now();
+  const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+  const auto total = static_cast<std::int64_t>(options.batches.size() * options.modes.size());
+  std::int64_t cells_done = 0;
+  const auto report = [&](const std::string& stage, std::int64_t done, std::int64_t of, double since) {
+    if (!options.progress) return;
+    const double t = elapsed();
+    const double left = done > 0 ? (t - since) / static_cast<double>(done) * static_cast<double>(of - done) : 0;
+    options.progress({stage, done, of, t, left});
+  };
+
+  Measurement blank;
+  blank.kernel_digest = description.kernel_digest();
+  blank.cost_digest = description.cost_digest();
+  blank.kernel = description.summary();
+  blank.nheads = description.nheads;
+  blank.device = gpu.key;
+  blank.device_name = gpu.name;
+  blank.driver = gpu.driver;
+  blank.nvrtc = nvrtc_version();
+  blank.policy = kPolicy;
+
+  // Compile, drop what spills, verify in small: once a plan, whatever the batch.
+  struct Ready {
+    Kernel kernel;
+    std::string source_digest;
+    int registers = 0;
+    int smem_bytes = 0;
+  };
+  std::vector<std::unique_ptr<Ready>> ready(plans.size());
+  std::vector<Measurement> results;
+  const auto record = [&](const Measurement& m) {
+    results.push_back(m);
+    if (options.on_measurement) options.on_measurement(m);
+  };
+  {
+    VerifyOptions verify_options;
+    verify_options.device = options.device;
+    verify_options.seed = options.seed;
+    verify_options.compile = options.compile;
+    verify_options.progress = options.progress;
+    const std::vector<Verdict> verdicts = verify(description, plans, verify_options);
+    CompilePool pool(description, plans, arch, options.compile);
+    for (std::size_t i = 0; i < plans.size(); ++i) {
+      const CompilePool::Result& compiled = pool.get(i);
+      Measurement failed = blank;
+      failed.plan = plans[i];
+      failed.source_digest = compiled.source.digest;
+      failed.phase = "verify";
+      failed.registers = verdicts[i].registers;
+      failed.measured = now();
+      failed.outcome = verdicts[i].outcome;
+      if (failed.outcome == Outcome::ok && verdicts[i].spill_bytes > 0) {
+        failed.outcome = Outcome::spills;
+        failed.reason = fmt::format("{} bytes of registers spill", verdicts[i].spill_bytes);
+      } else if (failed.outcome != Outcome::ok) {
+        failed.reason = verdicts[i].failures.empty() ? "" : verdicts[i].failures.front();
+      }
+      if (failed.outcome != Outcome::ok) {
+        if (!known.contains(failed.key())) record(failed);
+        continue;
+      }
+      ready[i] = std::make_unique<Ready>(Ready{
+          Kernel::load(description, plans[i], compiled.source, compiled.cubin), compiled.source.digest,
+          compiled.cubin.registers, launch_shape(plans[i], description, 1).smem_bytes + compiled.cubin.smem_bytes});
+    }
+  }
+
+  const BenchKernels kernels(arch, gpu.sms, options.compile);
+  const Stream stream;
+  const double timing_since = elapsed();
+  for (int batch : options.batches) {
+    for (PdlMode mode : options.modes) {
+      if (options.budget_s > 0 && elapsed() > options.budget_s) {
+        warn(fmt::format("tune: the budget of {:.0f} s is spent; batch {} ({}) is left out", options.budget_s, batch,
+                         name(mode)));
+        continue;
+      }
+      Measurement cell = blank;
+      cell.batch = batch;
+      cell.pdl = mode;
+      const auto line = [&](std::size_t plan) {
+        Measurement m = cell;
+        m.plan = plans[plan];
+        m.source_digest = ready[plan]->source_digest;
+        m.registers = ready[plan]->registers;
+        m.smem_bytes = ready[plan]->smem_bytes;
+        m.measured = now();
+        return m;
+      };
+      std::vector<std::size_t> open;
+      for (std::size_t i = 0; i < plans.size(); ++i)
+        if (ready[i] != nullptr && !known.contains(line(i).key())) open.push_back(i);
+      ++cells_done;
+      if (open.empty()) continue;
+
+      std::unique_ptr<Layers> layers;
+      try {
+        layers = std::make_unique<Layers>(description, batch, gpu, kernels, stream, options.seed);
+      } catch (const Error& e) {
+        Measurement m = line(open.front());
+        m.outcome = Outcome::memory_failed;
+        m.reason = e.what();
+        record(m);
+        warn(fmt::format("tune: batch {}: {}", batch, e.what()));
+        continue;
+      }
+      const StepTimer timer(*layers, stream, mode);
+      cell.floor_us = timer.floor_us();
+      cell.layers = layers->count();
+      cell.bytes = layers->bytes();
+      layers->refill_all();
+      const SpotCheck spot(description, *layers, stream, options.seed + 7);
+
+      // First replays of all, then rounds over those near the best.
+      std::vector<Candidate> candidates;
+      std::vector<std::pair<double, std::size_t>> order;
+      for (std::size_t i : open) {
+        try {
+          const Graph graph = timer.record(ready[i]->kernel);
+          timer.replay_us(graph);
+          order.emplace_back(std::min(timer.replay_us(graph), timer.replay_us(graph)), i);
+        } catch (const Error& e) {
+          Measurement m = line(i);
+          m.outcome = Outcome::launch_failed;
+          m.reason = e.what();
+          record(m);
+        }
+      }
+      std::sort(order.begin(), order.end());
+      const auto finish = [&](std::size_t plan, const std::vector<double>& samples) {
+        Measurement m = line(plan);
+        m.us = median(samples);
+        m.us_min = *std::min_element(samples.begin(), samples.end());
+        m.us_max = *std::max_element(samples.begin(), samples.end());
+        m.share = m.us > 0 ? m.floor_us / m.us : 0;
+        record(m);
+      };
+      for (const auto& [us, plan] : order) {
+        if (candidates.size() < kKept && us <= order.front().first * kWide) {
+          Outcome outcome = Outcome::ok;
+          std::string wrong = spot.run(ready[plan]->kernel, outcome);
+          Graph graph = timer.record(ready[plan]->kernel);
+          if (wrong.empty() && mode == PdlMode::chain &&
+              !waits_for_producer(*layers, ready[plan]->kernel, timer, graph, stream)) {
+            outcome = Outcome::wrong;
+            wrong = fmt::format("batch {}: behind a producer the outputs differ from the same steps alone", batch);
+          }
+          if (!wrong.empty()) {
+            Measurement m = line(plan);
+            m.outcome = outcome;
+            m.reason = wrong;
+            record(m);
+            continue;
+          }
+          candidates.push_back({plan, std::move(graph), {us}});
+        } else {
+          finish(plan, {us});
+        }
+      }
+      for (int round = 0; round < kRounds && !candidates.empty(); ++round) {
+        for (Candidate& c : candidates) c.samples.push_back(timer.replay_us(c.graph));
+        if (round + 1 != kFirstRounds) continue;
+        double best = median(candidates.front().samples);
+        for (const Candidate& c : candidates) best = std::min(best, median(c.samples));
+        for (std::size_t i = 0; i < candidates.size();) {
+          if (median(candidates[i].samples) > best * kClose) {
+            finish(candidates[i].plan, candidates[i].samples);
+            candidates.erase(candidates.begin() + static_cast<std::ptrdiff_t>(i));
+          } else {
+            ++i;
+          }
+        }
+      }
+      for (const Candidate& c : candidates) finish(c.plan, c.samples);
+      report(fmt::format("batch {} {}", batch, name(mode)), cells_done, total, timing_since);
+    }
+  }
+  return results;
+}
+
+}  // namespace ssmjit

@@ -1,0 +1,43 @@
+// Timing on captured graphs: microseconds a layer, cold, median of rounds.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include <ssmjit/kernel.h>
+#include <ssmjit/table.h>
+
+#include "autotune/layers.h"
+#include "jit/gpu.h"
+
+namespace ssmjit {
+
+double median(std::vector<double> samples);
+
+// A step of every layer as one graph, behind the layer's producer in mode chain.
+class StepTimer {
+ public:
+  StepTimer(const Layers& layers, const Stream& stream, PdlMode mode);
+
+  Graph record(const Kernel& kernel) const;
+  // One replay, us a layer; in mode chain without the producers' part.
+  double replay_us(const Graph& graph) const;
+
+  // The memory floor of the same bytes in the same mode: the fastest of the passes, median of rounds.
+  // Leaves the layers' contents undefined: refill_all() afterwards.
+  double floor_us() const;
+  // What produced the floor: "256 threads, 1 vector a thread, one pass".
+  const std::string& floor_pass() const { return floor_pass_; }
+
+ private:
+  Graph record_each(const std::function<void(int)>& step) const;
+
+  const Layers& layers_;
+  const Stream& stream_;
+  PdlMode mode_;
+  Stopwatch watch_;
+  double producers_us_ = 0;  // a layer
+  mutable std::string floor_pass_;
+};
+
+}  // namespace ssmjit

@@ -1,0 +1,144 @@
+#include "autotune/verify.h"
+
+#include <algorithm>
+#include <chrono>
+#include <random>
+
+#include <fmt/format.h>
+
+#include <ssmjit/source.h>
+
+#include "autotune/compile_pool.h"
+#include "codegen/fail.h"
+#include "jit/gpu.h"
+
+namespace ssmjit {
+namespace {
+
+constexpr int kLaunches = 5;
+
+// The GPU of the current context.
+class GpuTarget : public Target {
+ public:
+  void use(const Kernel* kernel) { kernel_ = kernel; }
+  std::byte* allocate(const std::vector<std::byte>& contents) override {
+    buffers_.emplace_back(contents.size());
+    buffers_.back().upload(contents.data(), contents.size());
+    return buffers_.back().data();
+  }
+  void write(std::byte* address, const std::vector<std::byte>& contents) override {
+    of(address).upload(contents.data(), contents.size());
+  }
+  void read(const std::byte* address, std::vector<std::byte>& contents) override {
+    contents.resize(of(address).size());
+    of(address).download(contents.data(), contents.size());
+  }
+  void release_all() override { buffers_.clear(); }
+  void launch(const UpdateArgs& args) override {
+    kernel_->launch(args, stream_.handle());
+    stream_.synchronize();
+  }
+
+ private:
+  const DeviceBuffer& of(const std::byte* address) const {
+    for (const DeviceBuffer& b : buffers_)
+      if (b.data() == address) return b;
+    fail(ErrorKind::internal, "verify: an address that was not allocated");
+  }
+  const Kernel* kernel_ = nullptr;
+  Stream stream_;
+  std::vector<DeviceBuffer> buffers_;
+};
+
+}  // namespace
+
+void verify_on(Target& target, const std::vector<UpdateCase>& cases, Verdict& verdict) {
+  try {
+    for (const UpdateCase& c : cases) {
+      target.release_all();
+      std::vector<std::byte*> base;
+      for (const UpdateCase::Block& block : c.blocks()) base.push_back(target.allocate(block.before));
+      const UpdateArgs args = c.args(base);
+      std::vector<std::vector<std::byte>> first(base.size()), again(base.size());
+      for (int launch = 0; launch < kLaunches; ++launch) {
+        if (launch > 0)
+          for (std::size_t i = 0; i < base.size(); ++i)
+            if (c.blocks()[i].may_change) target.write(base[i], c.blocks()[i].before);
+        target.launch(args);
+        for (std::size_t i = 0; i < base.size(); ++i)
+          if (launch == 0 || c.blocks()[i].may_change) target.read(base[i], launch == 0 ? first[i] : again[i]);
+        if (launch == 0) continue;
+        for (std::size_t i = 0; i < base.size(); ++i) {
+          if (!c.blocks()[i].may_change || first[i] == again[i]) continue;
+          verdict.outcome = Outcome::nondeterministic;
+          verdict.failures.push_back(fmt::format("{}: {}: launch {} gave other bits than the first", c.layout().name(),
+                                                 c.blocks()[i].name, launch + 1));
+          target.release_all();
+          return;
+        }
+      }
+      const CaseResult result = c.check(first);
+      verdict.y_error = std::max(verdict.y_error, result.y.frobenius);
+      verdict.state_error = std::max(verdict.state_error, result.state.frobenius);
+      verdict.worst_ulp = std::max({verdict.worst_ulp, result.y.worst_ulp, result.state.worst_ulp});
+      if (!result.failures.empty()) verdict.outcome = Outcome::wrong;
+      verdict.failures.insert(verdict.failures.end(), result.failures.begin(), result.failures.end());
+    }
+  } catch (const Error& e) {
+    verdict.outcome = Outcome::launch_failed;
+    verdict.failures.emplace_back(e.what());
+  }
+  target.release_all();
+}
+
+std::vector<Verdict> verify(const Description& description, const std::vector<Plan>& plans,
+                            const VerifyOptions& options) {
+  description.validate();
+  use_device(options.device);
+  const DeviceFacts gpu = device(options.device);
+  std::vector<UpdateCase> cases;
+  for (const CaseLayout& layout : standard_layouts(description, gpu.sms))
+    cases.emplace_back(description, layout, options.seed + cases.size());
+
+  std::vector<Verdict> verdicts(plans.size());
+  const auto start = std::chrono::steady_clock::now();
+  const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+  GpuTarget target;
+  CompilePool pool(description, plans, gpu.arch(), options.compile, options.source);
+  for (std::size_t i = 0; i < plans.size(); ++i) {
+    Verdict& v = verdicts[i];
+    v.plan = plans[i];
+    const CompilePool::Result& compiled = pool.get(i);
+    if (!compiled.error.empty()) {
+      v.outcome = Outcome::not_compiled;
+      v.failures.push_back(compiled.error);
+    } else {
+      v.registers = compiled.cubin.registers;
+      v.spill_bytes = compiled.cubin.spill_bytes;
+      try {
+        const Kernel kernel = Kernel::load(description, plans[i], compiled.source, compiled.cubin);
+        target.use(&kernel);
+        verify_on(target, cases, v);
+      } catch (const Error& e) {
+        v.outcome = Outcome::launch_failed;
+        v.failures.emplace_back(e.what());
+      }
+    }
+    if (options.progress) {
+      const double t = elapsed();
+      const auto done = static_cast<std::int64_t>(i + 1), total = static_cast<std::int64_t>(plans.size());
+      options.progress({"verify", done, total, t, t / static_cast<double>(done) * static_cast<double>(total - done)});
+    }
+  }
+  return verdicts;
+}
+
+std::vector<Plan> sample_plans(const std::vector<Plan>& all, std::size_t count, std::uint64_t seed) {
+  if (count == 0 || count >= all.size()) return all;
+  std::vector<Plan> chosen;
+  std::mt19937_64 random(seed);
+  std::sample(all.begin(), all.end(), std::back_inserter(chosen), count, random);
+  return chosen;
+}
+
+}  // namespace ssmjit

@@ -1,0 +1,133 @@
+// What the host costs: a compile, a cache hit, the host's part of a launch.
+//
+// No GPU is needed. Launches go to the stub driver of tests/jit, whose own cost is the "bare call" that launch() is
+// compared with.
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+
+#include <benchmark/benchmark.h>
+
+#include <ssmjit/ssmjit.h>
+
+#include "jit/compile.h"
+#include "jit/cubin_cache.h"
+#include "jit/driver.h"
+#include "tests/jit/stub_driver.h"
+
+namespace ssmjit {
+namespace {
+
+Description description() {
+  return mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1}).state(DType::bf16).gate(silu(dsl::z));
+}
+
+const Arch kArch{9, 0, 'a'};
+
+std::string scratch_folder() {
+  return (std::filesystem::temp_directory_path() / ("ssmjit-bench-" + std::to_string(getpid()))).string();
+}
+
+void emit_source(benchmark::State& state) {
+  const Description step = description();
+  const Plan plan = default_plan(step, kArch, 256);
+  for (auto _ : state) benchmark::DoNotOptimize(emit(step, plan, kArch));
+}
+BENCHMARK(emit_source)->Unit(benchmark::kMicrosecond);
+
+// One core, nothing cached; argument: compute capability.
+void compile_cold(benchmark::State& state) {
+  const Description step = description();
+  const auto number = static_cast<int>(state.range(0));
+  for (const Arch& arch : Arch::known()) {
+    if (arch.number() != number) continue;
+    const Source source = emit(step, default_plan(step, arch, 256), arch);
+    try {
+      compile(source, {.use_cache = false});
+      for (auto _ : state) benchmark::DoNotOptimize(compile(source, {.use_cache = false}));
+      state.SetLabel(arch.text() + ", NVRTC " + nvrtc_version());
+    } catch (const Error& error) {
+      state.SkipWithError(error.what());
+    }
+  }
+}
+BENCHMARK(compile_cold)->Arg(80)->Arg(90)->Arg(100)->Arg(120)->Unit(benchmark::kMillisecond);
+
+void cache_hit(benchmark::State& state, bool on_disk) {
+  const Description step = description();
+  const Source source = emit(step, default_plan(step, kArch, 256), kArch);
+  const CompileOptions options{.cache_dir = scratch_folder()};
+  try {
+    compile(source, options);
+    for (auto _ : state) {
+      if (on_disk) forget_compiled();
+      benchmark::DoNotOptimize(compile(source, options));
+    }
+  } catch (const Error& error) {
+    state.SkipWithError(error.what());
+  }
+  std::filesystem::remove_all(options.cache_dir);
+}
+BENCHMARK_CAPTURE(cache_hit, disk, true)->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(cache_hit, memory, false)->Unit(benchmark::kMicrosecond);
+
+// A kernel on the stub, and arguments that fit it; nothing reads the addresses.
+struct StubKernel {
+  StubKernel() {
+    if (!stub.ready()) return;
+    stub->record = 0;
+    const Description step = description();
+    const Plan plan = default_plan(step, kArch, 256);
+    const LaunchShape shape = launch_shape(plan, step, 1);
+    Source source;
+    source.arch = kArch;
+    source.entries = {{"update", shape.block_threads, shape.smem_bytes}};
+    Cubin cubin;
+    cubin.arch = kArch;
+    cubin.image.assign(16, 0);
+    kernel = Kernel::load(step, plan, source, cubin);
+    const void* data = reinterpret_cast<const void*>(std::uintptr_t{1} << 24);
+    args.state = contiguous(data, DType::bf16, {512, 16, 64, 128});
+    args.x = args.z = args.out = contiguous(data, DType::bf16, {64, 16, 64});
+    args.B = args.C = contiguous(data, DType::bf16, {64, 1, 128});
+    args.dt = contiguous(data, DType::f32, {64, 16});
+    args.A = args.D = args.dt_bias = contiguous(data, DType::f32, {16});
+    args.state_batch_indices = contiguous(data, DType::i32, {64});
+    args.pdl = Pdl::wait_first;
+  }
+
+  StubDriver stub;
+  Kernel kernel;
+  UpdateArgs args;
+};
+
+constexpr const char* kNoStub = "the stub driver was not built (SSMJIT_STUB_LIBCUDA)";
+
+void launch(benchmark::State& state) {
+  const StubKernel on_stub;
+  if (!on_stub.stub.ready()) return state.SkipWithError(kNoStub);
+  for (auto _ : state) on_stub.kernel.launch(on_stub.args, nullptr);
+}
+BENCHMARK(launch);
+
+void bare_launch(benchmark::State& state) {
+  const StubKernel on_stub;
+  if (!on_stub.stub.ready()) return state.SkipWithError(kNoStub);
+  const Driver& bare = driver();
+  for (auto _ : state) {
+    CUlaunchConfig config{};
+    config.gridDimX = config.gridDimY = config.gridDimZ = 1;
+    config.blockDimX = config.blockDimY = config.blockDimZ = 1;
+    benchmark::DoNotOptimize(config);
+    void* parameters[] = {&config};
+    benchmark::DoNotOptimize(bare.launch(&config, nullptr, parameters, nullptr));
+  }
+}
+BENCHMARK(bare_launch);
+
+}  // namespace
+}  // namespace ssmjit
+
+BENCHMARK_MAIN();

@@ -1,0 +1,75 @@
+#include <memory>
+
+#include <fmt/format.h>
+
+#include "cli/verb.h"
+
+namespace ssmjit::cli {
+namespace {
+
+int run(bool json) {
+  Json report;
+  int exit = kOk;
+  std::string text;
+  const auto add = [&](const std::string& what, const std::string& finding, bool well) {
+    report[what] = finding;
+    text += fmt::format("{} {:12} {}\n", well ? "ok  " : "lack", what, finding);
+  };
+
+  try {
+    add("nvrtc", fmt::format("{} at {}", nvrtc_version(), nvrtc_path()), true);
+  } catch (const Error& e) {
+    add("nvrtc", e.what(), false);
+    exit = kMissing;
+  }
+  std::string why;
+  const std::vector<DeviceFacts> gpus = devices(&why);
+  if (gpus.empty()) {
+    add("gpu", why, false);
+    exit = kMissing;
+  }
+  for (const DeviceFacts& g : gpus)
+    add(fmt::format("gpu {}", g.ordinal),
+        fmt::format("{} ({}), compute capability {}.{}, {} SMs, {} MiB L2, driver for CUDA {}, compiles for {}", g.name,
+                    g.key, g.major, g.minor, g.sms, g.l2_bytes >> 20, g.driver, g.arch().text()),
+        true);
+  const std::string cache = default_cache_dir();
+  add("cache", cache.empty() ? "memory only: HOME, XDG_CACHE_HOME and SSMJIT_CACHE_DIR are unset" : cache,
+      !cache.empty());
+  const std::string user = user_table_dir();
+  add("user tables", user.empty() ? "none: HOME and XDG_DATA_HOME are unset" : user, !user.empty());
+
+  std::string archs;
+  for (const Arch& a : Arch::known())
+    archs +=
+        fmt::format("{}{}{}", archs.empty() ? "" : ", ", a.text(), a.verified() ? "" : " (unverified on hardware)");
+  add("targets", archs, true);
+
+  const Table table = load_tables();
+  const std::string key = gpus.empty() ? "h200" : gpus.front().key;
+  const Arch arch = gpus.empty() ? Arch{} : gpus.front().arch();
+  for (const std::string& name : shipped_models()) {
+    const Model model = load_model(name);
+    for (const auto& [kernel, description] : model.kernels) {
+      const Choice c = lookup(table, description, key, arch, 8);
+      add(fmt::format("{}:{}", name, kernel), fmt::format("on {} at batch 8: {}", key, c.reason),
+          c.why != Why::fallback);
+    }
+  }
+  if (json)
+    print_json(report);
+  else
+    fmt::print("{}", text);
+  return exit;
+}
+
+}  // namespace
+
+Verb doctor_verb(CLI::App& root) {
+  const auto json = std::make_shared<bool>(false);
+  CLI::App* app = root.add_subcommand("doctor", "what this machine has and lacks, and which table wins for each model");
+  app->add_flag("--json", *json, "one JSON object");
+  return {app, [json] { return run(*json); }};
+}
+
+}  // namespace ssmjit::cli

@@ -1,0 +1,115 @@
+#include <filesystem>
+#include <fstream>
+#include <memory>
+
+#include <fmt/format.h>
+
+#include "cli/verb.h"
+#include "codegen/fail.h"
+
+namespace ssmjit::cli {
+namespace {
+
+struct Options {
+  SpecOption spec;
+  std::string batches = "1,2,4,8,16,32,64,128,256,512,1024";
+  std::string pdl = "off";
+  std::string journal;
+  std::string out;
+  double budget_s = 0;
+  std::size_t sample = 0;
+  std::uint64_t seed = 1;
+  int device = 0;
+  bool json = false;
+};
+
+// The lines that a journal holds; a line that was torn at the end of the file is cut off, so that appending is safe.
+std::vector<Measurement> open_journal(const std::string& path, std::ofstream& append) {
+  std::vector<Measurement> known;
+  if (std::filesystem::exists(path)) {
+    const std::string text = read_text(path);
+    int skipped = 0;
+    known = parse_journal(text, &skipped);
+    if (skipped > 0) say(fmt::format("warning: {}: {} lines could not be read and were passed over", path, skipped));
+    const std::size_t whole = text.rfind('\n') == std::string::npos ? 0 : text.rfind('\n') + 1;
+    if (whole != text.size()) std::filesystem::resize_file(path, whole);
+  } else if (std::filesystem::path(path).has_parent_path()) {
+    std::error_code error;
+    std::filesystem::create_directories(std::filesystem::path(path).parent_path(), error);
+  }
+  append.open(path, std::ios::app | std::ios::binary);
+  if (!append) fail(ErrorKind::invalid, "--journal: {} can't be written", path);
+  return known;
+}
+
+int run(const Options& o) {
+  const DeviceFacts gpu = device(o.device);
+  const std::vector<int> batches = parse_batches(o.batches);
+  const std::vector<SpecOption::Kernel> kernels = o.spec.kernels();
+  std::string out = o.out;
+  if (out.empty()) {
+    const std::string folder = user_table_dir();
+    if (folder.empty()) fail(ErrorKind::invalid, "tune: no folder for tables (HOME is unset); name a file with -o");
+    std::string model = kernels.front().label.substr(0, kernels.front().label.find(':'));
+    out = fmt::format("{}/{}/{}.json", folder, gpu.key, std::filesystem::path(model).stem().string());
+  }
+  const std::string journal =
+      !o.journal.empty() ? o.journal : std::filesystem::path(out).replace_extension(".jsonl").string();
+  std::ofstream append;
+  std::vector<Measurement> all = open_journal(journal, append);
+  if (!all.empty()) say(fmt::format("{}: {} measurements are there already", journal, all.size()));
+
+  int measured = 0, failed = 0;
+  for (const SpecOption::Kernel& kernel : kernels) {
+    TuneOptions options;
+    options.device = o.device;
+    options.batches = batches;
+    options.modes.clear();
+    for (const std::string& mode : split(o.pdl, ',')) options.modes.push_back(parse_pdl_mode(mode));
+    options.seed = o.seed;
+    options.budget_s = o.budget_s;
+    options.known = all;
+    options.plans = sample_plans(plan_space(kernel.description, gpu.arch()), o.sample, o.seed);
+    options.progress = progress_line();
+    options.on_measurement = [&](const Measurement& m) {
+      append << m.json() << '\n' << std::flush;
+      ++(m.outcome == Outcome::ok ? measured : failed);
+      if (o.json) print_json(Json::parse(m.json()));
+    };
+    const std::vector<Measurement> fresh = sweep(kernel.description, options);
+    all.insert(all.end(), fresh.begin(), fresh.end());
+  }
+  const Table table = fit_table(all);
+  write_text(out, table.json());
+  if (o.json) {
+    print_json(Json{
+        {"measured", measured}, {"failed", failed}, {"rows", table.rows.size()}, {"table", out}, {"journal", journal}});
+  } else {
+    for (const TableRow& row : table.rows)
+      print(fmt::format("{} {} {:6} heads  {:8.2f} us  share {:.3f}  {}", row.kernel_digest, name(row.pdl),
+                        row.total_heads, row.us, row.us > 0 ? row.floor_us / row.us : 0, row.plan.text()));
+    print(fmt::format("measured {}, failed {}; {} rows in {}, every measurement in {}", measured, failed,
+                      table.rows.size(), out, journal));
+  }
+  return table.rows.empty() ? kFellShort : kOk;
+}
+
+}  // namespace
+
+Verb tune_verb(CLI::App& root) {
+  const auto o = std::make_shared<Options>();
+  CLI::App* app = root.add_subcommand("tune", "verifies and times every plan on the GPU at hand and writes a table");
+  o->spec.add(*app, true);
+  app->add_option("--batches", o->batches, "batch sizes");
+  app->add_option("--pdl", o->pdl, "off, chain, or both: off,chain");
+  app->add_option("--journal", o->journal, "every measurement, a line each; a run goes on where it stopped");
+  app->add_option("--budget", o->budget_s, "seconds after which no new cell is started");
+  app->add_option("--sample", o->sample, "that many of the legal plans, by --seed");
+  app->add_option("--seed", o->seed, "of the inputs and the sample");
+  app->add_option("--device", o->device, "GPU ordinal");
+  app->add_option("-o,--output", o->out, "the table; the user's folder without it");
+  app->add_flag("--json", o->json, "one JSON object a line");
+  return {app, [o] { return run(*o); }};
+}
+
+}  // namespace ssmjit::cli

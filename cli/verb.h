@@ -1,0 +1,66 @@
+// What the verbs of the command line share: how each is entered, how it reads a SPEC, how it prints.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <ssmjit/ssmjit.h>
+#include <ssmjit/tune.h>
+
+namespace ssmjit::cli {
+
+// The contract of every verb (docs/ARCHITECTURE.md, "The command line").
+enum Exit { kOk = 0, kFellShort = 1, kWrongUse = 2, kMissing = 3 };
+
+using Json = nlohmann::ordered_json;
+
+// A verb adds its options to `app` and gives what to run once they are read.
+struct Verb {
+  CLI::App* app;
+  std::function<int()> run;
+};
+Verb describe_verb(CLI::App& root);
+Verb emit_verb(CLI::App& root);
+Verb compile_verb(CLI::App& root);
+Verb verify_verb(CLI::App& root);
+Verb bench_verb(CLI::App& root);
+Verb tune_verb(CLI::App& root);
+Verb table_verb(CLI::App& root);
+Verb doctor_verb(CLI::App& root);
+
+// SPEC and --set, as every verb takes them.
+struct SpecOption {
+  std::vector<std::string> specs;
+  std::vector<std::string> sets;
+  void add(CLI::App& app, bool several = false);
+
+  struct Kernel {
+    std::string label;  // "nemotron3-super-tp8:update"
+    Description description;
+  };
+  // Every kernel that the SPECs name, with --set applied and validated.
+  std::vector<Kernel> kernels() const;
+  // One kernel: the only one, or `update`, with a word on stderr that it was taken.
+  Kernel one() const;
+};
+
+// "1,8,64" as positive numbers. Fails: ErrorKind::invalid, naming `option`.
+std::vector<int> parse_batches(std::string_view text, std::string_view option = "--batches");
+std::vector<std::string> split(std::string_view text, char separator);
+
+void print(std::string_view line);  // stdout
+void print_json(const Json& object);  // stdout, one line
+void say(std::string_view line);    // stderr
+// "12 of 96  compile  3.1 s, about 20 s left" on stderr: in place on a terminal, now and then elsewhere.
+ProgressCallback progress_line();
+
+// Fails: ErrorKind::invalid for one that can't be read or written, naming it.
+std::string read_text(const std::string& path);
+void write_text(const std::string& path, std::string_view text);  // whole or not at all
+
+}  // namespace ssmjit::cli

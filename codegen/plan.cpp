@@ -1,0 +1,298 @@
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <functional>
+#include <map>
+#include <set>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <ssmjit/plan.h>
+
+#include "codegen/constraint.h"
+#include "codegen/embedded_templates.h"
+#include "codegen/fail.h"
+
+namespace ssmjit {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr StatePath kStatePaths[] = {StatePath::direct, StatePath::cp_async, StatePath::bulk};
+
+// The fields of a plan by name, as whole numbers: one place for text, JSON and constraints.
+struct Field {
+  const char* name;
+  std::int64_t (*get)(const Plan&);
+  void (*set)(Plan&, std::int64_t);
+};
+const Field kFields[] = {
+    {"block_m", [](const Plan& p) -> std::int64_t { return p.block_m; },
+     [](Plan& p, std::int64_t v) { p.block_m = static_cast<int>(v); }},
+    {"warps", [](const Plan& p) -> std::int64_t { return p.warps; },
+     [](Plan& p, std::int64_t v) { p.warps = static_cast<int>(v); }},
+    {"lanes_per_row", [](const Plan& p) -> std::int64_t { return p.lanes_per_row; },
+     [](Plan& p, std::int64_t v) { p.lanes_per_row = static_cast<int>(v); }},
+    {"heads_per_block", [](const Plan& p) -> std::int64_t { return p.heads_per_block; },
+     [](Plan& p, std::int64_t v) { p.heads_per_block = static_cast<int>(v); }},
+    {"stages", [](const Plan& p) -> std::int64_t { return p.stages; },
+     [](Plan& p, std::int64_t v) { p.stages = static_cast<int>(v); }},
+    {"state_path", [](const Plan& p) -> std::int64_t { return static_cast<std::int64_t>(p.state_path); },
+     [](Plan& p, std::int64_t v) { p.state_path = static_cast<StatePath>(v); }},
+    {"streaming", [](const Plan& p) -> std::int64_t { return p.streaming ? 1 : 0; },
+     [](Plan& p, std::int64_t v) { p.streaming = v != 0; }},
+};
+
+const Field* find_field(std::string_view name) {
+  for (const Field& f : kFields)
+    if (name == f.name) return &f;
+  return nullptr;
+}
+
+std::string field_names() {
+  std::string all;
+  for (const Field& f : kFields) all += fmt::format("{}{}", all.empty() ? "" : ", ", f.name);
+  return all;
+}
+
+std::string value_text(const Field& field, std::int64_t value) {
+  if (std::string_view(field.name) == "state_path") return name(static_cast<StatePath>(value));
+  if (std::string_view(field.name) == "streaming") return value != 0 ? "true" : "false";
+  return std::to_string(value);
+}
+
+std::int64_t parse_value(const Field& field, std::string_view text) {
+  if (std::string_view(field.name) == "state_path") {
+    for (StatePath p : kStatePaths)
+      if (text == name(p)) return static_cast<std::int64_t>(p);
+    fail(ErrorKind::invalid, "plan: state_path: got {}; wants direct, cp_async or bulk", in_quotes(text));
+  }
+  if (std::string_view(field.name) == "streaming") {
+    if (text == "true" || text == "1") return 1;
+    if (text == "false" || text == "0") return 0;
+    fail(ErrorKind::invalid, "plan: streaming: got {}; wants true or false", in_quotes(text));
+  }
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size())
+    fail(ErrorKind::invalid, "plan: {}: got {}; wants a whole number", field.name, in_quotes(text));
+  return value;
+}
+
+// templates/update.json, read once: the tunables, and the conditions over them and the description's sizes.
+struct Space {
+  std::vector<Tunable> tunables;
+  std::vector<std::vector<std::int64_t>> values;  // by tunable, in kFields' order
+  std::vector<std::string> names;                 // of all values that a condition may read
+  std::vector<Constraint> derived;
+  struct Rule {
+    Constraint require;
+    std::string because;
+  };
+  std::vector<Rule> rules;
+
+  static const Space& get() {
+    static const Space space;
+    return space;
+  }
+
+  // The values of `names`: plan fields, facts, constants, derived.
+  std::vector<std::int64_t> facts(const Description& d, const Arch& arch) const {
+    std::vector<std::int64_t> v(names.size());
+    const std::size_t base = std::size(kFields);
+    const int state_bytes = size_bytes(d.state_dtype);
+    v[base] = d.head_dim;
+    v[base + 1] = d.dstate;
+    v[base + 2] = d.heads_per_group();
+    v[base + 3] = state_bytes;
+    v[base + 4] = d.dstate * state_bytes / 16;
+    v[base + 5] = arch.has_bulk_copy() ? 1 : 0;
+    v[base + 6] = arch.max_smem_bytes();
+    for (StatePath p : kStatePaths) v[base + 7 + static_cast<std::size_t>(p)] = static_cast<std::int64_t>(p);
+    return v;
+  }
+  void put(std::vector<std::int64_t>& v, const Plan& plan) const {
+    for (std::size_t i = 0; i < std::size(kFields); ++i) v[i] = kFields[i].get(plan);
+    for (std::size_t i = 0; i < derived.size(); ++i) v[names.size() - derived.size() + i] = derived[i].evaluate(v);
+  }
+
+ private:
+  Space() {
+    const Json json = Json::parse(template_file("update.json"));
+    for (const Field& f : kFields) names.emplace_back(f.name);
+    for (const char* fact : {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy",
+                             "max_smem_bytes", "direct", "cp_async", "bulk"})
+      names.emplace_back(fact);
+    for (const auto& t : json.at("tunables")) {
+      Tunable tunable{t.at("name"), t.at("meaning"), {}};
+      const Field* field = find_field(tunable.name);
+      if (field == nullptr || field != &kFields[tunables.size()])
+        fail(ErrorKind::internal, "update.json: tunable {} is not field {} of a plan", tunable.name, tunables.size());
+      std::vector<std::int64_t> numbers;
+      for (const auto& value : t.at("values")) {
+        const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+        tunable.values.push_back(text);
+        numbers.push_back(parse_value(*field, text));
+      }
+      tunables.push_back(std::move(tunable));
+      values.push_back(std::move(numbers));
+    }
+    std::vector<std::string> derived_names;
+    for (const auto& d : json.at("derived")) {
+      derived.emplace_back(d.at("value").get<std::string>(), names);
+      derived_names.push_back(d.at("name"));
+    }
+    names.insert(names.end(), derived_names.begin(), derived_names.end());
+    for (const auto& c : json.at("constraints"))
+      rules.push_back({Constraint(c.at("require").get<std::string>(), names), c.at("because").get<std::string>()});
+  }
+};
+
+}  // namespace
+
+std::string Plan::text() const {
+  std::string text;
+  for (const Field& f : kFields)
+    text += fmt::format("{}{}={}", text.empty() ? "" : ",", f.name, value_text(f, f.get(*this)));
+  return text;
+}
+
+std::string Plan::json() const {
+  Json json;
+  for (const Field& f : kFields) {
+    if (std::string_view(f.name) == "state_path")
+      json[f.name] = name(state_path);
+    else if (std::string_view(f.name) == "streaming")
+      json[f.name] = streaming;
+    else
+      json[f.name] = f.get(*this);
+  }
+  return json.dump();
+}
+
+Plan Plan::parse(std::string_view text, const Plan& base) {
+  Plan plan = base;
+  std::size_t at = 0;
+  while (at < text.size()) {
+    const std::size_t end = std::min(text.find(',', at), text.size());
+    const std::string_view item = text.substr(at, end - at);
+    at = end + 1;
+    const std::size_t equals = item.find('=');
+    const Field* field = equals == std::string_view::npos ? nullptr : find_field(item.substr(0, equals));
+    if (field == nullptr)
+      fail(ErrorKind::invalid, "plan: got {}; wants FIELD=VALUE with a field of: {}", in_quotes(item), field_names());
+    field->set(plan, parse_value(*field, item.substr(equals + 1)));
+  }
+  return plan;
+}
+
+Plan Plan::from_json(std::string_view text) {
+  const Json json = Json::parse(text, nullptr, false);
+  if (!json.is_object()) fail(ErrorKind::invalid, "plan: got {}; wants a JSON object", in_quotes(text));
+  Plan plan;
+  for (const auto& [key, value] : json.items()) {
+    const Field* field = find_field(key);
+    if (field == nullptr)
+      fail(ErrorKind::invalid, "plan: unknown field {}; known are: {}", in_quotes(key), field_names());
+    field->set(plan, parse_value(*field, value.is_string() ? value.get<std::string>() : value.dump()));
+  }
+  return plan;
+}
+
+std::vector<std::string> plan_problems(const Plan& plan, const Description& description, const Arch& arch) {
+  const Space& space = Space::get();
+  std::vector<std::string> problems;
+  for (const char* positive : {"block_m", "warps", "lanes_per_row", "heads_per_block", "stages"}) {
+    const std::int64_t value = find_field(positive)->get(plan);
+    if (value < 1) problems.push_back(fmt::format("plan {}: got {}; wants 1 or more", positive, value));
+  }
+  const bool power_of_two = plan.lanes_per_row > 0 && (plan.lanes_per_row & (plan.lanes_per_row - 1)) == 0;
+  if (plan.lanes_per_row >= 1 && (!power_of_two || plan.lanes_per_row > 32))
+    problems.push_back(fmt::format("plan lanes_per_row: got {}; wants a power of two up to 32", plan.lanes_per_row));
+  if (plan.warps > 32) problems.push_back(fmt::format("plan warps: got {}; wants 32 at most", plan.warps));
+  if (!problems.empty()) return problems;
+
+  std::vector<std::int64_t> values = space.facts(description, arch);
+  space.put(values, plan);
+  for (const Space::Rule& rule : space.rules) {
+    if (rule.require.evaluate(values) != 0) continue;
+    std::string got;
+    for (int i : rule.require.uses()) {
+      const std::string& n = space.names[static_cast<std::size_t>(i)];
+      if (n == name(StatePath::direct) || n == name(StatePath::cp_async) || n == name(StatePath::bulk)) continue;
+      const Field* field = find_field(n);
+      const std::int64_t value = values[static_cast<std::size_t>(i)];
+      got += fmt::format("{}{}={}", got.empty() ? "" : ", ", n,
+                         field != nullptr ? value_text(*field, value) : std::to_string(value));
+    }
+    problems.push_back(
+        fmt::format("plan for {}: {} does not hold with {}: {}", arch.text(), rule.require.text(), got, rule.because));
+  }
+  return problems;
+}
+
+void check_plan(const Plan& plan, const Description& description, const Arch& arch) {
+  const std::vector<std::string> problems = plan_problems(plan, description, arch);
+  if (problems.empty()) return;
+  fail(ErrorKind::invalid, "{}", fmt::join(problems, "\n"));
+}
+
+std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
+  description.validate();
+  const Space& space = Space::get();
+  std::vector<std::int64_t> values = space.facts(description, arch);
+  std::vector<Plan> plans;
+  Plan plan;
+  const std::function<void(std::size_t)> choose = [&](std::size_t i) {
+    if (i == space.values.size()) {
+      space.put(values, plan);
+      for (const Space::Rule& rule : space.rules)
+        if (rule.require.evaluate(values) == 0) return;
+      plans.push_back(plan);
+      return;
+    }
+    for (std::int64_t value : space.values[i]) {
+      kFields[i].set(plan, value);
+      choose(i + 1);
+    }
+  };
+  choose(0);
+  return plans;
+}
+
+Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads) {
+  // One head a block, straight into registers, some 4 KiB of state a warp: within a few percent of the best at most
+  // sizes on the GPU it was measured on. Many heads fill the GPU with single warps; few are spread over two.
+  const int warps = total_heads >= 1024 ? 1 : 2;
+  const double row_bytes = static_cast<double>(description.dstate) * size_bytes(description.state_dtype);
+  const Plan* best = nullptr;
+  double best_score = 0;
+  const std::vector<Plan> plans = plan_space(description, arch);
+  for (const Plan& p : plans) {
+    if (p.state_path != StatePath::direct || p.heads_per_block != 1 || p.stages != 1 || !p.streaming) continue;
+    const double score = std::abs(std::log2(p.block_m * row_bytes / 4096.0)) +
+                         std::abs(std::log2(p.lanes_per_row / 16.0)) + std::abs(std::log2(p.warps / double(warps)));
+    if (best == nullptr || score < best_score) best = &p, best_score = score;
+  }
+  if (best == nullptr) fail(ErrorKind::internal, "no plan for {} on {}", description.summary(), arch.text());
+  return *best;
+}
+
+LaunchShape launch_shape(const Plan& plan, const Description& description, int batch) {
+  LaunchShape shape;
+  shape.grid_x =
+      static_cast<std::int64_t>(description.nheads / plan.heads_per_block) * (description.head_dim / plan.block_m);
+  shape.grid_y = batch;
+  shape.block_threads = 32 * plan.warps;
+  if (plan.state_path != StatePath::direct)
+    shape.smem_bytes = plan.block_m * description.dstate * size_bytes(description.state_dtype) * plan.stages;
+  if (plan.state_path == StatePath::bulk) shape.smem_bytes += 8 * plan.warps * plan.stages;  // barriers
+  return shape;
+}
+
+std::int64_t scratch_bytes(const Plan&, const Description&, int) { return 0; }
+
+const std::vector<Tunable>& tunables() { return Space::get().tunables; }
+
+}  // namespace ssmjit

@@ -1,0 +1,188 @@
+#include <ssmjit/source.h>
+
+#include <set>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "codegen/bench_source.h"
+#include "codegen/digest.h"
+#include "codegen/embedded_templates.h"
+#include "codegen/fail.h"
+
+namespace ssmjit {
+namespace {
+
+constexpr std::string_view kVersion = SSMJIT_VERSION;
+constexpr std::string_view kDescriptionLine = "// description: ";
+constexpr std::string_view kPlanLine = "// plan: ";
+
+// Functions that one kernel does not call are no news (177: declared but never referenced).
+const std::vector<std::string> kOptions{"-std=c++17", "-diag-suppress=177"};
+
+const char* cuda_type(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return "float";
+    case DType::bf16:
+      return "bf16";
+    case DType::f16:
+      return "f16";
+    default:
+      break;
+  }
+  fail(ErrorKind::internal, "no device type for {}", name(dtype));
+}
+
+// The pieces in the order in which they include each other, each once, without their include lines.
+class Pieces {
+ public:
+  explicit Pieces(std::string& out) : out_(out) {}
+
+  void add(const std::string& file) {
+    if (!seen_.insert(file).second) return;
+    const std::string folder = file.find('/') != std::string::npos ? file.substr(0, file.rfind('/') + 1) : "";
+    std::string body;
+    for (std::string_view text = template_file(file); !text.empty();) {
+      const std::size_t end = text.find('\n');
+      const std::string_view line = text.substr(0, end);
+      text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
+      if (line == "#pragma once") continue;
+      if (line.starts_with("#include \"")) {
+        add(folder + std::string(line.substr(10, line.rfind('"') - 10)));
+        continue;
+      }
+      body += line;
+      body += '\n';
+    }
+    while (body.starts_with('\n')) body.erase(0, 1);
+    // Device operations have another body where the CPU runs the source; all else is the same for both.
+    const bool device = file.starts_with("device/");
+    out_ += fmt::format("\n// ---- {} ----\n\n", file);
+    if (device) out_ += "#ifndef SSMJIT_CPU\n";
+    out_ += body;
+    if (device) out_ += "#endif\n";
+  }
+
+ private:
+  std::string& out_;
+  std::set<std::string> seen_;
+};
+
+std::string banner(const Description& d, const Plan& plan, const Arch& arch, const std::string& entry) {
+  const Bytes bytes = bytes_moved(d, 1);
+  const LaunchShape shape = launch_shape(plan, d, 1);
+  std::string s = fmt::format("// ssmjit {}: {}\n", kVersion, d.summary());
+  s += "//\n";
+  s += fmt::format("{}{}\n", kDescriptionLine, d.json());
+  s += fmt::format("{}{}\n", kPlanLine, plan.text());
+  for (const Tunable& t : tunables()) s += fmt::format("//   {}: {}\n", t.name, t.meaning);
+  s += "//\n";
+  s += fmt::format("// A call moves, for each request: {} bytes read, {} of them written back, {} written elsewhere.\n",
+                   bytes.read, bytes.written_back, bytes.written_new);
+  s += fmt::format("// Launch for nheads = {}: grid ({}, batch), block {}, dynamic shared memory {} bytes; entry {}.\n",
+                   d.nheads, shape.grid_x, shape.block_threads, shape.smem_bytes, entry);
+  s += fmt::format("// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n", arch.text());
+  return s;
+}
+
+std::string config(const Description& d, const Plan& plan) {
+  const auto constant = [](const char* field, int value) {
+    return fmt::format("  static constexpr int {} = {};\n", field, value);
+  };
+  const auto flag = [](const char* field, bool value) {
+    return fmt::format("  static constexpr bool {} = {};\n", field, value);
+  };
+  const auto function = [](const char* what, const char* parameters, const Expr& e) {
+    return fmt::format("  SSMJIT_DEVICE float {}({}) {{ return {}; }}\n", what, parameters,
+                       e.empty() ? "0.0f" : e.cuda());
+  };
+  std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
+  s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
+  s += fmt::format("  using Input = {};  // x, z, B, C, out\n", cuda_type(d.input_dtype));
+  s += fmt::format("  using Dt = {};\n", cuda_type(d.dt_dtype));
+  s += fmt::format("  using Weight = {};  // D, dt_bias\n", cuda_type(d.weight_dtype));
+  s += constant("kHeadDim", d.head_dim);
+  s += constant("kDstate", d.dstate);
+  s += constant("kHeadsPerGroup", d.heads_per_group());
+  s += flag("kHasDtBias", d.has_dt_bias());
+  s += flag("kHasD", d.has_D());
+  s += flag("kHasSkip", !d.skip_expr.empty());
+  s += flag("kHasGate", !d.gate_expr.empty());
+  s += flag("kDestination", d.has_destination);
+  s += flag("kAlignedRows", d.aligned_rows);
+  s += fmt::format("  static constexpr PadOutput kPadOutput = PadOutput::{};\n", name(d.pad_output_kind));
+  s += "\n";
+  s += constant("kBlockM", plan.block_m);
+  s += constant("kWarps", plan.warps);
+  s += constant("kLanesPerRow", plan.lanes_per_row);
+  s += constant("kHeadsPerBlock", plan.heads_per_block);
+  s += constant("kStages", plan.stages);
+  s += fmt::format("  static constexpr StatePath kStatePath = StatePath::{};\n", name(plan.state_path));
+  s += flag("kStreaming", plan.streaming);
+  s += "\n";
+  s += function("delta", "float dt, float dt_bias", d.delta_expr);
+  s += function("decay", "float A, float dt, float delta", d.decay_expr);
+  s += function("skip", "float D, float x", d.skip_expr);
+  s += function("gate", "float z", d.gate_expr);
+  s += "};\n";
+  return s;
+}
+
+}  // namespace
+
+Source emit(const Description& description, const Plan& plan, const Arch& arch) {
+  description.validate();
+  check_plan(plan, description, arch);
+  const LaunchShape shape = launch_shape(plan, description, 1);
+  const std::string entry =
+      fmt::format("ssmjit_update_{}", digest16(description.kernel_digest() + plan.text()).substr(0, 8));
+
+  Source source;
+  source.arch = arch;
+  source.text = banner(description, plan, arch, entry);
+  Pieces(source.text).add("update.cuh");
+  source.text += config(description, plan);
+  source.text += fmt::format(
+      "\nextern \"C\" __global__ void __launch_bounds__({}) {}(const __grid_constant__ UpdateArgs args) {{\n"
+      "  update<Config>(args);\n}}\n",
+      shape.block_threads, entry);
+  source.digest = digest16(source.text);
+  source.options = kOptions;
+  source.entries = {{entry, shape.block_threads, shape.smem_bytes}};
+  return source;
+}
+
+Source bench_source(const Arch& arch) {
+  Source source;
+  source.arch = arch;
+  source.text = fmt::format("// ssmjit {}: kernels for measuring\n", kVersion);
+  Pieces(source.text).add("bench.cuh");
+  source.digest = digest16(source.text);
+  source.options = kOptions;
+  return source;
+}
+
+Banner read_banner(std::string_view source_text) {
+  Banner banner;
+  bool description = false, plan = false;
+  while (!source_text.empty() && source_text.starts_with("//")) {
+    const std::size_t end = source_text.find('\n');
+    const std::string_view line = source_text.substr(0, end);
+    source_text.remove_prefix(end == std::string_view::npos ? source_text.size() : end + 1);
+    if (line.starts_with(kDescriptionLine)) {
+      banner.description = Description::from_json(line.substr(kDescriptionLine.size()));
+      description = true;
+    } else if (line.starts_with(kPlanLine)) {
+      banner.plan = Plan::parse(line.substr(kPlanLine.size()), Plan{});
+      plan = true;
+    }
+  }
+  if (!description || !plan)
+    fail(ErrorKind::invalid,
+         "source: no banner with \"{}\" and \"{}\" lines at its top; only files that `ssmjit emit` wrote have one",
+         kDescriptionLine, kPlanLine);
+  return banner;
+}
+
+}  // namespace ssmjit

@@ -1,0 +1,132 @@
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <iterator>
+
+#include <ssmjit/error.h>
+#include <ssmjit/table.h>
+
+#include "codegen/fail.h"
+#include "codegen/log.h"
+#include "heuristics/embedded_tables.h"
+#include "heuristics/files.h"
+
+namespace ssmjit {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct DeviceArch {
+  const char* key;
+  Arch arch;
+};
+
+// NVIDIA's list of GPUs by compute capability; data-centre parts and the workstation parts next to them.
+constexpr DeviceArch kDevices[] = {
+    {"a100", {8, 0, 0}},     {"a800", {8, 0, 0}},     {"a30", {8, 0, 0}},      {"a10", {8, 6, 0}},
+    {"a40", {8, 6, 0}},      {"rtx-3090", {8, 6, 0}}, {"l4", {8, 9, 0}},       {"l40", {8, 9, 0}},
+    {"l40s", {8, 9, 0}},     {"rtx-4090", {8, 9, 0}}, {"h100", {9, 0, 'a'}},   {"h200", {9, 0, 'a'}},
+    {"h20", {9, 0, 'a'}},    {"h800", {9, 0, 'a'}},   {"gh200", {9, 0, 'a'}},  {"b200", {10, 0, 'a'}},
+    {"gb200", {10, 0, 'a'}}, {"b300", {10, 3, 'a'}},  {"gb300", {10, 3, 'a'}}, {"rtx-5090", {12, 0, 'a'}},
+    {"gb10", {12, 1, 'a'}},
+};
+
+// A variable that is set to nothing counts as not set.
+std::string environment(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value == nullptr ? "" : value;
+}
+
+// Merges what stands in `path`, a file or a folder. Rows of the first of two files with the same key win.
+void merge_from(Table& table, const fs::path& path) {
+  std::vector<fs::path> files;
+  std::error_code error;
+  if (fs::is_directory(path, error)) {
+    fs::recursive_directory_iterator entry(path, fs::directory_options::skip_permission_denied, error);
+    for (; !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
+      std::error_code unreadable;
+      if (entry->path().extension() == ".json" && entry->is_regular_file(unreadable)) files.push_back(entry->path());
+    }
+    if (error) warn(fmt::format("tables: cannot list {}: {}", path.string(), error.message()));
+    std::sort(files.begin(), files.end(), std::greater<>());
+  } else {
+    files.push_back(path);
+  }
+  for (const fs::path& file : files) {
+    const std::optional<std::string> text = read_file(file);
+    if (!text) {
+      warn(fmt::format("tables: passed over {}, which cannot be read", file.string()));
+      continue;
+    }
+    try {
+      table.merge(Table::from_json(*text));
+    } catch (const Error& bad) {
+      warn(fmt::format("tables: passed over {}: {}", file.string(), bad.what()));
+    }
+  }
+}
+
+}  // namespace
+
+const Table& shipped_tables() {
+  static const Table tables = [] {
+    Table all;
+    for (const auto& [file, content] : embedded_tables()) {
+      try {
+        all.merge(Table::from_json(content));
+      } catch (const Error& error) {
+        fail(ErrorKind::internal, "shipped table {}: {}", file, error.what());
+      }
+    }
+    return all;
+  }();
+  return tables;
+}
+
+std::string user_table_dir() {
+  if (const std::string data = environment("XDG_DATA_HOME"); !data.empty()) {
+    return (fs::path(data) / "ssmjit/tables").string();
+  }
+  if (const std::string home = environment("HOME"); !home.empty()) {
+    return (fs::path(home) / ".local/share/ssmjit/tables").string();
+  }
+  return "";
+}
+
+Table load_tables() {
+  Table table = shipped_tables();
+  const std::string user = user_table_dir();
+  std::error_code error;
+  if (!user.empty() && fs::exists(user, error)) merge_from(table, user);
+
+  std::vector<std::string> named;
+  const std::string list = environment("SSMJIT_TABLES");
+  for (std::size_t begin = 0; begin <= list.size();) {
+    const std::size_t end = std::min(list.find(':', begin), list.size());
+    if (end > begin) named.push_back(list.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  std::for_each(named.rbegin(), named.rend(), [&](const std::string& path) { merge_from(table, path); });
+  return table;
+}
+
+Arch arch_of_device_key(std::string_view device_key) {
+  std::string known;
+  for (const DeviceArch& device : kDevices) {
+    if (device_key == device.key) return device.arch;
+    known += known.empty() ? device.key : fmt::format(", {}", device.key);
+  }
+  fail(ErrorKind::invalid, "device: got {}; known are {}", in_quotes(device_key), known);
+}
+
+FloorModel floor_model(std::string_view device_key) {
+  // Read and write in place, one H200, cold, PDL off: 0.5 MiB moved in 1.58 us, 512 MiB in 132.5 us.
+  if (device_key == "h200") return {.launch_us = 1.4, .bytes_per_us = 4.1e6};
+  return {};
+}
+
+double floor_us(const FloorModel& model, const Bytes& bytes) {
+  return model.bytes_per_us > 0 ? model.launch_us + static_cast<double>(bytes.total()) / model.bytes_per_us : 0;
+}
+
+}  // namespace ssmjit

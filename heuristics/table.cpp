@@ -1,0 +1,260 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <set>
+#include <tuple>
+
+#include <nlohmann/json.hpp>
+
+#include <ssmjit/error.h>
+#include <ssmjit/table.h>
+
+#include "codegen/fail.h"
+
+namespace ssmjit {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int kSchema = 1;
+constexpr const char* kOp = "update";
+constexpr const char* kStore = "in_place";
+
+auto key_of(const TableRow& row) { return std::tie(row.device, row.kernel_digest, row.pdl, row.total_heads); }
+
+// Names what is wrong with the fields of one object, and goes on.
+class Fields {
+ public:
+  Fields(const Json& object, std::string where, std::vector<std::string>& problems)
+      : object_(object), where_(std::move(where)), problems_(problems) {}
+
+  void problem(std::string_view field, std::string_view sentence) {
+    problems_.push_back(fmt::format("{}{}: {}", where_, field, sentence));
+  }
+
+  // The field, or null with a problem where it is needed.
+  const Json* find(const char* field, bool needed) {
+    known_.insert(field);
+    const auto it = object_.find(field);
+    if (it != object_.end()) return &*it;
+    if (needed) problem(field, "missing");
+    return nullptr;
+  }
+
+  std::string text(const char* field, bool needed) {
+    const Json* value = find(field, needed);
+    if (value == nullptr) return {};
+    if (!value->is_string()) return wrong(field, *value, "a string"), std::string();
+    auto text = value->get<std::string>();
+    if (needed && text.empty()) problem(field, "empty");
+    return text;
+  }
+
+  double number(const char* field, bool needed, double least, const char* wants) {
+    const Json* value = find(field, needed);
+    if (value == nullptr) return 0;
+    if (!value->is_number() || !std::isfinite(value->get<double>()) || value->get<double>() < least) {
+      return wrong(field, *value, wants), 0;
+    }
+    return value->get<double>();
+  }
+
+  std::int64_t count(const char* field) {
+    const Json* value = find(field, true);
+    if (value == nullptr) return 0;
+    const bool fits = value->is_number_unsigned() &&
+                      value->get<std::uint64_t>() <= std::uint64_t{std::numeric_limits<std::int64_t>::max()};
+    if (!fits || value->get<std::int64_t>() < 1) return wrong(field, *value, "a whole number from 1 up"), 0;
+    return value->get<std::int64_t>();
+  }
+
+  void constant(const char* field, const Json& wanted) {
+    const Json* value = find(field, true);
+    if (value != nullptr && *value != wanted) wrong(field, *value, wanted.dump().c_str());
+  }
+
+  void wrong(std::string_view field, const Json& got, const char* wants) {
+    std::string text = got.dump(-1, ' ', true, Json::error_handler_t::replace);
+    if (text.size() > 60) text = text.substr(0, 60) + "...";
+    problem(field, fmt::format("got {}, want {}", text, wants));
+  }
+
+  void refuse_unknown() {
+    for (const auto& [field, value] : object_.items()) {
+      if (!known_.contains(field)) problem(in_quotes(field), "unknown field");
+    }
+  }
+
+ private:
+  const Json& object_;
+  std::string where_;
+  std::vector<std::string>& problems_;
+  std::set<std::string, std::less<>> known_;
+};
+
+TableRow read_row(const Json& json, std::size_t index, std::vector<std::string>& problems) {
+  TableRow row;
+  if (!json.is_object()) {
+    problems.push_back(fmt::format("rows[{}]: want an object", index));
+    return row;
+  }
+  Fields fields(json, fmt::format("rows[{}].", index), problems);
+  row.device = fields.text("device", true);
+  row.kernel_digest = fields.text("kernel_digest", true);
+  row.cost_digest = fields.text("cost_digest", true);
+  const std::string mode = fields.text("pdl", true);
+  if (!mode.empty()) {
+    try {
+      row.pdl = parse_pdl_mode(mode);
+    } catch (const Error& error) {
+      fields.problem("pdl", error.what());
+    }
+  }
+  row.total_heads = fields.count("total_heads");
+  if (const Json* plan = fields.find("plan", true)) {
+    try {
+      row.plan = Plan::from_json(plan->dump(-1, ' ', true, Json::error_handler_t::replace));
+    } catch (const Error& error) {
+      fields.problem("plan", error.what());
+    }
+  }
+  row.us = fields.number("us", true, std::numeric_limits<double>::min(), "a number above 0");
+  row.floor_us = fields.number("floor_us", false, 0, "a number from 0 up");
+  row.kernel = fields.text("kernel", false);
+  row.source_digest = fields.text("source_digest", false);
+  row.driver = fields.text("driver", false);
+  row.nvrtc = fields.text("nvrtc", false);
+  row.measured = fields.text("measured", false);
+  fields.refuse_unknown();
+  return row;
+}
+
+Json row_json(const TableRow& row) {
+  return {{"device", row.device},
+          {"kernel_digest", row.kernel_digest},
+          {"cost_digest", row.cost_digest},
+          {"pdl", name(row.pdl)},
+          {"total_heads", row.total_heads},
+          {"plan", Json::parse(row.plan.json())},
+          {"us", row.us},
+          {"floor_us", row.floor_us},
+          {"kernel", row.kernel},
+          {"source_digest", row.source_digest},
+          {"driver", row.driver},
+          {"nvrtc", row.nvrtc},
+          {"measured", row.measured}};
+}
+
+[[noreturn]] void fail_with(const std::vector<std::string>& problems) {
+  constexpr std::size_t kMost = 20;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(problems.size(), kMost); ++i) text += "\n  " + problems[i];
+  if (problems.size() > kMost) text += fmt::format("\n  and {} more", problems.size() - kMost);
+  fail(ErrorKind::invalid, "table:{}", text);
+}
+
+}  // namespace
+
+const char* name(PdlMode mode) {
+  switch (mode) {
+    case PdlMode::off:
+      return "off";
+    case PdlMode::chain:
+      return "chain";
+  }
+  return "unknown";
+}
+
+PdlMode parse_pdl_mode(std::string_view text) {
+  for (const PdlMode mode : {PdlMode::off, PdlMode::chain}) {
+    if (text == name(mode)) return mode;
+  }
+  fail(ErrorKind::invalid, "PDL mode: got {}, want off or chain", in_quotes(text));
+}
+
+const char* name(Why why) {
+  switch (why) {
+    case Why::exact:
+      return "exact";
+    case Why::interpolated:
+      return "interpolated";
+    case Why::nearest:
+      return "nearest";
+    case Why::similar:
+      return "similar";
+    case Why::other_device:
+      return "other_device";
+    case Why::fallback:
+      return "default";
+  }
+  return "unknown";
+}
+
+void Table::sort() {
+  std::stable_sort(rows.begin(), rows.end(),
+                   [](const TableRow& a, const TableRow& b) { return key_of(a) < key_of(b); });
+}
+
+void Table::merge(const Table& other) {
+  std::map<std::tuple<std::string, std::string, PdlMode, std::int64_t>, const TableRow*> by_key;
+  for (const Table* table : {static_cast<const Table*>(this), &other}) {
+    for (const TableRow& row : table->rows) by_key[key_of(row)] = &row;
+  }
+  std::vector<TableRow> merged;
+  merged.reserve(by_key.size());
+  for (const auto& [key, row] : by_key) merged.push_back(*row);
+  rows = std::move(merged);
+}
+
+std::string Table::json() const {
+  Table sorted = *this;
+  sorted.sort();
+  std::string text =
+      fmt::format("{{\"schema\": {}, \"op\": \"{}\", \"store\": \"{}\", \"rows\": [", kSchema, kOp, kStore);
+  const char* separator = "\n";
+  for (const TableRow& row : sorted.rows) {
+    text += separator + row_json(row).dump(-1, ' ', false, Json::error_handler_t::replace);
+    separator = ",\n";
+  }
+  return text + "\n]}\n";
+}
+
+Table Table::from_json(std::string_view text) {
+  Json json;
+  try {
+    json = Json::parse(text);
+  } catch (const Json::exception& error) {
+    fail(ErrorKind::invalid, "table: not JSON: {}", error.what());
+  }
+  if (!json.is_object()) fail(ErrorKind::invalid, "table: want an object with \"schema\" and \"rows\"");
+
+  std::vector<std::string> problems;
+  Fields fields(json, "", problems);
+  fields.constant("schema", kSchema);
+  // What another schema or another kernel's rows mean is not known here.
+  fields.constant("op", kOp);
+  fields.constant("store", kStore);
+  const Json* rows = fields.find("rows", true);
+  if (rows != nullptr && !rows->is_array()) fields.wrong("rows", *rows, "an array");
+  fields.refuse_unknown();
+  if (!problems.empty()) fail_with(problems);
+
+  Table table;
+  for (std::size_t i = 0; i < rows->size(); ++i) table.rows.push_back(read_row((*rows)[i], i, problems));
+  if (problems.empty()) {
+    std::map<std::tuple<std::string, std::string, PdlMode, std::int64_t>, std::size_t> seen;
+    for (std::size_t i = 0; i < table.rows.size(); ++i) {
+      const auto [first, is_new] = seen.emplace(key_of(table.rows[i]), i);
+      if (!is_new) {
+        problems.push_back(
+            fmt::format("rows[{}]: the same device, kernel_digest, pdl and total_heads as rows[{}]", i, first->second));
+      }
+    }
+  }
+  if (!problems.empty()) fail_with(problems);
+  table.sort();
+  return table;
+}
+
+}  // namespace ssmjit

@@ -1,0 +1,176 @@
+// What to compute: the maths, the sizes, the dtypes, where the state goes. Nothing about how.
+//
+//   Description step = mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1})
+//                          .state(DType::bf16)
+//                          .gate(silu(dsl::z));
+//   step.validate();          // throws, naming every wrong field in one go
+//
+// The recurrence of one head, h [head_dim, dstate] (Dao & Gu 2024, Mamba-2; "selective_state_update"):
+//   h[p, n] <- decay * h[p, n] + delta * x[p] * B[n];   y[p] = sum_n h[p, n] * C[n] + skip;   y[p] *= gate
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <ssmjit/expression.h>
+
+namespace ssmjit {
+
+enum class DType { f32, bf16, f16, i32, i64 };
+const char* name(DType dtype);  // "fp32", "bf16", "fp16", "int32", "int64"
+int size_bytes(DType dtype);
+// Fails: ErrorKind::invalid, with the names that are known.
+DType parse_dtype(std::string_view text);
+
+enum class Family { mamba2 };
+const char* name(Family family);
+
+// How a state is rounded to its dtype where it is stored.
+struct Nearest {
+  bool operator==(const Nearest&) const = default;
+};
+using Rounding = std::variant<Nearest>;
+
+// Where the new state goes: over the one that was read, or to the slot that dst_state_batch_indices names.
+struct InPlace {
+  bool operator==(const InPlace&) const = default;
+};
+using Store = std::variant<InPlace>;
+
+// What the output row of a pad request holds (a row whose slot index is negative, pad_slot_id, or past the pool).
+enum class PadOutput { zeros, untouched, as_if_zero_state };
+const char* name(PadOutput pad_output);
+
+struct Sizes {
+  int nheads = 0;
+  int head_dim = 0;
+  int dstate = 0;
+  int ngroups = 1;
+};
+
+// Bytes that one call moves at least, by what the cold-state floor is made of.
+struct Bytes {
+  std::int64_t read = 0;          // cold: the state, and the inputs x, B, C, dt, z of this call
+  std::int64_t written_back = 0;  // cold: the part of `read` that is written in place
+  std::int64_t written_new = 0;   // cold: written elsewhere (outputs, destination slots)
+  std::int64_t warm = 0;          // A, D, dt_bias, indices: the same at every step, so they stay in the L2
+  std::int64_t total() const { return read + written_back + written_new; }
+  bool operator==(const Bytes&) const = default;
+};
+
+struct Description {
+  // Sizes. head_dim: a multiple of 8, 8 to 256. dstate: a multiple of 8, 16 to 256. ngroups divides nheads; head h
+  // reads B and C of group h / (nheads / ngroups).
+  Family family = Family::mamba2;
+  int nheads = 0;
+  int head_dim = 0;
+  int dstate = 0;
+  int ngroups = 1;
+  int token_count = 1;  // T, tokens a step
+
+  // Dtypes. input: x, z, B, C and out (fp32, bf16, fp16). dt: fp32 or bf16. weight: D and dt_bias, fp32 or bf16 (A is
+  // always fp32). state: fp32, bf16, fp16.
+  DType input_dtype = DType::bf16;
+  DType dt_dtype = DType::f32;
+  DType weight_dtype = DType::f32;
+  DType state_dtype = DType::f32;
+
+  // Maths. delta over dt and dt_bias; decay over A, dt and delta; skip over D and x, added to y, or empty;
+  // gate over z, multiplied onto y after skip, or empty.
+  Expr delta_expr;
+  Expr decay_expr;
+  Expr skip_expr;
+  Expr gate_expr;
+
+  Rounding rounding_kind = Nearest{};
+  Store store_kind = InPlace{};
+  bool has_destination = false;  // whether launches may give dst_state_batch_indices
+  // Whether rows of x, B and C are 16-byte aligned (bases and row strides), so that they are read as vectors; false:
+  // any element alignment, a few percent slower at small batch.
+  bool aligned_rows = true;
+  PadOutput pad_output_kind = PadOutput::zeros;
+
+  // The same, one call a field, so that a description reads as one sentence.
+  Description& tokens(int T) { return token_count = T, *this; }
+  Description& input(DType d) { return input_dtype = d, *this; }
+  Description& dt(DType d) { return dt_dtype = d, *this; }
+  Description& weights(DType d) { return weight_dtype = d, *this; }
+  Description& state(DType d) { return state_dtype = d, *this; }
+  Description& delta(Expr e) { return delta_expr = std::move(e), *this; }
+  Description& decay(Expr e) { return decay_expr = std::move(e), *this; }
+  Description& skip(Expr e) { return skip_expr = std::move(e), *this; }
+  Description& no_skip() { return skip_expr = Expr(), *this; }
+  Description& gate(Expr e) { return gate_expr = std::move(e), *this; }
+  Description& no_gate() { return gate_expr = Expr(), *this; }
+  Description& rounding(Rounding r) { return rounding_kind = r, *this; }
+  Description& store(Store s) { return store_kind = s, *this; }
+  Description& destination_slots(bool on = true) { return has_destination = on, *this; }
+  Description& unaligned_rows() { return aligned_rows = false, *this; }
+  Description& pad_output(PadOutput p) { return pad_output_kind = p, *this; }
+
+  // Whether the maths reads the tensor at all.
+  bool has_z() const;
+  bool has_D() const;
+  bool has_dt_bias() const;
+  int heads_per_group() const { return ngroups > 0 ? nheads / ngroups : 0; }
+
+  // One sentence a wrong field, with what it got and what it wants; empty when all is well. Never throws.
+  std::vector<std::string> problems() const;
+  // Fails: ErrorKind::invalid with all of problems(), a line each.
+  void validate() const;
+
+  // One line.
+  std::string summary() const;
+  // {"schema": 1, "op": "update", ...}; from_json reads it back to an equal description.
+  std::string json(int indent = -1) const;
+  // Fails: ErrorKind::invalid on bad JSON, another schema or op, an unknown field, a value of the wrong type, all named
+  // in one go. Does not validate().
+  static Description from_json(std::string_view text);
+
+  // 16 hex digits over all that shapes the compiled kernel and nothing that does not: not nheads itself (only
+  // nheads / ngroups), batch, strides or slots, so that tensor-parallel sizes of a model share kernels and table rows.
+  std::string kernel_digest() const;
+  // 16 hex digits over what the cost depends on: the sizes that kernel_digest() covers, state and input dtypes, whether
+  // there are a gate and destination slots; not the maths, nor the dtypes of dt and the weights. Kernels that share it
+  // differ by little in time, so a table measured with one serves the others, saying so.
+  std::string cost_digest() const;
+
+  // Applies "state=bf16,nheads=64,gate=silu(z)": the JSON field names, and the short ones state, input, dt, weights,
+  // tokens. Commas inside parentheses belong to the value. Fails: ErrorKind::invalid, naming the field.
+  void set(std::string_view assignments);
+
+  bool operator==(const Description&) const = default;
+};
+
+// Mamba-2 with its usual maths: delta = softplus(dt + dt_bias), decay = exp(A * delta), skip = D * x, no gate.
+Description mamba2(const Sizes& sizes);
+
+// For `batch` live requests. Fails: ErrorKind::invalid for a batch below 0.
+Bytes bytes_moved(const Description& description, int batch);
+
+// A model's kernels, as a SPEC file holds them: {"schema": 1, "model": ..., "source": ..., "kernels": {"update":
+// {...}}}.
+struct Model {
+  std::string model;                                         // a name
+  std::string source;                                        // where the sizes come from
+  std::vector<std::pair<std::string, Description>> kernels;  // in the file's order
+
+  // A model, or one bare description, which becomes the kernel "update" of an unnamed model.
+  static Model from_json(std::string_view text);
+  std::string json(int indent = 2) const;
+  // Fails: ErrorKind::invalid with the names that there are.
+  const Description& kernel(std::string_view name) const;
+  bool operator==(const Model&) const = default;
+};
+
+// Reads a Hugging Face config.json of model_type mamba2, nemotron_h or bamba, for one rank of `tp` tensor-parallel
+// ones. nheads is split over the ranks; ngroups too, or replicated where there are fewer groups than ranks and tp is a
+// multiple of them. Fails: ErrorKind::invalid, naming the field.
+Model from_hf(std::string_view config_json, int tp = 1);
+
+}  // namespace ssmjit

@@ -1,0 +1,97 @@
+// A loaded kernel: what an engine keeps and launches.
+//
+//   Kernel kernel = Kernel::load(description, plan);
+//   UpdateArgs args;
+//   args.state = contiguous(state_ptr, DType::f32, {slots, nheads, head_dim, dstate});
+//   ...
+//   kernel.launch(args, stream);
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ssmjit/cubin.h>
+#include <ssmjit/description.h>
+#include <ssmjit/plan.h>
+
+namespace ssmjit {
+
+// Device memory of the caller's: pointer, dtype, shape and strides in elements. data == nullptr: not given.
+struct Tensor {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  int rank = 0;
+  std::array<std::int64_t, 4> shape{};
+  std::array<std::int64_t, 4> stride{};
+};
+Tensor contiguous(const void* data, DType dtype, std::initializer_list<std::int64_t> shape);
+Tensor strided(const void* data, DType dtype, std::initializer_list<std::int64_t> shape,
+               std::initializer_list<std::int64_t> stride);
+
+// Programmatic dependent launch. off: an ordinary launch. wait_first: may start before the launch in front of it has
+// ended, and waits for it before it reads anything. early_state: reads indices and state before that wait, which is the
+// caller's promise that no kernel in flight writes them. Both are `off` before sm_90.
+enum class Pdl { off, wait_first, early_state };
+const char* name(Pdl pdl);
+
+// Tensors of one update step. Rows (dimension 0 of all but the weights) may be strided; inner dimensions are
+// contiguous. The caller's errors that can't be seen here: two rows with the same live slot (a race), a moved or freed
+// pointer.
+struct UpdateArgs {
+  std::size_t size = sizeof(UpdateArgs);
+  Tensor state;  // [slots, nheads, head_dim, dstate], state dtype; base and slot stride multiples of 16 bytes; updated
+  Tensor x;      // [batch, nheads, head_dim], input dtype
+  Tensor dt;     // [batch, nheads], dt dtype
+  Tensor A;      // [nheads], fp32, negative
+  Tensor B;      // [batch, ngroups, dstate], input dtype
+  Tensor C;      // [batch, ngroups, dstate], input dtype
+  Tensor D;      // [nheads], weight dtype; given iff the description's skip reads D
+  Tensor dt_bias;                  // [nheads], weight dtype; given iff the description's delta reads dt_bias
+  Tensor z;                        // [batch, nheads, head_dim], input dtype; given iff the description has a gate
+  Tensor out;                      // [batch, nheads, head_dim], input dtype; written
+  Tensor state_batch_indices;      // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b
+  Tensor dst_state_batch_indices;  // [batch], same dtype; optional, needs a description with destination slots
+  std::int64_t pad_slot_id = -1;   // this index, and every negative one, marks a pad row
+  Pdl pdl = Pdl::off;
+  bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
+};
+
+class Kernel {
+ public:
+  // Compiles (or takes from the cache) and loads on the device of the current context, the primary context of device 0
+  // where none is current (which then is current for the calling thread). Fails: ErrorKind::invalid for a bad
+  // description or plan, ErrorKind::missing without NVRTC, driver or GPU, ErrorKind::machine when compiler or driver
+  // refuse. Slow (a compile, a disk, a module load). Not recorded by a capture in progress and does not break it, but
+  // belongs before it.
+  static Kernel load(const Description& description, const Plan& plan, const CompileOptions& options = {});
+  // A given cubin of this description and plan. Fails: ErrorKind::invalid when source and plan differ in block or
+  // shared memory, ErrorKind::machine when the driver refuses the cubin.
+  static Kernel load(const Description& description, const Plan& plan, const Source& source, const Cubin& cubin);
+
+  // `stream` is a CUstream, or null for the default one. Asynchronous, safe under capture and from many threads;
+  // allocates nothing, takes no lock. An empty batch launches nothing; a batch has up to 65535 rows. The context that
+  // the kernel was loaded in must be current. The Kernel must outlive the launch and every graph that captured it.
+  // Fails: ErrorKind::invalid for a tensor that does not fit the description, naming it, before any GPU work; in
+  // checked mode also for a slot index past the pool or two rows that write one slot, naming the rows;
+  // ErrorKind::machine when the driver refuses, with its code.
+  void launch(const UpdateArgs& args, void* stream) const;
+
+  // Fail: ErrorKind::invalid for a Kernel that was never loaded; so does launch().
+  const Description& description() const;
+  const Plan& plan() const;
+  const Cubin& cubin() const;
+
+  // The checks of launch() alone: one sentence a wrong tensor; empty when all is well. Needs no GPU.
+  static std::vector<std::string> problems(const Description& description, const UpdateArgs& args);
+
+ private:
+  struct State;
+  std::shared_ptr<const State> state_;
+};
+
+}  // namespace ssmjit

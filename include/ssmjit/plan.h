@@ -1,0 +1,90 @@
+// How to compute it: the tunables of a kernel, and which of their combinations a GPU architecture allows.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <ssmjit/description.h>
+
+namespace ssmjit {
+
+// A compilation target, by the compiler's name.
+struct Arch {
+  int major = 9;
+  int minor = 0;
+  char suffix = 'a';  // 'a' for the architecture-specific instruction set, 0 without
+
+  std::string text() const;  // "sm_90a"
+  int number() const { return major * 10 + minor; }
+  // Dynamic and static shared memory that one block may have, bytes (CUDA C++ Programming Guide, compute capabilities).
+  int max_smem_bytes() const;
+  bool has_bulk_copy() const { return major >= 9; }
+  // Whether cubins for it have run in this project's tests; others compile and are `unverified on hardware`.
+  bool verified() const { return major == 9 && minor == 0; }
+  bool operator==(const Arch&) const = default;
+
+  // "sm_90a", "90a" or "sm_120". Fails: ErrorKind::invalid, with those that are known.
+  static Arch parse(std::string_view text);
+  // The target for a device of this compute capability.
+  static Arch of_device(int major, int minor);
+  // Those the project compiles for: sm_80, 86, 89, 90a, 100a, 103a, 120a, 121a.
+  static const std::vector<Arch>& known();
+};
+
+enum class StatePath { direct, cp_async, bulk };
+const char* name(StatePath path);
+
+// The tunables of the update kernels; templates/update.json declares each with its values and constraints.
+struct Plan {
+  int block_m = 0;          // rows of head_dim a block takes
+  int warps = 0;            // warps a block
+  int lanes_per_row = 0;    // lanes that share a row of dstate
+  int heads_per_block = 1;  // heads a block takes one after the other
+  int stages = 1;           // heads whose state is on its way or in use at once
+  StatePath state_path = StatePath::direct;
+  bool streaming = true;  // loads bypass the L1, stores leave the L2 first
+
+  // "block_m=32,warps=4,...": every field, in the order above.
+  std::string text() const;
+  std::string json() const;
+  // Reads text(); fields left out keep `base`'s. Fails: ErrorKind::invalid, naming the field.
+  static Plan parse(std::string_view text, const Plan& base);
+  static Plan from_json(std::string_view text);
+  bool operator==(const Plan&) const = default;
+};
+
+// Why `plan` can't compute `description` on `arch`, one sentence a reason, with the numbers; empty when it can.
+std::vector<std::string> plan_problems(const Plan& plan, const Description& description, const Arch& arch);
+// Fails: ErrorKind::invalid with all of plan_problems().
+void check_plan(const Plan& plan, const Description& description, const Arch& arch);
+
+// All legal plans, in a fixed order. Fails: ErrorKind::invalid for an invalid description.
+std::vector<Plan> plan_space(const Description& description, const Arch& arch);
+// A plan that is legal for any valid description and decent everywhere: what is used where no table has an answer.
+Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads);
+
+// Launch shape of the plan's only launch.
+struct LaunchShape {
+  std::int64_t grid_x = 0;
+  std::int64_t grid_y = 0;
+  int block_threads = 0;
+  int smem_bytes = 0;  // dynamic
+  bool operator==(const LaunchShape&) const = default;
+};
+LaunchShape launch_shape(const Plan& plan, const Description& description, int batch);
+
+// Device memory that the caller keeps for a plan's launches, bytes; a pure function, 0 for the in-place update. It must
+// not move while a captured graph uses it.
+std::int64_t scratch_bytes(const Plan& plan, const Description& description, int batch);
+
+// The tunables as templates/update.json declares them, for docs and for `describe`.
+struct Tunable {
+  std::string name;
+  std::string meaning;  // with its unit
+  std::vector<std::string> values;
+};
+const std::vector<Tunable>& tunables();
+
+}  // namespace ssmjit

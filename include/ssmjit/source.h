@@ -1,0 +1,37 @@
+// One kernel as CUDA C++ text: a self-contained file without a single #include.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <ssmjit/description.h>
+#include <ssmjit/plan.h>
+
+namespace ssmjit {
+
+// One extern "C" kernel of a source, in launch order.
+struct Entry {
+  std::string name;
+  int block_threads = 0;
+  int smem_bytes = 0;  // dynamic
+};
+
+struct Source {
+  std::string text;
+  std::string digest;  // 16 hex digits of the text
+  Arch arch;
+  std::vector<std::string> options;  // for the compiler, beside the architecture
+  std::vector<Entry> entries;
+};
+
+// Fails: ErrorKind::invalid when the description or the plan is not legal.
+Source emit(const Description& description, const Plan& plan, const Arch& arch);
+
+// What the banner of an emitted file says it is. Fails: ErrorKind::invalid when there is no banner.
+struct Banner {
+  Description description;
+  Plan plan;
+};
+Banner read_banner(std::string_view source_text);
+
+}  // namespace ssmjit

@@ -1,0 +1,92 @@
+// Which plan at which size: what a sweep found, small enough to ship, read without a GPU.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <ssmjit/description.h>
+#include <ssmjit/plan.h>
+
+namespace ssmjit {
+
+// How a step was measured: alone without programmatic dependent launch, or behind a producer with it.
+enum class PdlMode { off, chain };
+const char* name(PdlMode mode);
+PdlMode parse_pdl_mode(std::string_view text);
+
+struct TableRow {
+  std::string device;         // device key, "h200"
+  std::string kernel_digest;  // Description::kernel_digest()
+  std::string cost_digest;    // Description::cost_digest()
+  PdlMode pdl = PdlMode::off;
+  std::int64_t total_heads = 0;  // batch * nheads
+  Plan plan;
+  double us = 0;        // a step, cold state
+  double floor_us = 0;  // the memory floor of the same bytes, same run; 0 where not measured
+  // Provenance.
+  std::string kernel;         // the description in one line
+  std::string source_digest;  // of the emitted source that was measured
+  std::string driver;
+  std::string nvrtc;
+  std::string measured;  // date
+  bool operator==(const TableRow&) const = default;
+};
+
+struct Table {
+  std::vector<TableRow> rows;
+
+  // Sorted by device, digest, mode, total_heads; one row a line, so that a change is a readable diff.
+  std::string json() const;
+  // Fails: ErrorKind::invalid, naming the row and field.
+  static Table from_json(std::string_view text);
+  // Rows of `other` win over rows with the same key.
+  void merge(const Table& other);
+  void sort();
+};
+
+// How good an answer is.
+// similar: measured with a kernel of the same cost_digest(). other_device: measured on another GPU.
+enum class Why { exact, interpolated, nearest, similar, other_device, fallback };
+const char* name(Why why);  // "exact", "interpolated", "nearest", "similar", "other_device", "default"
+
+struct Choice {
+  Plan plan;
+  Why why = Why::fallback;
+  std::string reason;      // the same in words, with the row's sizes
+  double expected_us = 0;  // 0 where nothing is known
+  double floor_us = 0;
+};
+
+// Never fails for a valid description: at worst the default plan, saying so. A row whose plan is not legal for the
+// description on `arch` is passed over.
+Choice lookup(const Table& table, const Description& description, std::string_view device_key, const Arch& arch,
+              std::int64_t batch, PdlMode mode = PdlMode::off);
+
+// The tables shipped with the library, all devices in one.
+const Table& shipped_tables();
+// In the order that wins: SSMJIT_TABLES (files or folders, ':' between), the user's folder, the shipped ones.
+// Unreadable files are warned about and passed over.
+Table load_tables();
+// XDG_DATA_HOME/ssmjit/tables, else HOME/.local/share/ssmjit/tables, else empty.
+std::string user_table_dir();
+
+// The target that rows of this device were measured on; sm_90a for "h200" and "h100". Fails: ErrorKind::invalid.
+Arch arch_of_device_key(std::string_view device_key);
+
+// A line through the floor as it was measured: us = launch_us + bytes / bytes_per_us. Known for h200; zeros elsewhere.
+struct FloorModel {
+  double launch_us = 0;
+  double bytes_per_us = 0;
+};
+FloorModel floor_model(std::string_view device_key);
+double floor_us(const FloorModel& model, const Bytes& bytes);
+
+// The models shipped with the library, by name ("nemotron3-super-tp8").
+std::vector<std::string> shipped_models();
+// Reads SPEC: a file, or a shipped model's name; in both cases with ":KERNEL" to pick one kernel.
+// Fails: ErrorKind::invalid with the names that there are.
+Model load_model(std::string_view spec);
+
+}  // namespace ssmjit

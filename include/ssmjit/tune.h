@@ -1,0 +1,77 @@
+// Measuring: verification against the double reference, timing, the sweep. In the library ssmjit::autotune; nothing
+// here is needed to load and launch a kernel.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <ssmjit/cubin.h>
+#include <ssmjit/description.h>
+#include <ssmjit/device.h>
+#include <ssmjit/kernel.h>
+#include <ssmjit/measurement.h>
+#include <ssmjit/plan.h>
+#include <ssmjit/table.h>
+
+namespace ssmjit {
+
+// How far long work has come. Called from the thread that asked for the work.
+struct Progress {
+  std::string stage;
+  std::int64_t done = 0;
+  std::int64_t total = 0;
+  double elapsed_s = 0;
+  double remaining_s = 0;  // an estimate; 0 while there is none
+};
+using ProgressCallback = std::function<void(const Progress&)>;
+
+// Whether a plan computes its description: see docs/ARCHITECTURE.md, "Verification".
+struct Verdict {
+  Plan plan;
+  Outcome outcome = Outcome::ok;
+  std::vector<std::string> failures;  // sentences
+  double y_error = 0;                 // relative (Frobenius) against the double recurrence, worst case
+  double state_error = 0;
+  double worst_ulp = 0;  // of both, in units of the stored dtype
+  int registers = 0;
+  int spill_bytes = 0;
+};
+
+struct VerifyOptions {
+  int device = 0;
+  std::uint64_t seed = 1;
+  CompileOptions compile;
+  ProgressCallback progress;
+  // A kernel of the caller's in place of what emit() gives: its text, with the banner's plan.
+  std::string source;
+};
+
+// Each plan in odd small batches, in full: values, untouched bytes, canaries, five launches hash-equal.
+// A plan that fails is a verdict, never an exception. Fails: ErrorKind::missing without a GPU or NVRTC,
+// ErrorKind::invalid for an invalid description.
+std::vector<Verdict> verify(const Description& description, const std::vector<Plan>& plans,
+                            const VerifyOptions& options = {});
+
+struct TuneOptions {
+  int device = 0;
+  std::vector<int> batches = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024};
+  std::vector<PdlMode> modes = {PdlMode::off};
+  std::uint64_t seed = 1;
+  double budget_s = 0;      // stop starting cells after this; 0: none
+  std::vector<Plan> plans;  // empty: the whole space
+  CompileOptions compile;
+  std::vector<Measurement> known;                          // from a journal: not measured again
+  std::function<void(const Measurement&)> on_measurement;  // as each comes; a journal's next line
+  ProgressCallback progress;
+};
+
+// Measures every plan at every batch and mode: verified before it is timed, timed in interleaved rounds with the slow
+// dropped early, the floor in the same run. Returns what is new. A failed candidate is a line, never an exception.
+std::vector<Measurement> sweep(const Description& description, const TuneOptions& options = {});
+
+// `count` of `all` by a fixed seed, in their order; all of them when count is 0 or not smaller.
+std::vector<Plan> sample_plans(const std::vector<Plan>& all, std::size_t count, std::uint64_t seed);
+
+}  // namespace ssmjit

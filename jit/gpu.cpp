@@ -1,0 +1,182 @@
+#include "jit/gpu.h"
+
+#include <mutex>
+#include <utility>
+
+#include "codegen/fail.h"
+#include "jit/driver.h"
+
+namespace ssmjit {
+namespace {
+
+CUstream as_stream(void* handle) { return static_cast<CUstream>(handle); }
+
+}  // namespace
+
+void use_device(int ordinal) {
+  const Driver& d = driver();
+  int count = 0;
+  d.check(d.device_count(&count), "cuDeviceGetCount");
+  if (ordinal < 0 || ordinal >= count) fail(ErrorKind::missing, "device: got {}; this machine has {}", ordinal, count);
+  CUdevice device{};
+  d.check(d.device_get(&device, ordinal), "cuDeviceGet");
+  CUcontext context{};
+  d.check(d.primary_context_retain(&context, device), "cuDevicePrimaryCtxRetain");
+  d.check(d.context_set_current(context), "cuCtxSetCurrent");
+}
+
+DeviceBuffer::DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
+  if (bytes == 0) return;
+  const Driver& d = driver();
+  CUdeviceptr address = 0;
+  const CUresult result = d.memory_alloc(&address, bytes);
+  if (result == CUDA_ERROR_OUT_OF_MEMORY)
+    fail(ErrorKind::machine, "device memory: {} bytes wanted, {} are free; another process may hold the rest", bytes,
+         free_device_bytes());
+  d.check(result, "cuMemAlloc");
+  address_ = address;
+}
+
+DeviceBuffer::DeviceBuffer(DeviceBuffer&& other) noexcept
+    : address_(std::exchange(other.address_, 0)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
+  std::swap(address_, other.address_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (address_ != 0) driver().memory_free(address_);
+}
+
+void DeviceBuffer::upload(const void* from, std::size_t bytes, std::size_t offset) const {
+  if (bytes == 0) return;
+  driver().check(driver().copy_to_device(address_ + offset, from, bytes), "cuMemcpyHtoD");
+}
+
+void DeviceBuffer::download(void* to, std::size_t bytes, std::size_t offset) const {
+  if (bytes == 0) return;
+  driver().check(driver().copy_to_host(to, address_ + offset, bytes), "cuMemcpyDtoH");
+}
+
+void DeviceBuffer::fill(unsigned char value, void* stream) const {
+  if (bytes_ == 0) return;
+  driver().check(driver().memory_set_8(address_, value, bytes_, as_stream(stream)), "cuMemsetD8Async");
+}
+
+void DeviceBuffer::copy_from(const DeviceBuffer& other, void* stream) const {
+  if (other.bytes_ == 0) return;
+  driver().check(driver().copy_on_device_async(address_, other.address_, other.bytes_, as_stream(stream)),
+                 "cuMemcpyDtoDAsync");
+}
+
+std::int64_t free_device_bytes() {
+  std::size_t free = 0, total = 0;
+  driver().check(driver().memory_info(&free, &total), "cuMemGetInfo");
+  return static_cast<std::int64_t>(free);
+}
+
+void read_device_memory(const void* from, void* to, std::size_t bytes) {
+  driver().check(driver().copy_to_host(to, reinterpret_cast<CUdeviceptr>(from), bytes), "cuMemcpyDtoH");
+}
+
+Stream::Stream() {
+  CUstream stream{};
+  driver().check(driver().stream_create(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
+  stream_ = stream;
+}
+Stream::~Stream() { driver().stream_destroy(as_stream(stream_)); }
+void Stream::synchronize() const {
+  driver().check(driver().stream_synchronize(as_stream(stream_)), "cuStreamSynchronize");
+}
+
+Graph::Graph(const Stream& stream, const std::function<void()>& record) {
+  const Driver& d = driver();
+  d.check(d.stream_begin_capture(as_stream(stream.handle()), CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
+          "cuStreamBeginCapture");
+  CUgraph graph{};
+  try {
+    record();
+  } catch (...) {
+    d.stream_end_capture(as_stream(stream.handle()), &graph);
+    if (graph != nullptr) d.graph_destroy(graph);
+    throw;
+  }
+  d.check(d.stream_end_capture(as_stream(stream.handle()), &graph), "cuStreamEndCapture");
+  CUgraphExec executable{};
+  const CUresult result = d.graph_instantiate(&executable, graph, 0);
+  d.graph_destroy(graph);
+  d.check(result, "cuGraphInstantiate");
+  executable_ = executable;
+}
+Graph::Graph(Graph&& other) noexcept : executable_(std::exchange(other.executable_, nullptr)) {}
+Graph& Graph::operator=(Graph&& other) noexcept {
+  std::swap(executable_, other.executable_);
+  return *this;
+}
+Graph::~Graph() {
+  if (executable_ != nullptr) driver().graph_exec_destroy(static_cast<CUgraphExec>(executable_));
+}
+void Graph::launch(const Stream& stream) const {
+  driver().check(driver().graph_launch(static_cast<CUgraphExec>(executable_), as_stream(stream.handle())),
+                 "cuGraphLaunch");
+}
+
+Stopwatch::Stopwatch() {
+  CUevent begin{}, end{};
+  driver().check(driver().event_create(&begin, CU_EVENT_DEFAULT), "cuEventCreate");
+  begin_ = begin;
+  driver().check(driver().event_create(&end, CU_EVENT_DEFAULT), "cuEventCreate");
+  end_ = end;
+}
+Stopwatch::~Stopwatch() {
+  for (void* event : {begin_, end_})
+    if (event != nullptr) driver().event_destroy(static_cast<CUevent>(event));
+}
+void Stopwatch::start(const Stream& stream) const {
+  driver().check(driver().event_record(static_cast<CUevent>(begin_), as_stream(stream.handle())), "cuEventRecord");
+}
+void Stopwatch::stop(const Stream& stream) const {
+  driver().check(driver().event_record(static_cast<CUevent>(end_), as_stream(stream.handle())), "cuEventRecord");
+}
+double Stopwatch::elapsed_us() const {
+  driver().check(driver().event_synchronize(static_cast<CUevent>(end_)), "cuEventSynchronize");
+  float ms = 0;
+  driver().check(driver().event_elapsed(&ms, static_cast<CUevent>(begin_), static_cast<CUevent>(end_)),
+                 "cuEventElapsedTime");
+  return 1e3 * static_cast<double>(ms);
+}
+
+RawModule::RawModule(const Cubin& cubin) {
+  CUmodule module{};
+  driver().check(driver().module_load(&module, cubin.image.data()), "cuModuleLoadData");
+  module_ = module;
+}
+RawModule::~RawModule() { driver().module_unload(static_cast<CUmodule>(module_)); }
+void* RawModule::entry(const std::string& name) const {
+  CUfunction function{};
+  driver().check(driver().module_function(&function, static_cast<CUmodule>(module_), name.c_str()),
+                 "cuModuleGetFunction");
+  return function;
+}
+
+void launch_raw(void* entry, std::int64_t grid_x, std::int64_t grid_y, int threads, const void* parameters,
+                void* stream, bool dependent) {
+  CUlaunchAttribute attribute{};
+  attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+  attribute.value.programmaticStreamSerializationAllowed = 1;
+  CUlaunchConfig config{};
+  config.gridDimX = static_cast<unsigned>(grid_x);
+  config.gridDimY = static_cast<unsigned>(grid_y);
+  config.gridDimZ = 1;
+  config.blockDimX = static_cast<unsigned>(threads);
+  config.blockDimY = config.blockDimZ = 1;
+  config.hStream = as_stream(stream);
+  config.attrs = &attribute;
+  config.numAttrs = dependent ? 1 : 0;
+  void* pointers[] = {const_cast<void*>(parameters)};
+  driver().check(driver().launch(&config, static_cast<CUfunction>(entry), pointers, nullptr), "cuLaunchKernelEx");
+}
+
+}  // namespace ssmjit

@@ -1,0 +1,401 @@
+#pragma once
+#include "device/basic.cuh"
+#include "device/convert.cuh"
+#include "device/memory.cuh"
+#include "device/warp.cuh"
+#include "maths.cuh"
+#include "update_args.cuh"
+// One decode step of a state-space layer, one token a request, the state updated in place (or written to another slot):
+//
+//   delta = Cfg::delta(dt, dt_bias)            a head
+//   h'[p, n] = decay * h[p, n] + (delta * x[p]) * B[n]
+//   y[p] = sum over n of h'[p, n] * C[n]       from the fp32 h', not from what is stored
+//   y[p] += Cfg::skip(D, x[p]);  y[p] *= Cfg::gate(z[p])
+//
+// What costs is the state: [head_dim, dstate] a head is read and written once, the rest is small. A block takes block_m
+// rows of head_dim for heads_per_block heads of one request; a warp takes block_m / warps neighbouring rows and needs no
+// other warp. Within a warp, lanes_per_row lanes share a row in 16-byte vectors (so a load instruction covers whole
+// lines), and each lane has kRows neighbouring rows, all of whose vectors are asked for before the first is used.
+//
+// state_path: how the state travels from memory to registers (it always leaves by vector stores):
+//   direct    straight into registers; stages = 2 has the next head's loads in flight during this head's arithmetic
+//   cp_async  into shared memory by cp.async, stages - 1 heads ahead; each lane waits for its own vectors only
+//   bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
+
+enum class StatePath { direct, cp_async, bulk };
+enum class PadOutput { zeros, untouched, as_if_zero_state };
+enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
+
+// Sizes that follow from Cfg. Cfg is a struct of constants: kHeadDim, kDstate, kHeadsPerGroup, the types State, Input, Dt,
+// Weight, kPadOutput, kDestination, the plan's fields, and the functions delta, decay, skip, gate.
+template <class Cfg>
+struct UpdateShape {
+  static constexpr int kVecElements = 16 / static_cast<int>(sizeof(typename Cfg::State));
+  static constexpr int kRowVectors = Cfg::kDstate / kVecElements;
+  static constexpr int kLanes = Cfg::kLanesPerRow;
+  static constexpr int kVectors = (kRowVectors + kLanes - 1) / kLanes;  // a lane and row; the last may be past the end
+  static constexpr bool kRagged = kRowVectors % kLanes != 0;
+  static constexpr int kRowsPerWarp = Cfg::kBlockM / Cfg::kWarps;
+  static constexpr int kRows = kRowsPerWarp / (32 / kLanes);  // a lane
+  static constexpr int kTiles = Cfg::kHeadDim / Cfg::kBlockM;
+  static constexpr int kHeadSize = Cfg::kHeadDim * Cfg::kDstate;
+  static constexpr int kWarpBytes = kRowsPerWarp * Cfg::kDstate * static_cast<int>(sizeof(typename Cfg::State));
+  using Sums = RowSums<kRows, kLanes>;
+  static constexpr int kOwned = Sums::owned();
+};
+
+// kCount neighbouring elements as they lie in memory, widened where they are used: a load must not make the next one
+// wait. kAligned: the address is a multiple of the largest power of two (up to 16 bytes) that divides their size.
+template <class T, int kCount, bool kAligned>
+struct Packed {
+  static constexpr int kBytes = kCount * static_cast<int>(sizeof(T));
+  static constexpr bool kWords = kAligned && kBytes % 4 == 0;
+  static constexpr int kPer = kPerWord<T>;
+  T element[kWords ? 1 : kCount];
+  u32 word[kWords ? kBytes / 4 : 1];
+
+  __device__ __forceinline__ void load(const T* p) {
+    if constexpr (kWords)
+      load_words<kBytes / 4>(p, word);
+    else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) element[i] = p[i];
+    }
+  }
+  __device__ __forceinline__ void zero() {
+    if constexpr (kWords) {
+#pragma unroll
+      for (int i = 0; i < kBytes / 4; ++i) word[i] = 0;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) element[i] = T{};
+    }
+  }
+  __device__ __forceinline__ void widen_to(float (&v)[kCount]) const {
+    if constexpr (kWords) {
+#pragma unroll
+      for (int w = 0; w < kBytes / 4; ++w) {
+        float part[kPer];
+        unpack_word(word[w], part, T{});
+#pragma unroll
+        for (int e = 0; e < kPer; ++e) v[w * kPer + e] = part[e];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) v[i] = widen(element[i]);
+    }
+  }
+};
+
+// Index `at` of an int32 or int64 array, without a branch that would hold up the loads behind it. A null array gives
+// `otherwise`; `readable` is any address that may be read in its place.
+SSMJIT_DEVICE i64 load_index(const void* indices, int wide, i64 at, i64 otherwise, const void* readable) {
+  const u32* words = static_cast<const u32*>(indices != nullptr ? indices : readable);
+  const i64 low_at = indices != nullptr ? (wide != 0 ? 2 * at : at) : 0;
+  const u32 low = words[low_at];
+  const u32 high = words[indices != nullptr && wide != 0 ? low_at + 1 : low_at];
+  const i64 narrow = static_cast<int>(low);
+  const i64 value = wide != 0 ? static_cast<i64>(static_cast<u64>(high) << 32 | low) : narrow;
+  return indices != nullptr ? value : otherwise;
+}
+
+// A lane's share of the state of one head.
+template <class Cfg>
+struct StateTile {
+  using S = UpdateShape<Cfg>;
+  Vec16 raw[S::kRows][S::kVectors];
+};
+
+// A head's scalars and the lane's inputs.
+template <class Cfg>
+struct HeadInputs {
+  using S = UpdateShape<Cfg>;
+  using Input = typename Cfg::Input;
+  typename Cfg::Dt dt;
+  typename Cfg::Weight dt_bias, D;
+  float A;
+  Packed<Input, S::kRows, Cfg::kAlignedRows> x;  // of the rows whose state the lane holds
+  Input x_own[S::kOwned], z_own[S::kOwned];      // of the rows whose output it writes
+};
+
+// B or C at the lane's columns.
+template <class Cfg>
+struct Columns {
+  using S = UpdateShape<Cfg>;
+  Packed<typename Cfg::Input, S::kVecElements, Cfg::kAlignedRows> vector[S::kVectors];
+};
+
+template <class Cfg>
+struct UpdateStep {
+  using S = UpdateShape<Cfg>;
+  using State = typename Cfg::State;
+  using Input = typename Cfg::Input;
+
+  const UpdateArgs& args;
+  int row;       // request
+  int head;      // the block's first head
+  int lane_row;  // the lane's first row of head_dim
+  int column;    // the lane's place among the lanes of a row
+  int own_row;   // the first row whose output the lane writes
+  bool owner;    // whether it writes them
+
+  // The lane's vector v of row r within a head's [head_dim, dstate], in elements.
+  SSMJIT_DEVICE int element(int r, int v, int lane_row, int column) {
+    return (lane_row + r) * Cfg::kDstate + (v * S::kLanes + column) * S::kVecElements;
+  }
+  SSMJIT_DEVICE bool inside(int v, int column) {
+    return !S::kRagged || v + 1 < S::kVectors || v * S::kLanes + column < S::kRowVectors;
+  }
+
+  __device__ __forceinline__ void load_state(StateTile<Cfg>& tile, const State* head_state, bool live) const {
+#pragma unroll
+    for (int r = 0; r < S::kRows; ++r)
+#pragma unroll
+      for (int v = 0; v < S::kVectors; ++v)
+        tile.raw[r][v] = live && inside(v, column)
+                             ? load_global<Cfg::kStreaming>(head_state + element(r, v, lane_row, column))
+                             : Vec16{};
+  }
+
+  __device__ __forceinline__ void load_inputs(HeadInputs<Cfg>& in, int h) const {
+    const i64 at = static_cast<i64>(h) * Cfg::kHeadDim;
+    const Input* x = static_cast<const Input*>(args.x) + row * args.x_stride + at;
+    in.dt = static_cast<const typename Cfg::Dt*>(args.dt)[row * args.dt_stride + h];
+    in.x.load(x + lane_row);
+    in.A = static_cast<const float*>(args.A)[h];
+    if constexpr (Cfg::kHasDtBias) in.dt_bias = static_cast<const typename Cfg::Weight*>(args.dt_bias)[h];
+    if constexpr (Cfg::kHasD) in.D = static_cast<const typename Cfg::Weight*>(args.D)[h];
+    if constexpr (Cfg::kHasSkip) {
+#pragma unroll
+      for (int i = 0; i < S::kOwned; ++i) in.x_own[i] = x[own_row + i];
+    }
+    if constexpr (Cfg::kHasGate) {
+      const Input* z = static_cast<const Input*>(args.z) + row * args.z_stride + at;
+#pragma unroll
+      for (int i = 0; i < S::kOwned; ++i) in.z_own[i] = z[own_row + i];
+    }
+  }
+
+  __device__ __forceinline__ void load_columns(Columns<Cfg>& columns, const void* base, i64 stride) const {
+    const Input* p = static_cast<const Input*>(base) + row * stride +
+                     static_cast<i64>(head / Cfg::kHeadsPerGroup) * Cfg::kDstate;
+#pragma unroll
+    for (int i = 0; i < S::kVectors; ++i) {
+      if (inside(i, column))
+        columns.vector[i].load(p + (i * S::kLanes + column) * S::kVecElements);
+      else
+        columns.vector[i].zero();
+    }
+  }
+
+  // One head: the recurrence on the lane's vectors, the new state to memory, the sums over dstate, the output.
+  __device__ __forceinline__ void step(StateTile<Cfg>& tile, const HeadInputs<Cfg>& in, const Columns<Cfg>& columns_B,
+                                       const Columns<Cfg>& columns_C, State* head_target, bool store, int h) const {
+    constexpr int kPer = kPerWord<State>;
+    float dt_bias = 0.0f, D = 0.0f;
+    if constexpr (Cfg::kHasDtBias) dt_bias = widen(in.dt_bias);
+    if constexpr (Cfg::kHasD) D = widen(in.D);
+    const float delta = Cfg::delta(widen(in.dt), dt_bias);
+    const float decay = Cfg::decay(in.A, widen(in.dt), delta);
+    float x[S::kRows];
+    in.x.widen_to(x);
+    float B[S::kVectors][S::kVecElements], C[S::kVectors][S::kVecElements];
+#pragma unroll
+    for (int v = 0; v < S::kVectors; ++v) {
+      columns_B.vector[v].widen_to(B[v]);
+      columns_C.vector[v].widen_to(C[v]);
+    }
+    float y[S::kRows];
+#pragma unroll
+    for (int r = 0; r < S::kRows; ++r) {
+      const float u = delta * x[r];
+      y[r] = 0.0f;
+#pragma unroll
+      for (int v = 0; v < S::kVectors; ++v) {
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          float s[kPer];
+          unpack_word(tile.raw[r][v].word[w], s, State{});
+#pragma unroll
+          for (int e = 0; e < kPer; ++e) {
+            s[e] = fma_f32(s[e], decay, u * B[v][w * kPer + e]);
+            y[r] = fma_f32(s[e], C[v][w * kPer + e], y[r]);
+          }
+          tile.raw[r][v].word[w] = pack_word(s, State{});
+        }
+        if (store && inside(v, column))
+          store_global<Cfg::kStreaming>(head_target + element(r, v, lane_row, column), tile.raw[r][v]);
+      }
+    }
+    S::Sums::sum(y, column);
+    if (owner) {
+      Input* out = static_cast<Input*>(args.out) + row * args.out_stride + static_cast<i64>(h) * Cfg::kHeadDim;
+#pragma unroll
+      for (int i = 0; i < S::kOwned; ++i) {
+        float v = y[i];
+        if constexpr (Cfg::kHasSkip) v += Cfg::skip(D, widen(in.x_own[i]));
+        if constexpr (Cfg::kHasGate) v *= Cfg::gate(widen(in.z_own[i]));
+        narrow(v, out[own_row + i]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void write_zeros() const {
+    if (!owner) return;
+    for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
+      Input* out = static_cast<Input*>(args.out) + row * args.out_stride + static_cast<i64>(head + i) * Cfg::kHeadDim;
+#pragma unroll
+      for (int j = 0; j < S::kOwned; ++j) narrow(0.0f, out[own_row + j]);
+    }
+  }
+};
+
+// Grid: x = nheads / heads_per_block * (head_dim / block_m), y = batch. Block: 32 * warps threads.
+template <class Cfg>
+SSMJIT_DEVICE void update(const UpdateArgs& args) {
+  using S = UpdateShape<Cfg>;
+  using State = typename Cfg::State;
+  const int warp = thread_index() / 32;
+  const int lane = lane_index();
+  const int column = lane % S::kLanes;
+  const int warp_row = (block_x() % S::kTiles) * Cfg::kBlockM + warp * S::kRowsPerWarp;
+  const int lane_row = warp_row + (lane / S::kLanes) * S::kRows;
+  const UpdateStep<Cfg> at{args,
+                           block_y(),
+                           block_x() / S::kTiles * Cfg::kHeadsPerBlock,
+                           lane_row,
+                           column,
+                           lane_row + S::Sums::first_row(column),
+                           S::Sums::owner(column)};
+
+  const bool early = args.pdl == kPdlEarlyState;
+  if (args.pdl != kPdlOff) grid_dependency_trigger();
+  if (args.pdl == kPdlWaitFirst) grid_dependency_wait();
+
+  // Which slot. A pad row forms no address from its index.
+  const i64 source =
+      load_index(args.state_batch_indices, args.wide_indices, at.row * args.index_stride, at.row, args.A);
+  i64 target = source;
+  if constexpr (Cfg::kDestination)
+    target = load_index(args.dst_state_batch_indices, args.wide_indices, at.row * args.dst_index_stride, source, args.A);
+
+  Columns<Cfg> B, C;
+  HeadInputs<Cfg> in;
+  // The addresses of the inputs wait for no index, so they are asked for first; unless the state may overtake the
+  // producer of the inputs.
+  const auto load_first_inputs = [&] {
+    at.load_columns(B, args.B, args.B_stride);
+    at.load_columns(C, args.C, args.C_stride);
+    at.load_inputs(in, at.head);
+  };
+  if (!early) load_first_inputs();
+
+  const bool live = source >= 0 && source < args.slots && source != args.pad_slot_id;
+  if constexpr (Cfg::kPadOutput != PadOutput::as_if_zero_state) {
+    if (!live) {
+      if (early) grid_dependency_wait();
+      if constexpr (Cfg::kPadOutput == PadOutput::zeros) at.write_zeros();
+      return;
+    }
+  }
+  const bool store = live && target >= 0 && target < args.slots && target != args.pad_slot_id;
+  const i64 first = static_cast<i64>(at.head) * S::kHeadSize;
+  const State* from = static_cast<const State*>(args.state) + (live ? source * args.state_stride + first : 0);
+  State* to = static_cast<State*>(args.state) + (store ? target * args.state_stride + first : 0);
+
+  if constexpr (Cfg::kStatePath == StatePath::direct) {
+    StateTile<Cfg> tile;
+    at.load_state(tile, from, live);
+    if (early) {
+      grid_dependency_wait();
+      load_first_inputs();
+    }
+    if constexpr (Cfg::kHeadsPerBlock == 1) {
+      at.step(tile, in, B, C, to, store, at.head);
+    } else if constexpr (Cfg::kStages == 1) {
+#pragma unroll 1
+      for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
+        at.step(tile, in, B, C, to + i * S::kHeadSize, store, at.head + i);
+        if (i + 1 < Cfg::kHeadsPerBlock) {
+          at.load_inputs(in, at.head + i + 1);
+          at.load_state(tile, from + (i + 1) * S::kHeadSize, live);
+        }
+      }
+    } else {
+      StateTile<Cfg> ahead;
+      HeadInputs<Cfg> in_ahead;
+#pragma unroll 2
+      for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
+        if (i + 1 < Cfg::kHeadsPerBlock) {
+          at.load_state(ahead, from + (i + 1) * S::kHeadSize, live);
+          at.load_inputs(in_ahead, at.head + i + 1);
+        }
+        at.step(tile, in, B, C, to + i * S::kHeadSize, store, at.head + i);
+        tile = ahead;
+        in = in_ahead;
+      }
+    }
+  } else {
+    // A ring of stages in shared memory, private to the warp: [warps][stages][rows of the warp, dstate], then, for bulk
+    // copies, [warps][stages] barriers.
+    extern __shared__ __align__(128) unsigned char ring[];
+    unsigned char* mine = ring + warp * Cfg::kStages * S::kWarpBytes;
+    const auto slot = [&](int i) { return mine + (i % Cfg::kStages) * S::kWarpBytes; };
+    const auto in_stage = [&](int i, int r, int v) {
+      return slot(i) + (at.element(r, v, lane_row - warp_row, column)) * static_cast<int>(sizeof(State));
+    };
+    Barrier* full = reinterpret_cast<Barrier*>(ring + Cfg::kWarps * Cfg::kStages * S::kWarpBytes) + warp * Cfg::kStages;
+    if constexpr (Cfg::kStatePath == StatePath::bulk) {
+      if (lane < Cfg::kStages) barrier_init(full + lane, 1);
+      barrier_init_fence();
+      sync_warp();
+    }
+    const auto fetch = [&](int i) {
+      if constexpr (Cfg::kStatePath == StatePath::cp_async) {
+        if (i < Cfg::kHeadsPerBlock && live) {
+#pragma unroll
+          for (int r = 0; r < S::kRows; ++r)
+#pragma unroll
+            for (int v = 0; v < S::kVectors; ++v)
+              if (at.inside(v, column))
+                copy_async(in_stage(i, r, v), from + i * S::kHeadSize + at.element(r, v, lane_row, column));
+        }
+        copy_async_commit();  // empty groups too, so that the count of pending ones stays the same
+      } else if (i < Cfg::kHeadsPerBlock && live) {
+        sync_warp();  // every lane has read what the stage held
+        if (lane == 0) {
+          barrier_arrive_expect(full + i % Cfg::kStages, S::kWarpBytes);
+          bulk_load(slot(i), from + i * S::kHeadSize + warp_row * Cfg::kDstate, S::kWarpBytes, full + i % Cfg::kStages);
+        }
+      }
+    };
+    const auto wait = [&](int i) {
+      if constexpr (Cfg::kStatePath == StatePath::cp_async)
+        copy_async_wait<Cfg::kStages - 1>();
+      else if (live)
+        barrier_wait(full + i % Cfg::kStages, (i / Cfg::kStages) & 1);
+    };
+
+#pragma unroll
+    for (int i = 0; i < Cfg::kStages - 1; ++i) fetch(i);
+    if (early) {
+      grid_dependency_wait();
+      load_first_inputs();
+    }
+    HeadInputs<Cfg> in_ahead;
+#pragma unroll 1
+    for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
+      if (i + 1 < Cfg::kHeadsPerBlock) at.load_inputs(in_ahead, at.head + i + 1);
+      fetch(i + Cfg::kStages - 1);
+      wait(i);
+      StateTile<Cfg> tile;
+#pragma unroll
+      for (int r = 0; r < S::kRows; ++r)
+#pragma unroll
+        for (int v = 0; v < S::kVectors; ++v)
+          tile.raw[r][v] = live && at.inside(v, column) ? load_shared(in_stage(i, r, v)) : Vec16{};
+      at.step(tile, in, B, C, to + i * S::kHeadSize, store, at.head + i);
+      in = in_ahead;
+    }
+  }
+}

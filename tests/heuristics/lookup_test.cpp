@@ -1,0 +1,206 @@
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ssmjit/table.h>
+
+#include "tests/heuristics/sample_rows.h"
+
+namespace ssmjit {
+namespace {
+
+using testing::HasSubstr;
+
+const Table kTable{{sample_row(16, 2, 0), sample_row(256, 8, 1), sample_row(4096, 64, 2)}};
+
+Choice look(std::int64_t batch, const Table& table = kTable, PdlMode mode = PdlMode::off) {
+  return lookup(table, sample_description(), "h200", kSm90, batch, mode);
+}
+
+TEST(Lookup, AMeasuredSizeIsExact) {
+  const Choice choice = look(16);
+  EXPECT_EQ(choice.why, Why::exact);
+  EXPECT_EQ(choice.plan, sample_plan(1));
+  EXPECT_DOUBLE_EQ(choice.expected_us, 8);
+  EXPECT_DOUBLE_EQ(choice.floor_us, 4);
+  EXPECT_THAT(choice.reason, HasSubstr("256 heads"));
+}
+
+TEST(Lookup, TensorParallelSizesShareRows) {
+  Description whole = sample_description(64);
+  whole.ngroups = 4;  // as many heads a group as one rank's 16 in one
+  const Choice choice = lookup(kTable, whole, "h200", kSm90, 4);
+  EXPECT_EQ(choice.why, Why::exact) << choice.reason;
+  EXPECT_EQ(choice.plan, sample_plan(1));
+}
+
+TEST(Lookup, BetweenTwoRowsTheTimeIsOnTheLineInLogSpace) {
+  const Choice choice = look(4);  // 64 heads: half way from 16 to 256
+  EXPECT_EQ(choice.why, Why::interpolated);
+  EXPECT_NEAR(choice.expected_us, 4, 1e-9);
+  EXPECT_NEAR(choice.floor_us, 2, 1e-9);
+  EXPECT_THAT(choice.reason, HasSubstr("between the rows of 16 and 256"));
+}
+
+TEST(Lookup, BetweenTwoRowsThePlanIsThatOfTheNearerInLogSpace) {
+  EXPECT_EQ(look(3).plan, sample_plan(0));
+  EXPECT_EQ(look(5).plan, sample_plan(1));  // 80 heads: nearer to 16 on a ruler, to 256 by ratio
+}
+
+TEST(Lookup, OutsideTheRowsTheNearestIsTaken) {
+  const Choice above = look(512);  // 8192 heads
+  EXPECT_EQ(above.why, Why::nearest);
+  EXPECT_EQ(above.plan, sample_plan(2));
+  EXPECT_DOUBLE_EQ(above.expected_us, 128);
+  EXPECT_THAT(above.reason, HasSubstr("above every row"));
+
+  const Table late{{sample_row(256, 8, 1), sample_row(4096, 64, 2)}};
+  const Choice below = look(1, late);
+  EXPECT_EQ(below.why, Why::nearest);
+  EXPECT_EQ(below.plan, sample_plan(1));
+  EXPECT_DOUBLE_EQ(below.expected_us, 8);
+  EXPECT_THAT(below.reason, HasSubstr("below every row"));
+}
+
+TEST(Lookup, TheOrderOfTheRowsDoesNotMatter) {
+  const Table shuffled{{kTable.rows[2], kTable.rows[0], kTable.rows[1]}};
+  for (const std::int64_t batch : {1, 3, 5, 16, 100, 256, 1000}) {
+    EXPECT_EQ(look(batch).plan, look(batch, shuffled).plan) << batch;
+    EXPECT_EQ(look(batch).reason, look(batch, shuffled).reason) << batch;
+  }
+}
+
+TEST(Lookup, AnEmptyOrAbsurdBatchHasAnAnswer) {
+  for (const std::int64_t batch : {std::int64_t{0}, std::int64_t{-5}, std::numeric_limits<std::int64_t>::min(),
+                                   std::numeric_limits<std::int64_t>::max()}) {
+    const Choice choice = look(batch);
+    EXPECT_TRUE(plan_problems(choice.plan, sample_description(), kSm90).empty()) << batch;
+    EXPECT_TRUE(std::isfinite(choice.expected_us)) << batch;
+    const Choice without = look(batch, {});
+    EXPECT_EQ(without.why, Why::fallback);
+    EXPECT_TRUE(plan_problems(without.plan, sample_description(), kSm90).empty()) << batch;
+  }
+}
+
+TEST(Lookup, ARowWhosePlanIsNotLegalIsPassedOver) {
+  Table table = kTable;
+  table.rows[1].plan.block_m = 48;  // does not divide head_dim
+  const Choice choice = look(16, table);
+  EXPECT_EQ(choice.why, Why::interpolated);
+  EXPECT_TRUE(plan_problems(choice.plan, sample_description(), kSm90).empty());
+  EXPECT_THAT(choice.reason, HasSubstr("passed over a row with a plan that is not legal on sm_90a"));
+
+  for (TableRow& row : table.rows) row.plan.block_m = 48;
+  EXPECT_EQ(look(16, table).why, Why::fallback);
+  EXPECT_THAT(look(16, table).reason, HasSubstr("passed over 3 rows"));
+}
+
+TEST(Lookup, AModeWithoutRowsTakesTheOtherModesAndSaysSo) {
+  const Choice choice = look(16, kTable, PdlMode::chain);
+  EXPECT_EQ(choice.plan, sample_plan(1));
+  EXPECT_EQ(choice.why, Why::nearest);
+  EXPECT_THAT(choice.reason, HasSubstr("measured with PDL mode off, as there is no row for chain"));
+}
+
+TEST(Lookup, AModeWithRowsNeverMixesWithTheOther) {
+  Table table = kTable;
+  table.rows.push_back(sample_row(64, 3, 3, "h200", PdlMode::chain));
+  const Choice chain = look(16, table, PdlMode::chain);
+  EXPECT_EQ(chain.why, Why::nearest);
+  EXPECT_EQ(chain.plan, sample_plan(3));
+  EXPECT_EQ(look(4, table).why, Why::interpolated);
+}
+
+TEST(Lookup, AKernelOfTheSameCostServesWhereThereIsNoRowOfThisOneAndItSaysSo) {
+  const Description twin = sample_description().delta(softplus(dsl::dt));
+  ASSERT_NE(twin.kernel_digest(), sample_description().kernel_digest());
+  ASSERT_EQ(twin.cost_digest(), sample_description().cost_digest());
+  const Choice choice = lookup(kTable, twin, "h200", kSm90, 16);
+  EXPECT_EQ(choice.why, Why::similar);
+  EXPECT_EQ(choice.plan, sample_plan(1));
+  EXPECT_DOUBLE_EQ(choice.expected_us, 8);
+  EXPECT_THAT(choice.reason, HasSubstr("measured with a kernel of the same cost, a kernel"));
+
+  Table table = kTable;
+  table.rows.push_back(of_kernel(twin, sample_row(16, 2, 3)));
+  EXPECT_EQ(lookup(table, twin, "h200", kSm90, 16).plan, sample_plan(3)) << "its own rows win";
+  EXPECT_EQ(look(16, table).plan, sample_plan(1));
+}
+
+TEST(Lookup, SeveralKernelsOfTheSameCostGiveOneAnswerInAnyOrder) {
+  const Description twin = sample_description().delta(softplus(dsl::dt));
+  const Description other = sample_description().no_skip();
+  ASSERT_EQ(other.cost_digest(), twin.cost_digest());
+  const TableRow a = sample_row(256, 8, 1), b = of_kernel(twin, sample_row(256, 9, 2));
+  const Choice one = lookup(Table{{a, b}}, other, "h200", kSm90, 16);
+  const Choice two = lookup(Table{{b, a}}, other, "h200", kSm90, 16);
+  EXPECT_EQ(one.why, Why::similar);
+  EXPECT_EQ(one.plan, two.plan);
+  EXPECT_EQ(one.reason, two.reason);
+}
+
+TEST(Lookup, ThisGpuWithAKernelOfTheSameCostWinsOverAnotherGpu) {
+  const Description twin = sample_description().delta(softplus(dsl::dt));
+  Table table = kTable;
+  table.rows.push_back(of_kernel(twin, sample_row(256, 2, 3, "b200")));
+  EXPECT_EQ(lookup(table, twin, "h200", kSm90, 16).why, Why::similar);
+  const Choice elsewhere = lookup(kTable, twin, "h100", kSm90, 16);
+  EXPECT_EQ(elsewhere.why, Why::other_device);
+  EXPECT_EQ(elsewhere.expected_us, 0);
+  EXPECT_THAT(elsewhere.reason, HasSubstr("same cost"));
+}
+
+TEST(Lookup, UnknownTimesStayUnknown) {
+  Table table = kTable;
+  for (TableRow& row : table.rows) row.floor_us = 0;
+  EXPECT_EQ(look(4, table).floor_us, 0);
+  EXPECT_EQ(look(512, table).floor_us, 0);
+}
+
+TEST(Faults, Row28_ATableOfAnotherGpuAnswersAndSaysSo) {
+  const Table table{{sample_row(16, 2, 0, "b200"), sample_row(256, 8, 1, "h100")}};
+  const Choice choice = look(16, table);
+  EXPECT_EQ(choice.why, Why::other_device);
+  EXPECT_EQ(choice.plan, sample_plan(1));
+  EXPECT_EQ(choice.expected_us, 0) << "another device's time says nothing about this one";
+  EXPECT_THAT(choice.reason, HasSubstr("no row of this kernel on h200"));
+  EXPECT_THAT(choice.reason, HasSubstr("256 heads on h100"));
+}
+
+TEST(Faults, Row28_RowsOfThisGpuWinOverAnothers) {
+  const Table table{{sample_row(256, 1, 0, "b200"), sample_row(4096, 64, 2)}};
+  EXPECT_EQ(look(16, table).plan, sample_plan(2));
+  EXPECT_EQ(look(16, table).why, Why::nearest);
+}
+
+TEST(Faults, Row28_ATableOfAnotherDescriptionOrKernelVersionGivesTheDefaultPlan) {
+  const Description other = sample_description().state(DType::f32);
+  const Choice choice = lookup(kTable, other, "h200", kSm90, 16);
+  EXPECT_EQ(choice.why, Why::fallback);
+  EXPECT_EQ(choice.plan, default_plan(other, kSm90, 256));
+  EXPECT_EQ(choice.expected_us, 0);
+  EXPECT_THAT(choice.reason, HasSubstr(other.kernel_digest()));
+}
+
+TEST(Faults, Row28_APlanOfABiggerGpuIsNeverGivenToASmallerOne) {
+  Table table;
+  for (std::size_t i = 0; i < 40; ++i) table.rows.push_back(sample_row(16 << i % 12, 2, i, i < 12 ? "h200" : "b200"));
+  for (const Arch& arch : Arch::known()) {
+    for (const std::int64_t batch : {1, 8, 300}) {
+      const Choice choice = lookup(table, sample_description(), "some-gpu", arch, batch);
+      EXPECT_TRUE(plan_problems(choice.plan, sample_description(), arch).empty()) << arch.text() << choice.reason;
+    }
+  }
+}
+
+TEST(Faults, Row28_AnEmptyTableGivesTheDefaultPlan) {
+  EXPECT_EQ(look(8, {}).why, Why::fallback);
+  EXPECT_THAT(look(8, {}).reason, HasSubstr("no row of this kernel"));
+}
+
+}  // namespace
+}  // namespace ssmjit

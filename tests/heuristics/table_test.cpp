@@ -1,0 +1,150 @@
+#include <algorithm>
+#include <string>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ssmjit/error.h>
+#include <ssmjit/table.h>
+
+#include "tests/heuristics/sample_rows.h"
+
+namespace ssmjit {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+// What the refusal says; fails the test where there is none or it is of another kind.
+std::string refusal(const std::string& json) {
+  try {
+    Table::from_json(json);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::invalid);
+    return error.what();
+  }
+  ADD_FAILURE() << "accepted: " << json;
+  return "";
+}
+
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  const auto at = text.find(from);
+  EXPECT_NE(at, std::string::npos) << from << " in " << text;
+  return text.replace(at, from.size(), to);
+}
+
+TEST(Table, ReadsBackWhatItWrote) {
+  Table table{{sample_row(16, 3, 0), sample_row(16, 4, 1, "h200", PdlMode::chain), sample_row(128, 5.25, 2, "b200")}};
+  table.sort();
+  EXPECT_EQ(Table::from_json(table.json()).rows, table.rows);
+  EXPECT_EQ(Table::from_json(table.json()).json(), table.json());
+  EXPECT_TRUE(Table::from_json(Table{}.json()).rows.empty());
+}
+
+TEST(Table, WritesOneRowALineInOneOrder) {
+  const Table sorted{{sample_row(64, 1, 0, "b200"), sample_row(16, 1, 0), sample_row(128, 1, 0),
+                      sample_row(16, 1, 0, "h200", PdlMode::chain)}};
+  Table shuffled{{sorted.rows[3], sorted.rows[1], sorted.rows[0], sorted.rows[2]}};
+  EXPECT_EQ(shuffled.json(), sorted.json());
+  const std::string text = sorted.json();
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 6);
+  shuffled.sort();
+  EXPECT_EQ(shuffled.rows, sorted.rows);
+}
+
+TEST(Table, NumbersOfHeadsAreSortedAsNumbers) {
+  Table table{{sample_row(128, 1, 0), sample_row(16, 1, 0), sample_row(64, 1, 0)}};
+  table.sort();
+  EXPECT_EQ(table.rows.front().total_heads, 16);
+  EXPECT_EQ(table.rows.back().total_heads, 128);
+}
+
+TEST(Table, RowsOfTheOtherWinAMerge) {
+  Table table{{sample_row(16, 3, 0), sample_row(64, 4, 1)}};
+  table.merge(Table{{sample_row(64, 2, 2), sample_row(16, 9, 3, "h200", PdlMode::chain)}});
+  ASSERT_EQ(table.rows.size(), 3U);
+  EXPECT_EQ(table.rows[0], sample_row(16, 3, 0));
+  EXPECT_EQ(table.rows[1], sample_row(64, 2, 2));
+  EXPECT_EQ(table.rows[2], sample_row(16, 9, 3, "h200", PdlMode::chain));
+}
+
+TEST(Table, MergingItselfChangesNothing) {
+  Table table{{sample_row(16, 3, 0), sample_row(64, 4, 1)}};
+  const Table same = table;
+  table.merge(table);
+  EXPECT_EQ(table.rows, same.rows);
+}
+
+TEST(Table, RefusesWhatIsNotATable) {
+  EXPECT_THAT(refusal(""), HasSubstr("not JSON"));
+  EXPECT_THAT(refusal("{\"schema\": 1,"), HasSubstr("not JSON"));
+  EXPECT_THAT(refusal("[]"), HasSubstr("want an object"));
+  EXPECT_THAT(refusal("{}"), HasSubstr("rows: missing"));
+}
+
+TEST(Table, RefusesAnotherSchemaOrKernel) {
+  const std::string good = Table{}.json();
+  EXPECT_THAT(refusal(replaced(good, "\"schema\": 1", "\"schema\": 2")), HasSubstr("schema: got 2, want 1"));
+  EXPECT_THAT(refusal(replaced(good, "in_place", "ring")), HasSubstr("store: got \"ring\", want \"in_place\""));
+  EXPECT_THAT(refusal(replaced(good, "\"update\"", "\"conv1d\"")), HasSubstr("op: got \"conv1d\""));
+}
+
+TEST(Table, NamesEveryWrongFieldOfEveryRowInOneGo) {
+  const std::string good = Table{{sample_row(16, 3, 0), sample_row(64, 4, 1)}}.json();
+  std::string bad = replaced(good, "\"total_heads\":16", "\"total_heads\":0");
+  bad = replaced(bad, "\"us\":3.0", "\"us\":\"fast\"");
+  bad = replaced(bad, "\"device\":\"h200\"", "\"device\":7");
+  bad = replaced(bad, "\"us\":4.0", "\"uss\":4.0");
+  const std::string text = refusal(bad);
+  EXPECT_THAT(text, HasSubstr("rows[0].total_heads: got 0, want a whole number from 1 up"));
+  EXPECT_THAT(text, HasSubstr("rows[0].us: got \"fast\""));
+  EXPECT_THAT(text, HasSubstr("rows[0].device: got 7"));
+  EXPECT_THAT(text, HasSubstr("rows[1].us: missing"));
+  EXPECT_THAT(text, HasSubstr("rows[1].\"uss\": unknown field"));
+}
+
+TEST(Table, RefusesNumbersThatAreNoMeasurement) {
+  const std::string good = Table{{sample_row(16, 3, 0)}}.json();
+  for (const char* us : {"0.0", "-1.0", "null", "1e999", "[3]"}) {
+    EXPECT_FALSE(refusal(replaced(good, "\"us\":3.0", std::string("\"us\":") + us)).empty()) << us;
+  }
+  for (const char* heads : {"-16", "16.5", "18446744073709551615", "\"16\"", "true"}) {
+    EXPECT_THAT(refusal(replaced(good, "\"total_heads\":16", std::string("\"total_heads\":") + heads)),
+                HasSubstr("rows[0].total_heads"));
+  }
+}
+
+TEST(Table, RefusesAPlanThatItCannotRead) {
+  const std::string good = Table{{sample_row(16, 3, 0)}}.json();
+  EXPECT_THAT(refusal(replaced(good, "\"warps\"", "\"wraps\"")), HasSubstr("rows[0].plan"));
+  EXPECT_THAT(refusal(replaced(good, "\"pdl\":\"off\"", "\"pdl\":\"on\"")), HasSubstr("rows[0].pdl"));
+}
+
+TEST(Table, RefusesTwoRowsWithOneKey) {
+  EXPECT_THAT(refusal(Table{{sample_row(16, 3, 0), sample_row(16, 4, 1)}}.json()), HasSubstr("rows[1]: the same"));
+}
+
+TEST(Table, ALongListOfFaultsIsCut) {
+  std::string rows = "1";
+  for (int i = 0; i < 99; ++i) rows += ",1";
+  const std::string text =
+      refusal("{\"schema\": 1, \"op\": \"update\", \"store\": \"in_place\", \"rows\": [" + rows + "]}");
+  EXPECT_THAT(text, HasSubstr("and 80 more"));
+  EXPECT_THAT(text, Not(HasSubstr("rows[50]")));
+}
+
+TEST(Table, AnyBytesInProvenanceAreWritten) {
+  Table table{{sample_row(16, 3, 0)}};
+  table.rows[0].kernel = "quote \" newline \n bad utf-8 \xff";
+  EXPECT_EQ(Table::from_json(table.json()).rows.size(), 1U);
+}
+
+TEST(Names, ReadBack) {
+  EXPECT_EQ(parse_pdl_mode(name(PdlMode::off)), PdlMode::off);
+  EXPECT_EQ(parse_pdl_mode(name(PdlMode::chain)), PdlMode::chain);
+  EXPECT_THROW(parse_pdl_mode("CHAIN"), Error);
+  EXPECT_STREQ(name(Why::fallback), "default");
+}
+
+}  // namespace
+}  // namespace ssmjit
