@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-all format lint bench clean
+.PHONY: help deps build demo test test-all golden format lint bench clean
 
 PRESET ?= release
 BUILD = build/$(PRESET)
@@ -18,16 +18,17 @@ build: ## configure and compile into build/release
 	@[ -f $(BUILD)/CMakeCache.txt ] || cmake --preset $(PRESET) $(GENERATOR)
 	cmake --build $(BUILD) -j $(JOBS)
 
-demo: build ## a shipped model: what it computes, its kernel, compiled by NVRTC (no GPU needed)
-	$(BUILD)/ssmjit doctor
-	$(BUILD)/ssmjit describe nemotron3-super-tp8
-	$(BUILD)/ssmjit compile nemotron3-super-tp8
+demo: build ## from a model's config to its kernels: described, looked up, compiled; measured where there is a GPU
+	@examples/demo.sh $(BUILD)/ssmjit
 
 test: build ## every test; the last line is "N passed, N failed, N skipped"
 	@python3 tests/run.py $(BUILD) -j $(JOBS)
 
 test-all: build ## the same over the full variant space (long)
 	@SSMJIT_TEST_ALL=1 python3 tests/run.py $(BUILD) -j $(JOBS)
+
+golden: build ## rewrite tests/golden from what is emitted now; review the diff
+	SSMJIT_UPDATE_GOLDEN=1 $(BUILD)/tests/test_templates --gtest_filter='*GoldenFile*' --gtest_brief=1
 
 format: ## clang-format over all sources
 	clang-format -i $(SOURCES)

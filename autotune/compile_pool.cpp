@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "codegen/banner.h"
 #include "codegen/digest.h"
 
 namespace ssmjit {
@@ -35,7 +36,7 @@ void CompilePool::work() {
       result.source = emit(description_, plans_[i], arch_);
       if (!text_.empty()) {
         result.source.text = text_;
-        result.source.digest = digest16(text_);
+        result.source.digest = digest16(without_banner(text_));
       }
       result.cubin = compile(result.source, options_);
     } catch (const std::exception& e) {

@@ -8,23 +8,29 @@
 namespace ssmjit {
 namespace {
 
-// A binary floating-point format by its numbers: p bits of precision, exponents as of 2^emin (smallest normal).
+// A binary floating-point format: the gap above 1, the smallest normal, the largest finite value.
 struct Format {
-  int precision;
-  int emin;
+  double epsilon;
+  double smallest_normal;
   double largest;
 };
-constexpr Format kFloat{24, -126, 3.4028234663852886e38};
-constexpr Format kBfloat{8, -126, 3.3895313892515355e38};
-constexpr Format kHalf{11, -14, 65504.0};
+constexpr Format kFloat{0x1p-23, 0x1p-126, 0x1.fffffep127};
+constexpr Format kBfloat{0x1p-7, 0x1p-126, 0x1.fep127};
+constexpr Format kHalf{0x1p-10, 0x1p-14, 65504.0};
 
 const Format& format(DType dtype) { return dtype == DType::bf16 ? kBfloat : dtype == DType::f16 ? kHalf : kFloat; }
 
-double quantum(const Format& f, double magnitude) {
-  int exponent = f.emin;
-  if (magnitude > 0) exponent = std::max(f.emin, std::ilogb(magnitude));
-  return std::ldexp(1.0, exponent - (f.precision - 1));
+// The largest power of two that is not above |magnitude|, by clearing the fraction; never below the smallest normal.
+double power_below(double magnitude, double smallest_normal) {
+  std::uint64_t bits;
+  std::memcpy(&bits, &magnitude, 8);
+  bits &= 0x7ff0000000000000ull;
+  double power;
+  std::memcpy(&power, &bits, 8);
+  return std::max(power, smallest_normal);
 }
+
+double quantum(const Format& f, double magnitude) { return power_below(magnitude, f.smallest_normal) * f.epsilon; }
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <tuple>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -172,10 +173,6 @@ Table fit_table(const std::vector<Measurement>& measurements) {
   for (const Measurement& m : measurements) {
     if (m.outcome != Outcome::ok || m.us <= 0) continue;
     const std::string key = fmt::format("{}|{}|{}|{:012}", m.device, m.kernel_digest, name(m.pdl), m.total_heads());
-    const auto at = best.find(key);
-    // Equal times go to the plan whose text comes first, so that the order of lines does not matter.
-    if (at != best.end() && std::pair(at->second.us, at->second.plan.text()) <= std::pair(m.us, m.plan.text()))
-      continue;
     TableRow row;
     row.device = m.device;
     row.kernel_digest = m.kernel_digest;
@@ -190,7 +187,13 @@ Table fit_table(const std::vector<Measurement>& measurements) {
     row.driver = m.driver;
     row.nvrtc = m.nvrtc;
     row.measured = m.measured;
-    best[key] = std::move(row);
+    // Equal times go to the plan whose text comes first, then by provenance, so that the order of lines does not
+    // matter.
+    const auto rank = [](const TableRow& r) {
+      return std::tuple(r.us, r.plan.text(), r.source_digest, r.driver, r.nvrtc, r.measured, r.kernel, r.floor_us);
+    };
+    const auto [at, added] = best.emplace(key, row);
+    if (!added && rank(row) < rank(at->second)) at->second = std::move(row);
   }
   Table table;
   for (auto& [key, row] : best) table.rows.push_back(std::move(row));

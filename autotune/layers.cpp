@@ -109,8 +109,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   z_bytes_ = d.has_z() ? x_bytes_ : 0;
   dt_bytes_ = round_up(B * H * size_bytes(d.dt_dtype), 256);
   input_bytes_ = x_bytes_ + 2 * group_bytes_ + z_bytes_ + dt_bytes_;
-  out_bytes_ = x_bytes_;
-  layer_bytes_ = round_up(state_bytes_, 256) + input_bytes_ + out_bytes_;
+  layer_bytes_ = round_up(state_bytes_, 256) + input_bytes_;
 
   const std::int64_t cold = 4 * gpu.l2_bytes;
   count_ = static_cast<int>(std::max<std::int64_t>(8, cold / state_bytes_ + 1));
@@ -124,6 +123,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
 
   memory_ = DeviceBuffer(static_cast<std::size_t>(layer_bytes_ * count_));
   sources_ = DeviceBuffer(static_cast<std::size_t>(input_bytes_ * count_));
+  out_ = DeviceBuffer(static_cast<std::size_t>(x_bytes_));
   weights_ = DeviceBuffer(static_cast<std::size_t>(3 * round_up(4 * H, 256)));
   indices_ = DeviceBuffer(static_cast<std::size_t>(2 * round_up(4 * B, 256)));
   hash_ = DeviceBuffer(8);
@@ -164,8 +164,7 @@ UpdateArgs Layers::args(int layer, Pdl pdl) const {
   if (d.has_z()) a.z = contiguous(p, d.input_dtype, {B, H, P});
   p += z_bytes_;
   a.dt = contiguous(p, d.dt_dtype, {B, H});
-  p += dt_bytes_;
-  a.out = contiguous(p, d.input_dtype, {B, H, P});
+  a.out = contiguous(out_.data(), d.input_dtype, {B, H, P});
   const std::int64_t step = round_up(4 * H, 256);
   a.A = contiguous(weights_.data(), DType::f32, {H});
   if (d.has_D()) a.D = contiguous(weights_.data() + step, d.weight_dtype, {H});
@@ -203,8 +202,7 @@ void Layers::produce(int layer) const {
 void Layers::pass(int layer, const BenchKernels::Pass& how, bool dependent) const {
   // The parts are padded to 256 bytes; the floor moves the bytes that a step moves, no more.
   const std::int64_t back = bytes_.written_back / 16 * 16;
-  std::byte* elsewhere = at(layer) + round_up(state_bytes_, 256) + input_bytes_;
-  if (description_.has_destination) elsewhere = at(layer) + state_bytes_ / 2;
+  std::byte* elsewhere = description_.has_destination ? at(layer) + state_bytes_ / 2 : out_.data();
   kernels_.pass(how, at(layer), elsewhere, bytes_.read, back, bytes_.written_new, dependent, stream_);
 }
 
@@ -218,13 +216,14 @@ std::uint64_t Layers::read_hash() const {
 std::uint64_t Layers::hash(int layer) const {
   hash_.fill(0, stream_.handle());
   kernels_.hash(at(layer), layer_bytes_, hash_.data(), stream_);
+  kernels_.hash(out_.data(), static_cast<std::int64_t>(out_.size()), hash_.data(), stream_);
   return read_hash();
 }
 
-std::uint64_t Layers::hash_outputs() const {
+std::uint64_t Layers::hash_all() const {
   hash_.fill(0, stream_.handle());
-  for (int layer = 0; layer < count_; ++layer)
-    kernels_.hash(at(layer) + layer_bytes_ - out_bytes_, out_bytes_, hash_.data(), stream_);
+  kernels_.hash(memory_.data(), static_cast<std::int64_t>(memory_.size()), hash_.data(), stream_);
+  kernels_.hash(out_.data(), static_cast<std::int64_t>(out_.size()), hash_.data(), stream_);
   return read_hash();
 }
 

@@ -1,5 +1,5 @@
-// The memory that a step is timed on: as many layers as it takes for the state to be cold, each with its own state,
-// inputs and outputs, as a model's decode step visits them.
+// The memory that a step is timed on: as many layers as it takes for the state to be cold, each with its own state and
+// inputs, as a model's decode step visits them. The output is one buffer, as an engine reuses its activations.
 #pragma once
 
 #include <cstdint>
@@ -68,9 +68,9 @@ class Layers {
   void poison_inputs() const;
   void produce(int layer) const;
   void pass(int layer, const BenchKernels::Pass& how, bool dependent) const;
-  // Of the layer's state and output; of the outputs of all layers.
+  // Of the layer's memory and the output; of all layers' and the output.
   std::uint64_t hash(int layer) const;
-  std::uint64_t hash_outputs() const;
+  std::uint64_t hash_all() const;
 
  private:
   std::byte* at(int layer) const { return memory_.data() + static_cast<std::int64_t>(layer) * layer_bytes_; }
@@ -84,10 +84,10 @@ class Layers {
   const BenchKernels& kernels_;
   const Stream& stream_;
   Bytes bytes_;
-  // A layer is [state | x | B | C | z | dt | out], each part a multiple of 256 bytes.
+  // A layer is [state | x | B | C | z | dt], each part a multiple of 256 bytes.
   std::int64_t state_bytes_ = 0, x_bytes_ = 0, group_bytes_ = 0, z_bytes_ = 0, dt_bytes_ = 0, input_bytes_ = 0,
-               out_bytes_ = 0, layer_bytes_ = 0;
-  DeviceBuffer memory_, sources_, weights_, indices_, hash_;
+               layer_bytes_ = 0;
+  DeviceBuffer memory_, sources_, out_, weights_, indices_, hash_;
 };
 
 }  // namespace ssmjit

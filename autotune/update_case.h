@@ -41,6 +41,7 @@ struct CaseResult {
 class UpdateCase {
  public:
   UpdateCase(const Description& description, const CaseLayout& layout, std::uint64_t seed);
+  UpdateCase(UpdateCase&&) = default;  // a copy would point into the original's blocks
 
   // All memory of the case, bytes before a launch. Every block has its tensor between two canaries.
   struct Block {
@@ -79,7 +80,8 @@ std::string judge(const Nearness& n, DType dtype, int dstate, const char* what);
 class NearnessMeter {
  public:
   NearnessMeter(DType dtype, int dstate) : dtype_(dtype), dstate_(dstate) {}
-  void add_row(const double* want, const std::vector<double>& got);
+  // `terms`: what each element was summed from, as HeadResult::y_terms; null: no sum.
+  void add_row(const double* want, const std::vector<double>& got, const double* terms = nullptr);
   Nearness result() const;
 
  private:

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
+#include <future>
 #include <random>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -52,43 +55,53 @@ class GpuTarget : public Target {
 
 }  // namespace
 
-void verify_on(Target& target, const std::vector<UpdateCase>& cases, Verdict& verdict) {
+std::vector<CaseRun> run_cases(Target& target, const std::vector<UpdateCase>& cases, Verdict& verdict) {
+  std::vector<CaseRun> runs;
   try {
     for (const UpdateCase& c : cases) {
       target.release_all();
       std::vector<std::byte*> base;
       for (const UpdateCase::Block& block : c.blocks()) base.push_back(target.allocate(block.before));
       const UpdateArgs args = c.args(base);
-      std::vector<std::vector<std::byte>> first(base.size()), again(base.size());
-      for (int launch = 0; launch < kLaunches; ++launch) {
+      CaseRun run{&c, std::vector<std::vector<std::byte>>(base.size())};
+      std::vector<std::byte> again;
+      for (int launch = 0; launch < kLaunches && verdict.outcome == Outcome::ok; ++launch) {
         if (launch > 0)
           for (std::size_t i = 0; i < base.size(); ++i)
             if (c.blocks()[i].may_change) target.write(base[i], c.blocks()[i].before);
         target.launch(args);
-        for (std::size_t i = 0; i < base.size(); ++i)
-          if (launch == 0 || c.blocks()[i].may_change) target.read(base[i], launch == 0 ? first[i] : again[i]);
-        if (launch == 0) continue;
         for (std::size_t i = 0; i < base.size(); ++i) {
-          if (!c.blocks()[i].may_change || first[i] == again[i]) continue;
-          verdict.outcome = Outcome::nondeterministic;
-          verdict.failures.push_back(fmt::format("{}: {}: launch {} gave other bits than the first", c.layout().name(),
-                                                 c.blocks()[i].name, launch + 1));
-          target.release_all();
-          return;
+          if (launch == 0) {
+            target.read(base[i], run.after[i]);
+          } else if (c.blocks()[i].may_change) {
+            target.read(base[i], again);
+            if (again == run.after[i]) continue;
+            verdict.outcome = Outcome::nondeterministic;
+            verdict.failures.push_back(fmt::format("{}: {}: launch {} gave other bits than the first",
+                                                   c.layout().name(), c.blocks()[i].name, launch + 1));
+          }
         }
       }
-      const CaseResult result = c.check(first);
-      verdict.y_error = std::max(verdict.y_error, result.y.frobenius);
-      verdict.state_error = std::max(verdict.state_error, result.state.frobenius);
-      verdict.worst_ulp = std::max({verdict.worst_ulp, result.y.worst_ulp, result.state.worst_ulp});
-      if (!result.failures.empty()) verdict.outcome = Outcome::wrong;
-      verdict.failures.insert(verdict.failures.end(), result.failures.begin(), result.failures.end());
+      runs.push_back(std::move(run));
+      if (verdict.outcome != Outcome::ok) break;
     }
   } catch (const Error& e) {
     verdict.outcome = Outcome::launch_failed;
     verdict.failures.emplace_back(e.what());
   }
   target.release_all();
+  return runs;
+}
+
+void judge_runs(const std::vector<CaseRun>& runs, Verdict& verdict) {
+  for (const CaseRun& run : runs) {
+    const CaseResult result = run.test->check(run.after);
+    verdict.y_error = std::max(verdict.y_error, result.y.frobenius);
+    verdict.state_error = std::max(verdict.state_error, result.state.frobenius);
+    verdict.worst_ulp = std::max({verdict.worst_ulp, result.y.worst_ulp, result.state.worst_ulp});
+    if (!result.failures.empty() && verdict.outcome == Outcome::ok) verdict.outcome = Outcome::wrong;
+    verdict.failures.insert(verdict.failures.end(), result.failures.begin(), result.failures.end());
+  }
 }
 
 std::vector<Verdict> verify(const Description& description, const std::vector<Plan>& plans,
@@ -105,6 +118,9 @@ std::vector<Verdict> verify(const Description& description, const std::vector<Pl
   const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   GpuTarget target;
   CompilePool pool(description, plans, gpu.arch(), options.compile, options.source);
+  // The GPU runs one candidate while the cores judge those before it; what waits to be judged is held in memory.
+  std::deque<std::future<void>> judging;
+  const std::size_t waiting_at_most = std::max(1u, std::thread::hardware_concurrency());
   for (std::size_t i = 0; i < plans.size(); ++i) {
     Verdict& v = verdicts[i];
     v.plan = plans[i];
@@ -118,7 +134,12 @@ std::vector<Verdict> verify(const Description& description, const std::vector<Pl
       try {
         const Kernel kernel = Kernel::load(description, plans[i], compiled.source, compiled.cubin);
         target.use(&kernel);
-        verify_on(target, cases, v);
+        std::vector<CaseRun> runs = run_cases(target, cases, v);
+        if (judging.size() >= waiting_at_most) {
+          judging.front().get();
+          judging.pop_front();
+        }
+        judging.push_back(std::async(std::launch::async, [runs = std::move(runs), &v] { judge_runs(runs, v); }));
       } catch (const Error& e) {
         v.outcome = Outcome::launch_failed;
         v.failures.emplace_back(e.what());
@@ -130,6 +151,7 @@ std::vector<Verdict> verify(const Description& description, const std::vector<Pl
       options.progress({"verify", done, total, t, t / static_cast<double>(done) * static_cast<double>(total - done)});
     }
   }
+  for (std::future<void>& judged : judging) judged.get();
   return verdicts;
 }
 

@@ -10,8 +10,16 @@
 
 namespace ssmjit {
 
-// Runs what `target` launches on every case and fills the verdict's outcome, failures and errors. An Error from the
-// target becomes the outcome launch_failed. Launches that give different bits are nondeterministic.
-void verify_on(Target& target, const std::vector<UpdateCase>& cases, Verdict& verdict);
+// What a kernel left of a case's blocks after the first of its launches.
+struct CaseRun {
+  const UpdateCase* test = nullptr;
+  std::vector<std::vector<std::byte>> after;
+};
+
+// Runs what `target` launches on every case, five times each. Launches that give different bits are nondeterministic,
+// an Error from the target is launch_failed: both end the runs and stand in the verdict.
+std::vector<CaseRun> run_cases(Target& target, const std::vector<UpdateCase>& cases, Verdict& verdict);
+// Judges the runs and fills the verdict's errors, and its outcome and failures where they are wrong.
+void judge_runs(const std::vector<CaseRun>& runs, Verdict& verdict);
 
 }  // namespace ssmjit

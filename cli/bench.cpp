@@ -38,6 +38,12 @@ int run(const Options& o) {
         for (const Measurement& m : sweep(kernel.description, options)) {
           const bool ok = m.outcome == Outcome::ok;
           ++(ok ? measured : failed);
+          // Nothing is faster than the floor by more than the noise: then the floor was not measured well.
+          if (m.share > 1.01) {
+            ++failed;
+            say(fmt::format("batch {}: {:.2f} us is under the floor of {:.2f} us: the floor is wrong", batch, m.us,
+                            m.floor_us));
+          }
           if (o.json) {
             Json line = Json::parse(m.json());
             line["why"] = o.plan.empty() ? name(choice.why) : "given";

@@ -2,11 +2,7 @@
 include(CMakePackageConfigHelpers)
 
 set(ssmjit_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/ssmjit")
-set(ssmjit_targets libssmjit)
-if(TARGET libssmjit_autotune)
-  list(APPEND ssmjit_targets libssmjit_autotune)
-endif()
-install(TARGETS ${ssmjit_targets} EXPORT ssmjitTargets)
+install(TARGETS libssmjit libssmjit_autotune EXPORT ssmjitTargets)
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/ssmjit" DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT ssmjitTargets NAMESPACE ssmjit:: DESTINATION ${ssmjit_package_dir})
 

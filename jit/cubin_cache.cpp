@@ -24,6 +24,7 @@
 
 #include <ssmjit/error.h>
 
+#include "codegen/banner.h"
 #include "codegen/fail.h"
 #include "codegen/log.h"
 
@@ -232,7 +233,7 @@ std::string cubin_key(const Source& source, const std::vector<std::string>& opti
   add(source.arch.text());
   add(nvrtc_version);
   for (const std::string& option : options) add(option);
-  add(source.text);
+  add(without_banner(source.text));
   const XXH128_hash_t hash = XXH3_128bits_digest(&state);
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }

@@ -72,6 +72,20 @@ constexpr std::int64_t kAny = -1;  // an extent that is whatever the caller says
 
 enum class Align { element, vector_rows };
 
+// As size_bytes(), without a call.
+constexpr int element_bytes(DType dtype) {
+  return dtype == DType::i64 ? 8 : dtype == DType::bf16 || dtype == DType::f16 ? 2 : 4;
+}
+
+// Whether `value` is a multiple of `align`, a power of two; a launch does no division.
+constexpr bool is_aligned(std::uint64_t value, int align) {
+  return (value & static_cast<std::uint64_t>(align - 1)) == 0;
+}
+bool is_aligned(const void* address, int align) { return is_aligned(reinterpret_cast<std::uintptr_t>(address), align); }
+bool stride_is_aligned(std::int64_t stride, int bytes, int align) {
+  return is_aligned(static_cast<std::uint64_t>(stride) * static_cast<std::uint64_t>(bytes), align);
+}
+
 struct TensorWants {
   const char* name;
   DType dtype;
@@ -101,7 +115,7 @@ bool check_given(const char* name, bool given, bool wanted, const char* reader, 
 }
 
 template <class Report>
-void check_tensor(const Tensor& tensor, const TensorWants& wants, Report& report) {
+[[gnu::always_inline]] inline void check_tensor(const Tensor& tensor, const TensorWants& wants, Report& report) {
   if (tensor.dtype != wants.dtype)
     report(
         [&] { return fmt::format("{}: got dtype {}; wants {}", wants.name, name(tensor.dtype), name(wants.dtype)); });
@@ -124,9 +138,9 @@ void check_tensor(const Tensor& tensor, const TensorWants& wants, Report& report
   }
   if (tensor.shape[0] == 0) return;
 
-  const int bytes = size_bytes(wants.dtype);
+  const int bytes = element_bytes(wants.dtype);
   const int align = wants.align == Align::vector_rows ? kVectorBytes : bytes;
-  if (reinterpret_cast<std::uintptr_t>(tensor.data) % static_cast<unsigned>(align) != 0)
+  if (!is_aligned(tensor.data, align))
     report([&] {
       return fmt::format("{}: base address {} is not a multiple of {} bytes{}", wants.name, fmt::ptr(tensor.data),
                          align, align > bytes ? "; move the base, or describe the kernel with unaligned_rows()" : "");
@@ -152,12 +166,11 @@ void check_tensor(const Tensor& tensor, const TensorWants& wants, Report& report
       return fmt::format("{}: row stride {} elements; wants {} or more{}", wants.name, stride,
                          wants.rows_apart ? dense : 0, wants.rows_apart ? ", so that rows do not overlap" : "");
     });
-  else if (stride % (align / bytes) != 0)
+  else if (!stride_is_aligned(stride, bytes, align))
     report([&] {
       return fmt::format(
           "{}: row stride {} elements ({} bytes) is not a multiple of {} bytes; pad the rows, or describe the kernel "
-          "with "
-          "unaligned_rows()",
+          "with unaligned_rows()",
           wants.name, stride, stride * bytes, align);
     });
 }
@@ -169,13 +182,13 @@ void check_state(const Tensor& state, const Wants& wants, Report& report) {
                           Align::element, /*rows_apart=*/true};
   check_tensor(state, shape, report);
   if (state.dtype != wants.state || state.rank != 4) return;
-  if (reinterpret_cast<std::uintptr_t>(state.data) % kVectorBytes != 0)
+  if (!is_aligned(state.data, kVectorBytes))
     report([&] {
       return fmt::format("state: base address {} is not a multiple of {} bytes; move the base", fmt::ptr(state.data),
                          kVectorBytes);
     });
-  const std::int64_t bytes = size_bytes(wants.state);
-  if (state.shape[0] > 1 && state.stride[0] % (kVectorBytes / bytes) != 0)
+  const int bytes = element_bytes(wants.state);
+  if (state.shape[0] > 1 && !stride_is_aligned(state.stride[0], bytes, kVectorBytes))
     report([&] {
       return fmt::format("state: slot stride {} elements ({} bytes) is not a multiple of {} bytes; pad the slots",
                          state.stride[0], state.stride[0] * bytes, kVectorBytes);
@@ -199,7 +212,7 @@ void check_indices_shape(const char* name_, const Tensor& indices, std::int64_t 
   }
   if (indices.shape[0] > 1 && indices.stride[0] < 0)
     report([&] { return fmt::format("{}: stride {}; wants 0 or more", name_, indices.stride[0]); });
-  if (reinterpret_cast<std::uintptr_t>(indices.data) % static_cast<unsigned>(size_bytes(indices.dtype)) != 0)
+  if (!is_aligned(indices.data, element_bytes(indices.dtype)))
     report([&] {
       return fmt::format("{}: base address {} is not a multiple of {} bytes", name_, fmt::ptr(indices.data),
                          size_bytes(indices.dtype));

@@ -18,7 +18,8 @@
 // lines), and each lane has kRows neighbouring rows, all of whose vectors are asked for before the first is used.
 //
 // state_path: how the state travels from memory to registers (it always leaves by vector stores):
-//   direct    straight into registers; stages = 2 has the next head's loads in flight during this head's arithmetic
+//   direct    straight into registers; with several heads a block the next one's loads are in flight during this one's
+//             arithmetic
 //   cp_async  into shared memory by cp.async, stages - 1 heads ahead; each lane waits for its own vectors only
 //   bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
 
@@ -54,15 +55,15 @@ struct Packed {
   T element[kWords ? 1 : kCount];
   u32 word[kWords ? kBytes / 4 : 1];
 
-  __device__ __forceinline__ void load(const T* p) {
+  SSMJIT_DEVICE void load(const T* p) {
     if constexpr (kWords)
-      load_words<kBytes / 4>(p, word);
+      load_now<kBytes / 4>(p, word);
     else {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) element[i] = p[i];
+      for (int i = 0; i < kCount; ++i) load_now(p + i, element[i]);
     }
   }
-  __device__ __forceinline__ void zero() {
+  SSMJIT_DEVICE void zero() {
     if constexpr (kWords) {
 #pragma unroll
       for (int i = 0; i < kBytes / 4; ++i) word[i] = 0;
@@ -71,7 +72,7 @@ struct Packed {
       for (int i = 0; i < kCount; ++i) element[i] = T{};
     }
   }
-  __device__ __forceinline__ void widen_to(float (&v)[kCount]) const {
+  SSMJIT_DEVICE void widen_to(float (&v)[kCount]) const {
     if constexpr (kWords) {
 #pragma unroll
       for (int w = 0; w < kBytes / 4; ++w) {
@@ -87,17 +88,30 @@ struct Packed {
   }
 };
 
-// Index `at` of an int32 or int64 array, without a branch that would hold up the loads behind it. A null array gives
-// `otherwise`; `readable` is any address that may be read in its place.
-SSMJIT_DEVICE i64 load_index(const void* indices, int wide, i64 at, i64 otherwise, const void* readable) {
-  const u32* words = static_cast<const u32*>(indices != nullptr ? indices : readable);
-  const i64 low_at = indices != nullptr ? (wide != 0 ? 2 * at : at) : 0;
-  const u32 low = words[low_at];
-  const u32 high = words[indices != nullptr && wide != 0 ? low_at + 1 : low_at];
-  const i64 narrow = static_cast<int>(low);
-  const i64 value = wide != 0 ? static_cast<i64>(static_cast<u64>(high) << 32 | low) : narrow;
-  return indices != nullptr ? value : otherwise;
-}
+// An entry of an int32 or int64 index array, as the words that were asked for: what waits for them is value(), so it can
+// stand behind the loads that need no index. No branch. A null array gives `otherwise`; `readable` is any address that
+// may be read in its place.
+struct IndexEntry {
+  u32 low, high;
+  i64 otherwise;
+  bool given, wide;
+
+  static SSMJIT_DEVICE IndexEntry load(const void* indices, int wide, i64 at, i64 otherwise, const void* readable) {
+    IndexEntry e;
+    e.given = indices != nullptr;
+    e.wide = wide != 0;
+    e.otherwise = otherwise;
+    const u32* words = static_cast<const u32*>(e.given ? indices : readable);
+    const i64 first = e.given ? (e.wide ? 2 * at : at) : 0;
+    e.low = load_now_b32(words + first);
+    e.high = load_now_b32(words + (e.given && e.wide ? first + 1 : first));
+    return e;
+  }
+  SSMJIT_DEVICE i64 value() const {
+    const i64 narrow = static_cast<int>(low);
+    return !given ? otherwise : wide ? static_cast<i64>(static_cast<u64>(high) << 32 | low) : narrow;
+  }
+};
 
 // A lane's share of the state of one head.
 template <class Cfg>
@@ -140,14 +154,14 @@ struct UpdateStep {
   bool owner;    // whether it writes them
 
   // The lane's vector v of row r within a head's [head_dim, dstate], in elements.
-  SSMJIT_DEVICE int element(int r, int v, int lane_row, int column) {
+  static SSMJIT_DEVICE int element(int r, int v, int lane_row, int column) {
     return (lane_row + r) * Cfg::kDstate + (v * S::kLanes + column) * S::kVecElements;
   }
-  SSMJIT_DEVICE bool inside(int v, int column) {
+  static SSMJIT_DEVICE bool inside(int v, int column) {
     return !S::kRagged || v + 1 < S::kVectors || v * S::kLanes + column < S::kRowVectors;
   }
 
-  __device__ __forceinline__ void load_state(StateTile<Cfg>& tile, const State* head_state, bool live) const {
+  SSMJIT_DEVICE void load_state(StateTile<Cfg>& tile, const State* head_state, bool live) const {
 #pragma unroll
     for (int r = 0; r < S::kRows; ++r)
 #pragma unroll
@@ -157,26 +171,26 @@ struct UpdateStep {
                              : Vec16{};
   }
 
-  __device__ __forceinline__ void load_inputs(HeadInputs<Cfg>& in, int h) const {
+  SSMJIT_DEVICE void load_inputs(HeadInputs<Cfg>& in, int h) const {
     const i64 at = static_cast<i64>(h) * Cfg::kHeadDim;
     const Input* x = static_cast<const Input*>(args.x) + row * args.x_stride + at;
-    in.dt = static_cast<const typename Cfg::Dt*>(args.dt)[row * args.dt_stride + h];
+    load_now(static_cast<const typename Cfg::Dt*>(args.dt) + row * args.dt_stride + h, in.dt);
     in.x.load(x + lane_row);
-    in.A = static_cast<const float*>(args.A)[h];
-    if constexpr (Cfg::kHasDtBias) in.dt_bias = static_cast<const typename Cfg::Weight*>(args.dt_bias)[h];
-    if constexpr (Cfg::kHasD) in.D = static_cast<const typename Cfg::Weight*>(args.D)[h];
+    load_now(static_cast<const float*>(args.A) + h, in.A);
+    if constexpr (Cfg::kHasDtBias) load_now(static_cast<const typename Cfg::Weight*>(args.dt_bias) + h, in.dt_bias);
+    if constexpr (Cfg::kHasD) load_now(static_cast<const typename Cfg::Weight*>(args.D) + h, in.D);
     if constexpr (Cfg::kHasSkip) {
 #pragma unroll
-      for (int i = 0; i < S::kOwned; ++i) in.x_own[i] = x[own_row + i];
+      for (int i = 0; i < S::kOwned; ++i) load_now(x + own_row + i, in.x_own[i]);
     }
     if constexpr (Cfg::kHasGate) {
       const Input* z = static_cast<const Input*>(args.z) + row * args.z_stride + at;
 #pragma unroll
-      for (int i = 0; i < S::kOwned; ++i) in.z_own[i] = z[own_row + i];
+      for (int i = 0; i < S::kOwned; ++i) load_now(z + own_row + i, in.z_own[i]);
     }
   }
 
-  __device__ __forceinline__ void load_columns(Columns<Cfg>& columns, const void* base, i64 stride) const {
+  SSMJIT_DEVICE void load_columns(Columns<Cfg>& columns, const void* base, i64 stride) const {
     const Input* p = static_cast<const Input*>(base) + row * stride +
                      static_cast<i64>(head / Cfg::kHeadsPerGroup) * Cfg::kDstate;
 #pragma unroll
@@ -189,7 +203,7 @@ struct UpdateStep {
   }
 
   // One head: the recurrence on the lane's vectors, the new state to memory, the sums over dstate, the output.
-  __device__ __forceinline__ void step(StateTile<Cfg>& tile, const HeadInputs<Cfg>& in, const Columns<Cfg>& columns_B,
+  SSMJIT_DEVICE void step(StateTile<Cfg>& tile, const HeadInputs<Cfg>& in, const Columns<Cfg>& columns_B,
                                        const Columns<Cfg>& columns_C, State* head_target, bool store, int h) const {
     constexpr int kPer = kPerWord<State>;
     float dt_bias = 0.0f, D = 0.0f;
@@ -240,7 +254,7 @@ struct UpdateStep {
     }
   }
 
-  __device__ __forceinline__ void write_zeros() const {
+  SSMJIT_DEVICE void write_zeros() const {
     if (!owner) return;
     for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
       Input* out = static_cast<Input*>(args.out) + row * args.out_stride + static_cast<i64>(head + i) * Cfg::kHeadDim;
@@ -273,129 +287,124 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
   if (args.pdl == kPdlWaitFirst) grid_dependency_wait();
 
   // Which slot. A pad row forms no address from its index.
-  const i64 source =
-      load_index(args.state_batch_indices, args.wide_indices, at.row * args.index_stride, at.row, args.A);
-  i64 target = source;
-  if constexpr (Cfg::kDestination)
-    target = load_index(args.dst_state_batch_indices, args.wide_indices, at.row * args.dst_index_stride, source, args.A);
+  const IndexEntry source_entry =
+      IndexEntry::load(args.state_batch_indices, args.wide_indices, at.row * args.index_stride, at.row, args.A);
+  IndexEntry target_entry = source_entry;
+  if constexpr (Cfg::kDestination) {
+    if (args.dst_state_batch_indices != nullptr)
+      target_entry = IndexEntry::load(args.dst_state_batch_indices, args.wide_indices, at.row * args.dst_index_stride,
+                                      at.row, args.A);
+  }
 
+  // Whether there is a state to read and to write, and where. What follows from the index stands behind the loads that
+  // do not need it, so it is worked out in a place of its own for the launch that reads the state early.
+  bool live, store;
+  const State* from;
+  State* to;
+  const auto locate = [&] {
+    const i64 source = source_entry.value();
+    const i64 target = target_entry.value();
+    live = source >= 0 && source < args.slots && source != args.pad_slot_id;
+    store = live && target >= 0 && target < args.slots && target != args.pad_slot_id;
+    const i64 first = static_cast<i64>(at.head) * S::kHeadSize;
+    from = static_cast<const State*>(args.state) + (live ? source * args.state_stride + first : 0);
+    to = static_cast<State*>(args.state) + (store ? target * args.state_stride + first : 0);
+  };
+
+  // A ring of stages in shared memory, private to the warp: [warps][stages][rows of the warp, dstate], then, for bulk
+  // copies, [warps][stages] barriers. Heads go around it.
+  extern __shared__ __align__(128) unsigned char ring[];
+  unsigned char* mine = ring + warp * Cfg::kStages * S::kWarpBytes;
+  Barrier* full = reinterpret_cast<Barrier*>(ring + Cfg::kWarps * Cfg::kStages * S::kWarpBytes) + warp * Cfg::kStages;
+  const auto stage = [&](int i) { return mine + (i % Cfg::kStages) * S::kWarpBytes; };
+  const auto in_stage = [&](int i, int r, int v) {
+    return stage(i) + at.element(r, v, lane_row - warp_row, column) * static_cast<int>(sizeof(State));
+  };
+  const auto fetch = [&](int i) {
+    if constexpr (Cfg::kStatePath == StatePath::cp_async) {
+      if (i < Cfg::kHeadsPerBlock && live) {
+#pragma unroll
+        for (int r = 0; r < S::kRows; ++r)
+#pragma unroll
+          for (int v = 0; v < S::kVectors; ++v)
+            if (at.inside(v, column))
+              copy_async(in_stage(i, r, v), from + i * S::kHeadSize + at.element(r, v, lane_row, column));
+      }
+      copy_async_commit();  // empty groups too, so that the count of pending ones stays the same
+    } else if (i < Cfg::kHeadsPerBlock && live) {
+      sync_warp();  // every lane has read what the stage held
+      if (lane == 0) {
+        barrier_arrive_expect(full + i % Cfg::kStages, S::kWarpBytes);
+        bulk_load(stage(i), from + i * S::kHeadSize + warp_row * Cfg::kDstate, S::kWarpBytes, full + i % Cfg::kStages);
+      }
+    }
+  };
+  const auto wait_for_stage = [&](int i) {
+    if constexpr (Cfg::kStatePath == StatePath::cp_async)
+      copy_async_wait<Cfg::kStages - 1>();
+    else if (live)
+      barrier_wait(full + i % Cfg::kStages, (i / Cfg::kStages) & 1);
+  };
+  if constexpr (Cfg::kStatePath == StatePath::bulk) {
+    if (lane < Cfg::kStages) barrier_init(full + lane, 1);
+    barrier_init_fence();
+    sync_warp();
+  }
+
+  StateTile<Cfg> tile;
+  const auto request_state = [&] {
+    if constexpr (Cfg::kStatePath == StatePath::direct) {
+      at.load_state(tile, from, live);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Cfg::kStages - 1; ++i) fetch(i);
+    }
+  };
+
+  // The addresses of the inputs wait for no index, so they are asked for before the state; unless the state may
+  // overtake the producer of the inputs.
+  if (early) {
+    locate();
+    request_state();
+    grid_dependency_wait();
+  }
   Columns<Cfg> B, C;
   HeadInputs<Cfg> in;
-  // The addresses of the inputs wait for no index, so they are asked for first; unless the state may overtake the
-  // producer of the inputs.
-  const auto load_first_inputs = [&] {
-    at.load_columns(B, args.B, args.B_stride);
-    at.load_columns(C, args.C, args.C_stride);
-    at.load_inputs(in, at.head);
-  };
-  if (!early) load_first_inputs();
-
-  const bool live = source >= 0 && source < args.slots && source != args.pad_slot_id;
+  at.load_columns(B, args.B, args.B_stride);
+  at.load_columns(C, args.C, args.C_stride);
+  at.load_inputs(in, at.head);
+  locate();
   if constexpr (Cfg::kPadOutput != PadOutput::as_if_zero_state) {
     if (!live) {
-      if (early) grid_dependency_wait();
       if constexpr (Cfg::kPadOutput == PadOutput::zeros) at.write_zeros();
       return;
     }
   }
-  const bool store = live && target >= 0 && target < args.slots && target != args.pad_slot_id;
-  const i64 first = static_cast<i64>(at.head) * S::kHeadSize;
-  const State* from = static_cast<const State*>(args.state) + (live ? source * args.state_stride + first : 0);
-  State* to = static_cast<State*>(args.state) + (store ? target * args.state_stride + first : 0);
+  if (!early) request_state();
 
-  if constexpr (Cfg::kStatePath == StatePath::direct) {
-    StateTile<Cfg> tile;
-    at.load_state(tile, from, live);
-    if (early) {
-      grid_dependency_wait();
-      load_first_inputs();
-    }
-    if constexpr (Cfg::kHeadsPerBlock == 1) {
-      at.step(tile, in, B, C, to, store, at.head);
-    } else if constexpr (Cfg::kStages == 1) {
-#pragma unroll 1
-      for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
-        at.step(tile, in, B, C, to + i * S::kHeadSize, store, at.head + i);
-        if (i + 1 < Cfg::kHeadsPerBlock) {
-          at.load_inputs(in, at.head + i + 1);
-          at.load_state(tile, from + (i + 1) * S::kHeadSize, live);
-        }
-      }
-    } else {
-      StateTile<Cfg> ahead;
-      HeadInputs<Cfg> in_ahead;
-#pragma unroll 2
-      for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
-        if (i + 1 < Cfg::kHeadsPerBlock) {
-          at.load_state(ahead, from + (i + 1) * S::kHeadSize, live);
-          at.load_inputs(in_ahead, at.head + i + 1);
-        }
-        at.step(tile, in, B, C, to + i * S::kHeadSize, store, at.head + i);
-        tile = ahead;
-        in = in_ahead;
-      }
-    }
+  if constexpr (Cfg::kHeadsPerBlock == 1) {
+    at.step(tile, in, B, C, to, store, at.head);
   } else {
-    // A ring of stages in shared memory, private to the warp: [warps][stages][rows of the warp, dstate], then, for bulk
-    // copies, [warps][stages] barriers.
-    extern __shared__ __align__(128) unsigned char ring[];
-    unsigned char* mine = ring + warp * Cfg::kStages * S::kWarpBytes;
-    const auto slot = [&](int i) { return mine + (i % Cfg::kStages) * S::kWarpBytes; };
-    const auto in_stage = [&](int i, int r, int v) {
-      return slot(i) + (at.element(r, v, lane_row - warp_row, column)) * static_cast<int>(sizeof(State));
-    };
-    Barrier* full = reinterpret_cast<Barrier*>(ring + Cfg::kWarps * Cfg::kStages * S::kWarpBytes) + warp * Cfg::kStages;
-    if constexpr (Cfg::kStatePath == StatePath::bulk) {
-      if (lane < Cfg::kStages) barrier_init(full + lane, 1);
-      barrier_init_fence();
-      sync_warp();
-    }
-    const auto fetch = [&](int i) {
-      if constexpr (Cfg::kStatePath == StatePath::cp_async) {
-        if (i < Cfg::kHeadsPerBlock && live) {
-#pragma unroll
-          for (int r = 0; r < S::kRows; ++r)
-#pragma unroll
-            for (int v = 0; v < S::kVectors; ++v)
-              if (at.inside(v, column))
-                copy_async(in_stage(i, r, v), from + i * S::kHeadSize + at.element(r, v, lane_row, column));
-        }
-        copy_async_commit();  // empty groups too, so that the count of pending ones stays the same
-      } else if (i < Cfg::kHeadsPerBlock && live) {
-        sync_warp();  // every lane has read what the stage held
-        if (lane == 0) {
-          barrier_arrive_expect(full + i % Cfg::kStages, S::kWarpBytes);
-          bulk_load(slot(i), from + i * S::kHeadSize + warp_row * Cfg::kDstate, S::kWarpBytes, full + i % Cfg::kStages);
-        }
-      }
-    };
-    const auto wait = [&](int i) {
-      if constexpr (Cfg::kStatePath == StatePath::cp_async)
-        copy_async_wait<Cfg::kStages - 1>();
-      else if (live)
-        barrier_wait(full + i % Cfg::kStages, (i / Cfg::kStages) & 1);
-    };
-
-#pragma unroll
-    for (int i = 0; i < Cfg::kStages - 1; ++i) fetch(i);
-    if (early) {
-      grid_dependency_wait();
-      load_first_inputs();
-    }
+    [[maybe_unused]] StateTile<Cfg> ahead;
     HeadInputs<Cfg> in_ahead;
 #pragma unroll 1
     for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
-      if (i + 1 < Cfg::kHeadsPerBlock) at.load_inputs(in_ahead, at.head + i + 1);
-      fetch(i + Cfg::kStages - 1);
-      wait(i);
-      StateTile<Cfg> tile;
+      const bool more = i + 1 < Cfg::kHeadsPerBlock;
+      if (more) at.load_inputs(in_ahead, at.head + i + 1);
+      if constexpr (Cfg::kStatePath == StatePath::direct) {
+        if (more) at.load_state(ahead, from + (i + 1) * S::kHeadSize, live);
+      } else {
+        fetch(i + Cfg::kStages - 1);
+        wait_for_stage(i);
 #pragma unroll
-      for (int r = 0; r < S::kRows; ++r)
+        for (int r = 0; r < S::kRows; ++r)
 #pragma unroll
-        for (int v = 0; v < S::kVectors; ++v)
-          tile.raw[r][v] = live && at.inside(v, column) ? load_shared(in_stage(i, r, v)) : Vec16{};
+          for (int v = 0; v < S::kVectors; ++v)
+            tile.raw[r][v] = live && at.inside(v, column) ? load_shared(in_stage(i, r, v)) : Vec16{};
+      }
       at.step(tile, in, B, C, to + i * S::kHeadSize, store, at.head + i);
       in = in_ahead;
+      if constexpr (Cfg::kStatePath == StatePath::direct) tile = ahead;
     }
   }
 }

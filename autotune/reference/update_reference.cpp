@@ -1,5 +1,6 @@
 #include "autotune/reference/update_reference.h"
 
+#include <cmath>
 #include <cstring>
 
 #include "autotune/host_numbers.h"
@@ -77,22 +78,29 @@ HeadResult update_reference(const Description& d, const UpdateArgs& args, std::i
     result.state =
         stored_values(args.state, slots.source * args.state.stride[0] + std::int64_t{head} * P * N, P * N, read);
   result.y.resize(static_cast<std::size_t>(P));
+  result.y_terms.resize(static_cast<std::size_t>(P));
   for (int p = 0; p < P; ++p) {
     const auto pp = static_cast<std::size_t>(p);
     double y = 0;
+    double terms = 0;
     for (int n = 0; n < N; ++n) {
       const auto nn = static_cast<std::size_t>(n);
       double& h = result.state[pp * static_cast<std::size_t>(N) + nn];
       h = h * decay + delta * x[pp] * B[nn];
       y += h * C[nn];
+      terms += h * C[nn] * h * C[nn];
     }
     set(Leaf::x, x[pp]);
     if (!d.skip_expr.empty()) y += d.skip_expr.evaluate(leaf);
+    terms = std::sqrt(terms);
     if (d.has_z()) {
       set(Leaf::z, z[pp]);
-      y *= d.gate_expr.evaluate(leaf);
+      const double gate = d.gate_expr.evaluate(leaf);
+      y *= gate;
+      terms *= std::abs(gate);
     }
     result.y[pp] = y;
+    result.y_terms[pp] = terms;
   }
   return result;
 }

@@ -33,6 +33,7 @@ RowSlots row_slots(const Description& description, const UpdateArgs& args, std::
 struct HeadResult {
   std::vector<double> state;
   std::vector<double> y;
+  std::vector<double> y_terms;  // root of the sum of squares of what each y is summed from: what cancelled in it
 };
 // A pad row is computed as if its state were zero.
 HeadResult update_reference(const Description& description, const UpdateArgs& args, std::int64_t row, int head,

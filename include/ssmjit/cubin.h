@@ -1,8 +1,9 @@
 // From source to machine code: NVRTC at run time, with a cache on disk.
 //
-// NVRTC is found by dlopen: SSMJIT_NVRTC (a file), then an installed toolkit (CUDA_HOME, CUDA_PATH, the loader's path,
-// /usr/local/cuda), then the PyPI wheel in the environments VIRTUAL_ENV and the one `make deps` made. Major version 13,
-// or 12 from 12.8 on; where a driver is present, the newest that it can load.
+// NVRTC is found by dlopen. SSMJIT_NVRTC (a file) is taken as it is. Else an installed toolkit (CUDA_HOME, CUDA_PATH,
+// the loader's path, /usr/local/cuda) and the PyPI wheel in the environments VIRTUAL_ENV and the one `make deps` made
+// (or SSMJIT_NVRTC_VENV) are looked at, and of major version 13, or 12 from 12.8 on, the newest is taken, the first of
+// equals; where a driver is present, the newest that it can load.
 #pragma once
 
 #include <cstdint>

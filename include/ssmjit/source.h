@@ -18,7 +18,7 @@ struct Entry {
 
 struct Source {
   std::string text;
-  std::string digest;  // 16 hex digits of the text
+  std::string digest;  // 16 hex digits of the text behind the banner
   Arch arch;
   std::vector<std::string> options;  // for the compiler, beside the architecture
   std::vector<Entry> entries;

@@ -7,7 +7,7 @@ using u32 = unsigned int;
 using u64 = unsigned long long;
 using i64 = long long;
 
-#define SSMJIT_DEVICE static __device__ __forceinline__
+#define SSMJIT_DEVICE __device__ __forceinline__
 
 SSMJIT_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 SSMJIT_DEVICE int lane_index() { return static_cast<int>(threadIdx.x & 31u); }

@@ -1,5 +1,6 @@
 #pragma once
 #include "basic.cuh"
+#include "convert.cuh"
 // Global and shared memory: 16-byte vectors, asynchronous copies (cp.async), bulk copies with mbarrier (sm_90).
 
 struct alignas(16) Vec16 {
@@ -33,27 +34,39 @@ SSMJIT_DEVICE void store_global(void* address, const Vec16& v) {
                  : "memory");
 }
 
-// kWords neighbouring 32-bit words by ordinary cached loads, as wide as the count allows (4, 2 or 1 words; the address is
-// aligned to that width).
+// Ordinary cached loads that are asked for where they stand: the compiler moves neither these nor the loads above past
+// each other, so that none waits behind arithmetic on another's result.
+SSMJIT_DEVICE u32 load_now_b32(const void* address) {
+  u32 v;
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(v) : "l"(address));
+  return v;
+}
+SSMJIT_DEVICE u16 load_now_b16(const void* address) {
+  u16 v;
+  asm volatile("ld.global.b16 %0, [%1];" : "=h"(v) : "l"(address));
+  return v;
+}
+SSMJIT_DEVICE void load_now(const float* address, float& v) { v = __uint_as_float(load_now_b32(address)); }
+SSMJIT_DEVICE void load_now(const bf16* address, bf16& v) { v.bits = load_now_b16(address); }
+SSMJIT_DEVICE void load_now(const f16* address, f16& v) { v.bits = load_now_b16(address); }
+// kWords neighbouring words, as wide as the count allows (4, 2 or 1 words; the address is aligned to that width).
 template <int kWords>
-SSMJIT_DEVICE void load_words(const void* address, u32 (&word)[kWords]) {
+SSMJIT_DEVICE void load_now(const void* address, u32 (&word)[kWords]) {
+  const u32* p = static_cast<const u32*>(address);
   if constexpr (kWords % 4 == 0) {
 #pragma unroll
-    for (int i = 0; i < kWords / 4; ++i) {
-      const Vec16 v = static_cast<const Vec16*>(address)[i];
+    for (int i = 0; i < kWords; i += 4) {
+      const Vec16 v = load_global<false>(p + i);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) word[4 * i + j] = v.word[j];
+      for (int j = 0; j < 4; ++j) word[i + j] = v.word[j];
     }
   } else if constexpr (kWords % 2 == 0) {
 #pragma unroll
-    for (int i = 0; i < kWords / 2; ++i) {
-      const u64 v = static_cast<const u64*>(address)[i];
-      word[2 * i] = static_cast<u32>(v);
-      word[2 * i + 1] = static_cast<u32>(v >> 32);
-    }
+    for (int i = 0; i < kWords; i += 2)
+      asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(word[i]), "=r"(word[i + 1]) : "l"(p + i));
   } else {
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) word[i] = static_cast<const u32*>(address)[i];
+    for (int i = 0; i < kWords; ++i) word[i] = load_now_b32(p + i);
   }
 }
 

@@ -12,14 +12,14 @@ struct RowSums {
   static constexpr bool kLast = kLanes == 1;
   using Next = RowSums<kHalve ? kRows / 2 : kRows, kLast ? 1 : kLanes / 2>;
 
-  SSMJIT_DEVICE constexpr int owned() {
+  static SSMJIT_DEVICE constexpr int owned() {
     if constexpr (kLast)
       return kRows;
     else
       return Next::owned();
   }
   // The first row that lane `lane` of the group owns.
-  SSMJIT_DEVICE int first_row(int lane) {
+  static SSMJIT_DEVICE int first_row(int lane) {
     if constexpr (kLast)
       return 0;
     else if constexpr (kHalve)
@@ -28,7 +28,7 @@ struct RowSums {
       return Next::first_row(lane);
   }
   // Whether the lane is the one of those holding the same totals that should write them.
-  SSMJIT_DEVICE bool owner(int lane) {
+  static SSMJIT_DEVICE bool owner(int lane) {
     if constexpr (kLast)
       return true;
     else if constexpr (kHalve)
@@ -36,7 +36,7 @@ struct RowSums {
     else
       return (lane & (kLanes / 2)) == 0 && Next::owner(lane);
   }
-  SSMJIT_DEVICE void sum(float* v, int lane) {
+  static SSMJIT_DEVICE void sum(float* v, int lane) {
     if constexpr (!kLast) {
       constexpr int kStep = kLanes / 2;
       if constexpr (kHalve) {

@@ -293,7 +293,7 @@ TEST_F(CubinCacheTest, FaultRow22_AReadOnlyFolderIsReadAndGivesOneWarning) {
                   fs::perms::owner_read | fs::perms::owner_exec | fs::perms::others_read | fs::perms::others_exec);
   fs::permissions(cache_.file_of(key_, arch_), fs::perms::owner_read | fs::perms::others_read);
   EXPECT_TRUE(in_child([&] {
-    if (geteuid() == 0 && setuid(65534) != 0) return false;  // nothing is read-only for root
+    if (geteuid() == 0 && (setgid(65534) != 0 || setuid(65534) != 0)) return false;  // nothing is read-only for root
     Warnings warnings;
     return cache_.find(key_, arch_).has_value() && !cache_.keep(other, make_cubin(), kNvrtc) &&
            !cache_.keep(other, make_cubin(), kNvrtc) && warnings.lines.size() == 1;

@@ -1,0 +1,106 @@
+// The templates by hand, for nvcc alone: nvcc -std=c++17 -arch=sm_90a -c templates/check.cu
+// A Config here is what codegen/source.cpp writes from a description and a plan.
+#include "bench.cuh"
+#include "update.cuh"
+
+// Mamba-2's usual maths, without a gate.
+struct Maths {
+  using Dt = float;
+  using Weight = float;
+  static constexpr bool kHasDtBias = true;
+  static constexpr bool kHasD = true;
+  static constexpr bool kHasSkip = true;
+  static constexpr bool kHasGate = false;
+  static constexpr bool kDestination = false;
+  static constexpr bool kAlignedRows = true;
+  static constexpr bool kStreaming = true;
+  static constexpr PadOutput kPadOutput = PadOutput::zeros;
+  static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }
+  static SSMJIT_DEVICE float decay(float A, float, float delta) { return fn_exp(A * delta); }
+  static SSMJIT_DEVICE float skip(float D, float x) { return D * x; }
+  static SSMJIT_DEVICE float gate(float) { return 1.0f; }
+};
+
+// fp32 state, one head a block, straight into registers.
+struct Direct : Maths {
+  using State = float;
+  using Input = bf16;
+  static constexpr int kHeadDim = 64;
+  static constexpr int kDstate = 128;
+  static constexpr int kHeadsPerGroup = 16;
+  static constexpr int kBlockM = 8;
+  static constexpr int kWarps = 2;
+  static constexpr int kLanesPerRow = 16;
+  static constexpr int kHeadsPerBlock = 1;
+  static constexpr int kStages = 1;
+  static constexpr StatePath kStatePath = StatePath::direct;
+};
+
+// bf16 state, four heads a block through cp.async, gated, rows at any address, to destination slots.
+struct CpAsync : Maths {
+  using State = bf16;
+  using Input = bf16;
+  static constexpr bool kHasGate = true;
+  static constexpr bool kDestination = true;
+  static constexpr bool kAlignedRows = false;
+  static constexpr PadOutput kPadOutput = PadOutput::untouched;
+  static constexpr int kHeadDim = 64;
+  static constexpr int kDstate = 128;
+  static constexpr int kHeadsPerGroup = 4;
+  static constexpr int kBlockM = 32;
+  static constexpr int kWarps = 4;
+  static constexpr int kLanesPerRow = 16;
+  static constexpr int kHeadsPerBlock = 4;
+  static constexpr int kStages = 4;
+  static constexpr StatePath kStatePath = StatePath::cp_async;
+  static SSMJIT_DEVICE float gate(float z) { return fn_silu(z); }
+};
+
+// fp16 state and inputs, two heads a block by bulk copies, rows of 12 vectors over 4 lanes (dstate 96).
+struct Bulk : Maths {
+  using State = f16;
+  using Input = f16;
+  static constexpr PadOutput kPadOutput = PadOutput::as_if_zero_state;
+  static constexpr int kHeadDim = 80;
+  static constexpr int kDstate = 96;
+  static constexpr int kHeadsPerGroup = 14;
+  static constexpr int kBlockM = 16;
+  static constexpr int kWarps = 2;
+  static constexpr int kLanesPerRow = 4;
+  static constexpr int kHeadsPerBlock = 2;
+  static constexpr int kStages = 2;
+  static constexpr StatePath kStatePath = StatePath::bulk;
+};
+
+// The direct path with a head ahead, bf16 weights and dt, neither skip nor bias, cached loads.
+struct HeadAhead : Maths {
+  using State = bf16;
+  using Input = float;
+  using Dt = bf16;
+  using Weight = bf16;
+  static constexpr bool kHasDtBias = false;
+  static constexpr bool kHasD = false;
+  static constexpr bool kHasSkip = false;
+  static constexpr bool kStreaming = false;
+  static constexpr int kHeadDim = 64;
+  static constexpr int kDstate = 64;
+  static constexpr int kHeadsPerGroup = 8;
+  static constexpr int kBlockM = 16;
+  static constexpr int kWarps = 1;
+  static constexpr int kLanesPerRow = 8;
+  static constexpr int kHeadsPerBlock = 2;
+  static constexpr int kStages = 2;
+  static constexpr StatePath kStatePath = StatePath::direct;
+  static SSMJIT_DEVICE float delta(float dt, float) { return fn_clamp(fn_relu(dt), 0.001f, 0.1f); }
+  static SSMJIT_DEVICE float skip(float, float) { return 0.0f; }
+};
+
+#define SSMJIT_CHECK(Config)                                                                                \
+  extern "C" __global__ void __launch_bounds__(32 * Config::kWarps) check_##Config(                         \
+      const __grid_constant__ UpdateArgs args) {                                                            \
+    update<Config>(args);                                                                                   \
+  }
+SSMJIT_CHECK(Direct)
+SSMJIT_CHECK(CpAsync)
+SSMJIT_CHECK(Bulk)
+SSMJIT_CHECK(HeadAhead)

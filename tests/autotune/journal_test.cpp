@@ -1,0 +1,273 @@
+#include <algorithm>
+#include <fstream>
+#include <random>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <ssmjit/error.h>
+#include <ssmjit/measurement.h>
+
+namespace ssmjit {
+namespace {
+
+using testing::HasSubstr;
+using testing::SizeIs;
+
+Description step() { return mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1}); }
+
+std::vector<Plan> plans() {
+  static const std::vector<Plan> all = plan_space(step(), Arch{});
+  return all;
+}
+
+Measurement measurement(int batch = 8, double us = 5, std::size_t plan = 0) {
+  Measurement m;
+  m.kernel_digest = step().kernel_digest();
+  m.cost_digest = step().cost_digest();
+  m.kernel = step().summary();
+  m.plan = plans().at(plan);
+  m.source_digest = "00000000000000" + std::to_string(10 + plan);
+  m.batch = batch;
+  m.nheads = 16;
+  m.device = "h200";
+  m.device_name = "NVIDIA H200";
+  m.driver = "13.0";
+  m.nvrtc = "13.0";
+  m.policy = "cold layers, median of rounds";
+  m.us = us;
+  m.us_min = us - 0.125;
+  m.us_max = us + 0.25;
+  m.floor_us = 2.5;
+  m.share = 0.5;
+  m.layers = 37;
+  m.bytes = bytes_moved(step(), batch);
+  m.registers = 64;
+  m.smem_bytes = 4096;
+  m.measured = "2026-08-01T10:00:00Z";
+  return m;
+}
+
+std::string lines(const std::vector<Measurement>& all) {
+  std::string text;
+  for (const Measurement& m : all) text += m.json() + "\n";
+  return text;
+}
+
+std::string recorded(const std::string& name) {
+  std::ifstream file(std::string(SSMJIT_SOURCE_DIR) + "/tests/journals/" + name, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  EXPECT_FALSE(text.str().empty()) << name;
+  return text.str();
+}
+
+TEST(Measurement, RoundTripsThroughItsJsonLine) {
+  Measurement m = measurement();
+  m.pdl = PdlMode::chain;
+  EXPECT_EQ(Measurement::from_json(m.json()).json(), m.json());
+  EXPECT_EQ(Measurement::from_json(m.json()).key(), m.key());
+  EXPECT_THAT(m.json(), testing::Not(HasSubstr("\n")));
+  EXPECT_EQ(nlohmann::json::parse(m.json()).at("schema"), 1);
+}
+
+TEST(Measurement, EveryOutcomeRoundTripsWithItsReason) {
+  for (Outcome o : {Outcome::ok, Outcome::not_compiled, Outcome::spills, Outcome::wrong, Outcome::nondeterministic,
+                    Outcome::launch_failed, Outcome::memory_failed}) {
+    Measurement m = measurement();
+    m.outcome = o;
+    m.reason = o == Outcome::ok ? "" : "ptxas: \"no\"\nand a second line";
+    const Measurement back = Measurement::from_json(m.json());
+    EXPECT_EQ(back.outcome, o);
+    EXPECT_EQ(back.reason, m.reason);
+  }
+}
+
+TEST(Measurement, KeyIsOfSourceShapePhaseModeDeviceDriverAndPolicyAndOfNoResult) {
+  const std::string key = measurement().key();
+  std::vector<Measurement> others(9, measurement());
+  others[0].source_digest = "other";
+  others[1].plan = plans().at(1);
+  others[2].batch = 9;
+  others[3].nheads = 8;
+  others[4].phase = "verify";
+  others[5].pdl = PdlMode::chain;
+  others[6].device = "h100";
+  others[7].driver = "12.8";
+  others[8].policy = "warm";
+  for (const Measurement& m : others) EXPECT_NE(m.key(), key);
+  Measurement same = measurement(8, 7);
+  same.outcome = Outcome::wrong;
+  same.measured = "2026-08-02";
+  EXPECT_EQ(same.key(), key);
+}
+
+TEST(Measurement, EveryMissingFieldIsNamed) {
+  const auto whole = nlohmann::ordered_json::parse(measurement().json());
+  for (const auto& [field, value] : whole.items()) {
+    if (field == "op" || field == "store") continue;
+    auto without = whole;
+    without.erase(field);
+    try {
+      Measurement::from_json(without.dump());
+      ADD_FAILURE() << field << " may be left out";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::invalid);
+      EXPECT_THAT(e.what(), HasSubstr(field));
+    }
+  }
+}
+
+TEST(Measurement, RefusesAnotherSchemaAndWhatIsNoLine) {
+  auto json = nlohmann::ordered_json::parse(measurement().json());
+  json["schema"] = 2;
+  EXPECT_THROW(Measurement::from_json(json.dump()), Error);
+  for (const char* bad : {"", "{", "[]", "null", "3", "{}"}) EXPECT_THROW(Measurement::from_json(bad), Error) << bad;
+}
+
+TEST(Faults, Row27_ATornLastLineIsDroppedAndNothingElse) {
+  const std::string text = lines({measurement(1), measurement(2), measurement(3)});
+  const std::size_t last = text.rfind('\n', text.size() - 2) + 1;
+  for (std::size_t cut = last; cut < text.size(); ++cut) {
+    int skipped = -1;
+    EXPECT_THAT(parse_journal(text.substr(0, cut), &skipped), SizeIs(2)) << "cut at " << cut;
+    EXPECT_EQ(skipped, 0);
+  }
+  EXPECT_THAT(parse_journal(text), SizeIs(3));
+}
+
+TEST(Journal, BadLinesAreSkippedAndCounted) {
+  std::string text = lines({measurement(1)});
+  text += "not json\n\n{\"schema\": 1}\n" + std::string(1, '\0') + "\n";
+  text += lines({measurement(2)});
+  int skipped = 0;
+  const std::vector<Measurement> all = parse_journal(text, &skipped);
+  ASSERT_THAT(all, SizeIs(2));
+  EXPECT_EQ(all[1].batch, 2);
+  EXPECT_EQ(skipped, 3);
+}
+
+TEST(Journal, LinesEndedTheWindowsWayAreRead) {
+  EXPECT_THAT(parse_journal(measurement().json() + "\r\n\r\n"), SizeIs(1));
+}
+
+TEST(Journal, OfLinesWithOneKeyTheLastCounts) {
+  Measurement failed = measurement(1, 4);
+  failed.outcome = Outcome::wrong;
+  failed.reason = "wrong";
+  const std::vector<Measurement> all =
+      parse_journal(lines({measurement(1, 9), measurement(2), failed, measurement(2, 6)}));
+  ASSERT_THAT(all, SizeIs(2));
+  EXPECT_EQ(all[0].outcome, Outcome::wrong);
+  EXPECT_EQ(all[1].us, 6);
+}
+
+TEST(Journal, EmptyTextHoldsNothing) {
+  int skipped = 3;
+  EXPECT_THAT(parse_journal("", &skipped), SizeIs(0));
+  EXPECT_EQ(skipped, 0);
+}
+
+TEST(Fit, TheLeastTimeWins) {
+  const Table table = fit_table({measurement(8, 5.5, 0), measurement(8, 5.25, 1), measurement(8, 5.75, 2)});
+  ASSERT_THAT(table.rows, SizeIs(1));
+  EXPECT_EQ(table.rows[0].plan, plans()[1]);
+  EXPECT_EQ(table.rows[0].us, 5.25);
+  EXPECT_EQ(table.rows[0].total_heads, 128);
+  EXPECT_EQ(table.rows[0].source_digest, measurement(8, 1, 1).source_digest);
+}
+
+TEST(Faults, Row26_AFailedCandidateNeverWins) {
+  std::vector<Measurement> all = {measurement(8, 6, 0)};
+  for (Outcome o : {Outcome::not_compiled, Outcome::spills, Outcome::wrong, Outcome::nondeterministic,
+                    Outcome::launch_failed, Outcome::memory_failed}) {
+    all.push_back(measurement(8, 0.5, all.size()));
+    all.back().outcome = o;
+    all.push_back(measurement(64, 0.5, all.size()));
+    all.back().outcome = o;
+  }
+  const Table table = fit_table(all);
+  ASSERT_THAT(table.rows, SizeIs(1)) << "a batch with failures alone has no row";
+  EXPECT_EQ(table.rows[0].plan, plans()[0]);
+}
+
+TEST(Fit, DevicesModesDigestsAndSizesHaveRowsOfTheirOwn) {
+  std::vector<Measurement> all(5, measurement());
+  all[1].device = "h100";
+  all[2].pdl = PdlMode::chain;
+  all[3].kernel_digest = "0000000000000000";
+  all[4].batch = 16;
+  EXPECT_THAT(fit_table(all).rows, SizeIs(5));
+  Measurement same_heads = measurement(16, 4);
+  same_heads.nheads = 8;
+  EXPECT_THAT(fit_table({measurement(), same_heads}).rows, SizeIs(1)) << "batch x nheads is what counts";
+}
+
+TEST(Fit, TiesDoNotDependOnTheOrderOfLines) {
+  Measurement by_plan = measurement(8, 5, 3), by_date = measurement(), by_shape = measurement(16);
+  by_date.measured = "2026-08-02T10:00:00Z";
+  by_date.policy = "another";
+  by_shape.nheads = 8;
+  by_shape.source_digest = "another";
+  Measurement below_a_nanosecond = measurement(8, 5.0004, 2), still_below = measurement(8, 5.0003, 4);
+  std::vector<Measurement> all = {measurement(), by_plan, by_date, by_shape, below_a_nanosecond, still_below};
+  const auto by_key = [](const Measurement& a, const Measurement& b) {
+    return std::tuple(a.key(), a.us) < std::tuple(b.key(), b.us);
+  };
+  std::sort(all.begin(), all.end(), by_key);
+  const std::string first = fit_table(all).json();
+  while (std::next_permutation(all.begin(), all.end(), by_key)) ASSERT_EQ(fit_table(all).json(), first);
+}
+
+TEST(Fit, WhatTheSweepHoldsAndWhatItsJournalHoldsGiveOneTable) {
+  std::vector<Measurement> all;
+  std::mt19937_64 random(3);
+  for (std::size_t plan = 0; plan < 20; ++plan)
+    all.push_back(measurement(8, 5 + static_cast<double>(random() % 40) * 1e-4, plan));
+  EXPECT_EQ(fit_table(all).json(), fit_table(parse_journal(lines(all))).json());
+}
+
+TEST(Fit, AnyOrderOfTheSameLinesGivesTheSameBytes) {
+  std::vector<std::string> all;
+  std::istringstream text(recorded("update.jsonl"));
+  for (std::string line; std::getline(text, line);) all.push_back(line + "\n");
+  ASSERT_GE(all.size(), 20u);
+  const auto table = [&] {
+    std::string joined;
+    for (const std::string& line : all) joined += line;
+    return fit_table(parse_journal(joined)).json();
+  };
+  const std::string first = table();
+  EXPECT_THAT(Table::from_json(first).rows, SizeIs(testing::Ge(3u)));
+  std::mt19937_64 random(11);
+  for (int i = 0; i < 20; ++i) {
+    std::shuffle(all.begin(), all.end(), random);
+    ASSERT_EQ(table(), first);
+  }
+}
+
+TEST(Fit, ShardsMergeByConcatenation) {
+  std::istringstream text(recorded("update.jsonl"));
+  std::string shard[3], whole;
+  int i = 0;
+  for (std::string line; std::getline(text, line);) {
+    whole += line + "\n";
+    shard[i++ % 3] += line + "\n";
+  }
+  const std::string want = fit_table(parse_journal(whole)).json();
+  EXPECT_EQ(fit_table(parse_journal(shard[0] + shard[1] + shard[2])).json(), want);
+  EXPECT_EQ(fit_table(parse_journal(shard[2] + shard[0] + shard[1])).json(), want);
+}
+
+TEST(Fit, IsStableUnderItsOwnTable) {
+  const Table table = fit_table(parse_journal(recorded("update.jsonl")));
+  EXPECT_EQ(Table::from_json(table.json()).json(), table.json());
+}
+
+}  // namespace
+}  // namespace ssmjit

@@ -1,0 +1,399 @@
+// The executable as a user meets it: exit codes, messages, files. No GPU is ever visible to it here.
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <ssmjit/cubin.h>
+#include <ssmjit/error.h>
+#include <ssmjit/source.h>
+#include <ssmjit/table.h>
+
+namespace ssmjit {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+using testing::AllOf;
+using testing::EndsWith;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::StartsWith;
+
+enum Exit { kOk = 0, kFellShort = 1, kWrongUse = 2, kMissing = 3 };
+
+std::string read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+struct Ran {
+  int exit = -1;
+  std::string out, err;
+  std::vector<std::string> lines() const {
+    std::vector<std::string> all;
+    std::istringstream in(out);
+    for (std::string line; std::getline(in, line);) all.push_back(line);
+    return all;
+  }
+  std::vector<Json> json() const {
+    std::vector<Json> all;
+    for (const std::string& line : lines()) {
+      all.push_back(Json::parse(line, nullptr, false));
+      EXPECT_TRUE(all.back().is_object()) << line;
+    }
+    return all;
+  }
+};
+
+class Cli : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "ssmjit-cli-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+  }
+  void TearDown() override {
+    std::error_code ignored;
+    fs::remove_all(folder_, ignored);
+  }
+
+  // `arguments` as a shell reads them, in the test's own folder.
+  Ran ssmjit(const std::string& arguments) const {
+    const std::string command = "cd '" + folder_.string() + "' && HOME='" + folder_.string() + "' SSMJIT_CACHE_DIR='" +
+                                (folder_ / "cache").string() +
+                                "' CUDA_VISIBLE_DEVICES= SSMJIT_TABLES= XDG_DATA_HOME= '" SSMJIT_CLI_PATH "' " +
+                                arguments + " > .out 2> .err";
+    const int status = std::system(command.c_str());
+    Ran ran;
+    ran.exit = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    ran.out = read(folder_ / ".out");
+    ran.err = read(folder_ / ".err");
+    return ran;
+  }
+  void write(const std::string& name, const std::string& text) const { std::ofstream(folder_ / name) << text; }
+  static bool has_nvrtc(std::string& why) {
+    try {
+      nvrtc_version();
+      return true;
+    } catch (const Error& e) {
+      why = e.what();
+      return false;
+    }
+  }
+
+  fs::path folder_;
+};
+
+const std::string kModel = "nemotron3-super-tp8";
+
+// ---- use ----
+
+TEST_F(Cli, HelpAndVersionAreNoFailure) {
+  EXPECT_EQ(ssmjit("--help").exit, kOk);
+  EXPECT_THAT(ssmjit("--help").out, AllOf(HasSubstr("describe"), HasSubstr("doctor"), HasSubstr("tune")));
+  EXPECT_EQ(ssmjit("--version").exit, kOk);
+  for (const char* verb : {"describe", "emit", "compile", "verify", "bench", "tune", "table", "doctor"})
+    EXPECT_EQ(ssmjit(std::string(verb) + " --help").exit, kOk) << verb;
+}
+
+TEST_F(Cli, WrongUseExitsTwoAndSaysWhereHelpIs) {
+  for (const char* wrong : {"", "frobnicate", "describe --frobnicate", "emit", "table", "table frobnicate",
+                            "compile nemotron3-super-tp8 -j -1"}) {
+    const Ran ran = ssmjit(wrong);
+    EXPECT_EQ(ran.exit, kWrongUse) << wrong;
+    EXPECT_THAT(ran.err, HasSubstr("--help")) << wrong;
+    EXPECT_THAT(ran.out, IsEmpty()) << wrong;
+  }
+}
+
+TEST_F(Cli, AnUnknownSpecNamesTheShippedModels) {
+  const Ran ran = ssmjit("describe no-such-model");
+  EXPECT_EQ(ran.exit, kWrongUse);
+  for (const std::string& name : shipped_models()) EXPECT_THAT(ran.err, HasSubstr(name));
+}
+
+TEST_F(Cli, AnUnknownKernelNamesThoseOfTheModel) {
+  const Ran ran = ssmjit("describe " + kModel + ":frobnicate");
+  EXPECT_EQ(ran.exit, kWrongUse);
+  EXPECT_THAT(ran.err, HasSubstr("update"));
+}
+
+TEST_F(Cli, ThreeWrongFieldsGiveThreeSentences) {
+  Json d = Json::parse(load_model(kModel).kernels.front().second.json());
+  d["head_dim"] = 60;
+  d["dstate"] = 0;
+  d["ngroups"] = 5;
+  write("bad.json", d.dump());
+  const Ran ran = ssmjit("describe bad.json");
+  EXPECT_EQ(ran.exit, kWrongUse);
+  EXPECT_THAT(ran.err, AllOf(HasSubstr("head_dim: got 60"), HasSubstr("dstate: got 0"), HasSubstr("ngroups: got 5")));
+  EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 3);
+}
+
+TEST_F(Cli, AFileThatIsNoJsonIsNamed) {
+  write("bad.json", "{");
+  const Ran ran = ssmjit("describe bad.json");
+  EXPECT_EQ(ran.exit, kWrongUse);
+  EXPECT_THAT(ran.err, HasSubstr("JSON"));
+}
+
+// ---- describe ----
+
+TEST_F(Cli, DescribePrintsTheDescriptionItsJsonAndBytes) {
+  const Ran ran = ssmjit("describe " + kModel + " --batches 1,8");
+  EXPECT_EQ(ran.exit, kOk) << ran.err;
+  const Description d = load_model(kModel).kernels.front().second;
+  EXPECT_THAT(ran.out, AllOf(HasSubstr(d.summary()), HasSubstr(d.json()), HasSubstr(d.kernel_digest()),
+                             HasSubstr(std::to_string(bytes_moved(d, 8).read))));
+}
+
+TEST_F(Cli, DescribeJsonIsASpecAgain) {
+  const Ran first = ssmjit("describe " + kModel + " --json --set 'state=bf16,gate=silu(z)'");
+  ASSERT_EQ(first.exit, kOk) << first.err;
+  ASSERT_EQ(first.json().size(), 1u);
+  EXPECT_EQ(first.json()[0].at("state"), "bf16");
+  write("spec.json", first.out);
+  EXPECT_EQ(ssmjit("describe spec.json --json").out, first.out);
+}
+
+TEST_F(Cli, DescribeReadsAHuggingFaceConfig) {
+  write("config.json",
+        R"({"model_type": "mamba2", "num_heads": 80, "head_dim": 64, "state_size": 128, "n_groups": 1,
+            "hidden_size": 2560, "expand": 2})");
+  const Ran whole = ssmjit("describe --from-hf config.json --json");
+  ASSERT_EQ(whole.exit, kOk) << whole.err;
+  EXPECT_EQ(whole.json()[0].at("nheads"), 80);
+  const Ran half = ssmjit("describe --from-hf config.json --tp 2 --json");
+  EXPECT_EQ(half.json()[0].at("nheads"), 40);
+  EXPECT_EQ(ssmjit("describe --from-hf config.json --tp 3").exit, kWrongUse);
+  EXPECT_EQ(ssmjit("describe --from-hf config.json " + kModel).exit, kWrongUse) << "both";
+  EXPECT_EQ(ssmjit("describe --from-hf nowhere.json").exit, kWrongUse);
+  EXPECT_EQ(ssmjit("describe").exit, kWrongUse) << "neither";
+}
+
+TEST_F(Cli, SetNamesAnUnknownField) {
+  const Ran ran = ssmjit("describe " + kModel + " --set frobs=3");
+  EXPECT_EQ(ran.exit, kWrongUse);
+  EXPECT_THAT(ran.err, HasSubstr("frobs"));
+}
+
+TEST_F(Cli, BatchesThatAreNoNumbersAreRefused) {
+  for (const char* bad : {"0", "-1", "1,x", "1,,2", "65536", "\"\""})
+    EXPECT_EQ(ssmjit("describe " + kModel + " --batches " + bad).exit, kWrongUse) << bad;
+}
+
+// ---- emit ----
+
+TEST_F(Cli, EmitPrintsTheSourceOrWritesIt) {
+  const Ran out = ssmjit("emit " + kModel);
+  ASSERT_EQ(out.exit, kOk) << out.err;
+  EXPECT_EQ(read_banner(out.out).description, load_model(kModel).kernels.front().second);
+  const Ran file = ssmjit("emit " + kModel + " -o sub/k.cu");
+  EXPECT_EQ(file.exit, kOk);
+  EXPECT_THAT(file.out, IsEmpty());
+  EXPECT_EQ(read(folder_ / "sub" / "k.cu"), out.out);
+  const Ran json = ssmjit("emit " + kModel + " -o k.cu --json --plan warps=1");
+  ASSERT_EQ(json.json().size(), 1u);
+  EXPECT_EQ(json.json()[0].at("plan").at("warps"), 1);
+}
+
+TEST_F(Cli, EmitRefusesABadPlanWithItsReasons) {
+  const Ran illegal = ssmjit("emit " + kModel + " --plan block_m=40 -o k.cu");
+  EXPECT_EQ(illegal.exit, kWrongUse);
+  EXPECT_THAT(illegal.err, HasSubstr("head_dim=64, block_m=40"));
+  EXPECT_FALSE(fs::exists(folder_ / "k.cu"));
+  EXPECT_EQ(ssmjit("emit " + kModel + " --plan frobs=2").exit, kWrongUse);
+  EXPECT_EQ(ssmjit("emit " + kModel + " --plan warps=x").exit, kWrongUse);
+  EXPECT_EQ(ssmjit("emit " + kModel + " --arch sm_80 --plan state_path=bulk,heads_per_block=2,stages=2").exit,
+            kWrongUse);
+}
+
+TEST_F(Cli, EmitToAPlaceThatCannotBeWrittenSaysSo) {
+  write("file", "");
+  const Ran ran = ssmjit("emit " + kModel + " -o file/k.cu");
+  EXPECT_NE(ran.exit, kOk);
+  EXPECT_THAT(ran.err, HasSubstr("file/k.cu"));
+}
+
+// ---- compile ----
+
+TEST_F(Cli, CompilePrintsALineAKernelAndTheSum) {
+  std::string why;
+  if (!has_nvrtc(why)) GTEST_SKIP() << why;
+  const Ran ran = ssmjit("compile " + kModel + " --sample 2 --arch sm_80,sm_90a");
+  EXPECT_EQ(ran.exit, kOk) << ran.err;
+  ASSERT_EQ(ran.lines().size(), 5u) << ran.out;
+  EXPECT_THAT(ran.lines().back(), AllOf(StartsWith("compiled 4, failed 0 in "), EndsWith(" s")));
+  for (int i = 0; i < 4; ++i) EXPECT_THAT(ran.lines()[static_cast<std::size_t>(i)], HasSubstr("registers"));
+
+  const Ran again = ssmjit("compile " + kModel + " --sample 2 --arch sm_80,sm_90a --json");
+  const std::vector<Json> json = again.json();
+  ASSERT_EQ(json.size(), 5u);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(json[static_cast<std::size_t>(i)].at("ok"), true);
+    EXPECT_EQ(json[static_cast<std::size_t>(i)].at("cached"), true) << "the second run reads the cache";
+  }
+  EXPECT_EQ(json.back().at("compiled"), 4);
+  EXPECT_TRUE(fs::exists(folder_ / "cache"));
+}
+
+TEST_F(Cli, CompileRefusesABadArchAndPlan) {
+  std::string why;
+  if (!has_nvrtc(why)) GTEST_SKIP() << why;
+  const Ran arch = ssmjit("compile " + kModel + " --arch sm_12");
+  EXPECT_EQ(arch.exit, kWrongUse);
+  EXPECT_THAT(arch.err, AllOf(HasSubstr("sm_12"), HasSubstr("sm_90a")));
+  EXPECT_EQ(ssmjit("compile " + kModel + " --plan block_m=40").exit, kWrongUse);
+}
+
+TEST_F(Cli, CompileWithoutNvrtcExitsThreeWithOneSentence) {
+  setenv("SSMJIT_NVRTC", "/nowhere/libnvrtc.so", 1);
+  const Ran ran = ssmjit("compile " + kModel);
+  unsetenv("SSMJIT_NVRTC");
+  EXPECT_EQ(ran.exit, kMissing);
+  EXPECT_THAT(ran.err, HasSubstr("/nowhere/libnvrtc.so"));
+}
+
+// ---- what needs a GPU ----
+
+TEST_F(Cli, VerifyWithoutAGpuSkipsAloud) {
+  const Ran one = ssmjit("verify " + kModel);
+  EXPECT_EQ(one.exit, kMissing);
+  ASSERT_FALSE(one.lines().empty());
+  EXPECT_EQ(one.lines().back(), "verified 0, failed 0, skipped 1 (no gpu)");
+  EXPECT_THAT(one.err, HasSubstr("skipped: "));
+  EXPECT_EQ(ssmjit("verify " + kModel + " --sample 5").lines().back(), "verified 0, failed 0, skipped 5 (no gpu)");
+  const Json last = ssmjit("verify " + kModel + " --json").json().back();
+  EXPECT_EQ(last.at("skipped"), 1);
+  EXPECT_EQ(last.at("on"), "no gpu");
+}
+
+TEST_F(Cli, VerifyRefusesABadPlanAndAnotherKernelsSourceBeforeItLooksForAGpu) {
+  EXPECT_EQ(ssmjit("verify " + kModel + " --plan block_m=40").exit, kWrongUse);
+  ASSERT_EQ(ssmjit("emit " + kModel + " -o k.cu").exit, kOk);
+  EXPECT_EQ(ssmjit("verify " + kModel + " --source k.cu").exit, kMissing);
+  const Ran other = ssmjit("verify " + kModel + " --set state=bf16 --source k.cu");
+  EXPECT_EQ(other.exit, kWrongUse);
+  EXPECT_THAT(other.err, HasSubstr("its banner describes"));
+}
+
+TEST_F(Cli, VerifyOnTheCpuSaysWhatIsMissing) {
+  const Ran ran = ssmjit("verify " + kModel + " --on cpu");
+  EXPECT_EQ(ran.exit, kMissing);
+  EXPECT_THAT(ran.err, HasSubstr("--on cpu"));
+  EXPECT_EQ(ssmjit("verify " + kModel + " --on moon").exit, kWrongUse);
+}
+
+TEST_F(Cli, BenchAndTuneWithoutAGpuExitThreeWithASentence) {
+  for (const std::string verb : {"bench ", "tune "}) {
+    const Ran ran = ssmjit(verb + kModel);
+    EXPECT_EQ(ran.exit, kMissing) << verb;
+    EXPECT_THAT(ran.err, StartsWith("ssmjit: ")) << verb;
+    EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
+    EXPECT_THAT(ran.out, IsEmpty());
+  }
+}
+
+// ---- tables ----
+
+class CliTables : public Cli {
+ protected:
+  void SetUp() override {
+    Cli::SetUp();
+    journal_ = std::string(SSMJIT_SOURCE_DIR) + "/tests/journals/update.jsonl";
+    fit_ = ssmjit("table fit '" + journal_ + "' -o t.json");
+  }
+  std::string journal_;
+  Ran fit_;
+};
+
+TEST_F(CliTables, FitWritesATableThatShowPrints) {
+  ASSERT_EQ(fit_.exit, kOk) << fit_.err;
+  EXPECT_THAT(fit_.err, HasSubstr("rows from"));
+  const Table table = Table::from_json(read(folder_ / "t.json"));
+  ASSERT_FALSE(table.rows.empty());
+  const Ran shown = ssmjit("table show t.json");
+  EXPECT_EQ(shown.exit, kOk);
+  EXPECT_THAT(shown.out, HasSubstr(table.rows.front().plan.text()));
+  EXPECT_EQ(ssmjit("table show t.json --json").json().size(), table.rows.size());
+}
+
+TEST_F(CliTables, FitOfShardsIsByteEqualToFitOfTheWhole) {
+  std::istringstream text(read(journal_));
+  std::string shard[2];
+  int i = 0;
+  for (std::string line; std::getline(text, line);) shard[i++ % 2] += line + "\n";
+  write("a.jsonl", shard[0]);
+  write("b.jsonl", shard[1]);
+  ASSERT_EQ(ssmjit("table fit b.jsonl a.jsonl -o s.json").exit, kOk);
+  EXPECT_EQ(read(folder_ / "s.json"), read(folder_ / "t.json"));
+}
+
+TEST_F(CliTables, FitSkipsWhatItCannotReadAndSaysHowMuch) {
+  write("bad.jsonl", "nonsense\n" + read(journal_) + "{\"torn\": ");
+  const Ran ran = ssmjit("table fit bad.jsonl -o s.json");
+  EXPECT_EQ(ran.exit, kOk);
+  EXPECT_THAT(ran.err, HasSubstr("2 lines could not be read"));
+  EXPECT_EQ(read(folder_ / "s.json"), read(folder_ / "t.json"));
+}
+
+TEST_F(CliTables, FitOfNothingFallsShort) {
+  write("empty.jsonl", "");
+  EXPECT_EQ(ssmjit("table fit empty.jsonl -o s.json").exit, kFellShort);
+  EXPECT_EQ(ssmjit("table fit nowhere.jsonl -o s.json").exit, kWrongUse);
+}
+
+TEST_F(CliTables, MergeOfATableWithItselfIsTheTable) {
+  const Ran ran = ssmjit("table merge t.json t.json -o m.json");
+  ASSERT_EQ(ran.exit, kOk) << ran.err;
+  EXPECT_EQ(read(folder_ / "m.json"), read(folder_ / "t.json"));
+}
+
+TEST_F(CliTables, LookupSaysWhyForEveryBatch) {
+  const Table table = Table::from_json(read(folder_ / "t.json"));
+  const Ran ran =
+      ssmjit("table lookup " + kModel + " --set state=bf16 --table t.json --device h200 --batches 1,8 --json");
+  ASSERT_EQ(ran.exit, kOk) << ran.err;
+  const std::vector<Json> json = ran.json();
+  ASSERT_EQ(json.size(), 2u);
+  EXPECT_EQ(json[0].at("total_heads"), 16);
+  for (const Json& line : json) EXPECT_FALSE(line.at("reason").get<std::string>().empty());
+  EXPECT_EQ(ssmjit("table lookup " + kModel + " --table t.json").exit, kOk);
+  EXPECT_EQ(ssmjit("table lookup " + kModel + " --device moon").exit, kWrongUse);
+  EXPECT_EQ(ssmjit("table lookup " + kModel + " --table nowhere.json").exit, kWrongUse);
+  EXPECT_EQ(ssmjit("table lookup " + kModel + " --pdl sometimes").exit, kWrongUse);
+}
+
+TEST_F(CliTables, AFileThatIsNoTableIsRefused) {
+  write("bad.json", "[1, 2");
+  EXPECT_EQ(ssmjit("table show bad.json").exit, kWrongUse);
+  EXPECT_EQ(ssmjit("table merge bad.json -o m.json").exit, kWrongUse);
+}
+
+// ---- doctor ----
+
+TEST_F(Cli, DoctorSaysWhatIsThereAndWhatIsMissing) {
+  const Ran ran = ssmjit("doctor");
+  EXPECT_EQ(ran.exit, kMissing) << "no GPU";
+  EXPECT_THAT(ran.out, AllOf(HasSubstr("nvrtc"), HasSubstr("lack gpu"), HasSubstr("sm_120a (unverified on hardware)"),
+                             HasSubstr((folder_ / "cache").string())));
+  for (const std::string& name : shipped_models()) EXPECT_THAT(ran.out, HasSubstr(name + ":update"));
+  const std::vector<Json> json = ssmjit("doctor --json").json();
+  ASSERT_EQ(json.size(), 1u);
+  EXPECT_TRUE(json[0].contains("targets"));
+}
+
+}  // namespace
+}  // namespace ssmjit

@@ -1,0 +1,304 @@
+#include <algorithm>
+#include <regex>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ssmjit/error.h>
+#include <ssmjit/source.h>
+
+namespace ssmjit {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+
+Description model(DType state = DType::f32) {
+  return mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1}).state(state);
+}
+
+std::vector<Description> descriptions() {
+  return {model(), model(DType::bf16).gate(silu(dsl::z)).destination_slots(),
+          model(DType::f16).no_skip().delta(softplus(dsl::dt)).unaligned_rows(),
+          model().delta(clamp(softplus(dsl::dt + dsl::dt_bias), 0.001, 0.1)).pad_output(PadOutput::untouched),
+          mamba2({.nheads = 28, .head_dim = 80, .dstate = 96, .ngroups = 2}).dt(DType::bf16).weights(DType::bf16)};
+}
+
+// A few plans of each state path, over the space.
+std::vector<Plan> some_plans(const Description& d, const Arch& arch) {
+  const std::vector<Plan> all = plan_space(d, arch);
+  std::vector<Plan> some = {default_plan(d, arch, 128)};
+  for (std::size_t i = 0; i < all.size(); i += 1 + all.size() / 7) some.push_back(all[i]);
+  return some;
+}
+
+bool contains(const std::vector<Plan>& all, const Plan& plan) {
+  return std::find(all.begin(), all.end(), plan) != all.end();
+}
+
+// Lines of code with the line comments cut off, and whether each stands in a section that the CPU replaces.
+struct Line {
+  std::string text;
+  bool device = false;
+};
+std::vector<Line> code_of(const std::string& source) {
+  std::vector<Line> lines;
+  std::istringstream in(source);
+  int depth = 0, device_depth = 0;
+  for (std::string text; std::getline(in, text);) {
+    text = text.substr(0, text.find("//"));
+    if (text.starts_with("#if")) {
+      ++depth;
+      if (text.starts_with("#ifndef SSMJIT_CPU")) device_depth = depth;
+    }
+    lines.push_back({text, device_depth > 0});
+    if (text.starts_with("#endif")) {
+      if (depth == device_depth) device_depth = 0;
+      --depth;
+    }
+  }
+  EXPECT_EQ(depth, 0) << "#if without #endif";
+  return lines;
+}
+
+TEST(Emit, SourceStandsAloneWithOneEntry) {
+  for (const Description& d : descriptions()) {
+    for (const Plan& plan : some_plans(d, Arch{})) {
+      const Source source = emit(d, plan, Arch{});
+      EXPECT_THAT(source.text, Not(HasSubstr("#include")));
+      EXPECT_THAT(source.text, Not(HasSubstr("#pragma once")));
+      ASSERT_EQ(source.entries.size(), 1u);
+      std::size_t entries = 0;
+      for (const Line& line : code_of(source.text)) entries += line.text.find("extern \"C\"") != std::string::npos;
+      EXPECT_EQ(entries, 1u);
+      EXPECT_THAT(source.text, HasSubstr(source.entries[0].name + "(const __grid_constant__ UpdateArgs args)"));
+      const LaunchShape shape = launch_shape(plan, d, 1);
+      EXPECT_EQ(source.entries[0].block_threads, shape.block_threads);
+      EXPECT_EQ(source.entries[0].smem_bytes, shape.smem_bytes);
+    }
+  }
+}
+
+TEST(Emit, BannerReadsBackToTheSameDescriptionAndPlan) {
+  for (const Description& d : descriptions()) {
+    for (const Plan& plan : some_plans(d, Arch{})) {
+      const Banner banner = read_banner(emit(d, plan, Arch{}).text);
+      EXPECT_EQ(banner.description, d);
+      EXPECT_EQ(banner.plan, plan);
+    }
+  }
+}
+
+TEST(Emit, BannerSaysHowToRebuildAndWhatACallMoves) {
+  const Description d = model();
+  const Source source = emit(d, default_plan(d, Arch{}, 16), Arch{});
+  const std::string banner = source.text.substr(0, source.text.find("\n\n"));
+  EXPECT_THAT(banner, HasSubstr("nvcc -std=c++17 -arch=sm_90a -cubin"));
+  EXPECT_THAT(banner, HasSubstr(std::to_string(bytes_moved(d, 1).read) + " bytes read"));
+  for (const Tunable& t : tunables()) EXPECT_THAT(banner, HasSubstr("//   " + t.name + ": " + t.meaning));
+}
+
+TEST(Emit, ATextWithoutBannerIsRefused) {
+  for (const char* text : {"", "__global__ void k() {}", "// description: {\"schema\": 1}\n", "// plan: warps=2\n"}) {
+    try {
+      read_banner(text);
+      ADD_FAILURE() << text;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::invalid);
+    }
+  }
+}
+
+TEST(Emit, IntrinsicsStandInTheDeviceSectionsOnly) {
+  // Of what begins with two underscores, the sections that the CPU compiles too may use the language's own words.
+  const std::set<std::string> language = {"__global__", "__launch_bounds__", "__grid_constant__", "__shared__",
+                                          "__align__"};
+  const std::regex reserved("\\b__\\w+");
+  const std::regex machine(
+      "\\b(asm|threadIdx|blockIdx|blockDim|gridDim|warpSize|atomic\\w+|expf|logf|log1pf|tanhf|sqrtf|fabsf|fminf|fmaxf|"
+      "fmaf|SSMJIT_CPU|__CUDA_ARCH__)\\b");
+  for (const Description& d : descriptions()) {
+    for (const Plan& plan : some_plans(d, Arch{})) {
+      std::size_t in_device = 0, outside = 0;
+      for (const Line& line : code_of(emit(d, plan, Arch{}).text)) {
+        if (line.device) {
+          in_device += std::regex_search(line.text, machine);
+          continue;
+        }
+        ++outside;
+        EXPECT_FALSE(std::regex_search(line.text, machine)) << line.text;
+        for (std::sregex_iterator it(line.text.begin(), line.text.end(), reserved), end; it != end; ++it)
+          EXPECT_TRUE(language.contains(it->str())) << line.text;
+      }
+      EXPECT_GT(in_device, 20u) << "the device sections were not found";
+      EXPECT_GT(outside, 100u);
+    }
+  }
+}
+
+TEST(Emit, IsAPureFunctionOfDescriptionPlanAndArch) {
+  const Description d = model();
+  const Plan plan = default_plan(d, Arch{}, 16);
+  EXPECT_EQ(emit(d, plan, Arch{}).text, emit(d, plan, Arch{}).text);
+  EXPECT_EQ(emit(d, plan, Arch{}).digest, emit(d, plan, Arch{}).digest);
+  Plan other = plan;
+  other.streaming = !other.streaming;
+  EXPECT_NE(emit(d, other, Arch{}).digest, emit(d, plan, Arch{}).digest);
+  EXPECT_NE(emit(d, other, Arch{}).entries[0].name, emit(d, plan, Arch{}).entries[0].name);
+  EXPECT_NE(emit(model(DType::bf16), default_plan(model(DType::bf16), Arch{}, 16), Arch{}).digest,
+            emit(d, plan, Arch{}).digest);
+}
+
+TEST(Emit, TensorParallelSizesDifferInTheBannerAlone) {
+  const auto body = [](int nheads, int ngroups) {
+    const Description d = mamba2({.nheads = nheads, .head_dim = 64, .dstate = 128, .ngroups = ngroups});
+    const std::string text = emit(d, default_plan(model(), Arch{}, 16), Arch{}).text;
+    return text.substr(text.find("\n\n"));
+  };
+  EXPECT_EQ(body(16, 1), body(128, 8));
+}
+
+TEST(Emit, RefusesAnInvalidDescriptionAndPlan) {
+  Description bad = model();
+  bad.head_dim = 60;
+  EXPECT_THROW(emit(bad, default_plan(model(), Arch{}, 16), Arch{}), Error);
+  EXPECT_THROW(emit(model(), Plan{}, Arch{}), Error);
+}
+
+// ---- the plan space ----
+
+TEST(PlanSpace, HoldsLegalPlansOnlyAndEachOnce) {
+  for (const Description& d : descriptions()) {
+    for (const Arch& arch : Arch::known()) {
+      const std::vector<Plan> all = plan_space(d, arch);
+      ASSERT_THAT(all, Not(IsEmpty())) << d.summary() << " on " << arch.text();
+      std::set<std::string> texts;
+      for (const Plan& plan : all) {
+        ASSERT_THAT(plan_problems(plan, d, arch), IsEmpty()) << plan.text();
+        ASSERT_TRUE(texts.insert(plan.text()).second) << plan.text();
+        ASSERT_LE(launch_shape(plan, d, 1).smem_bytes, arch.max_smem_bytes());
+        ASSERT_LE(launch_shape(plan, d, 1).block_threads, 1024);
+        if (!arch.has_bulk_copy()) {
+          ASSERT_NE(plan.state_path, StatePath::bulk);
+        }
+      }
+    }
+  }
+}
+
+TEST(PlanSpace, OrderIsFixed) { EXPECT_EQ(plan_space(model(), Arch{}), plan_space(model(), Arch{})); }
+
+TEST(PlanSpace, GridCoversEveryRowOfEveryHeadOnce) {
+  for (const Description& d : descriptions()) {
+    for (const Plan& plan : plan_space(d, Arch{})) {
+      const LaunchShape shape = launch_shape(plan, d, 5);
+      ASSERT_EQ(shape.grid_x * plan.block_m * plan.heads_per_block, std::int64_t{d.nheads} * d.head_dim);
+      ASSERT_EQ(shape.grid_y, 5);
+    }
+  }
+}
+
+TEST(PlanSpace, PlansRoundTripThroughTextAndJson) {
+  for (const Plan& plan : plan_space(model(DType::bf16), Arch{})) {
+    ASSERT_EQ(Plan::parse(plan.text(), Plan{}), plan);
+    ASSERT_EQ(Plan::from_json(plan.json()), plan);
+  }
+}
+
+Description sized(int head_dim, int dstate, int ratio, DType state) {
+  return mamba2({.nheads = ratio, .head_dim = head_dim, .dstate = dstate, .ngroups = 1}).state(state);
+}
+
+// Every size; the ratio and the architecture take turns, all of them when SSMJIT_TEST_ALL is set.
+TEST(PlanSpace, DefaultPlanIsLegalForEverySizeThatADescriptionMayHave) {
+  const int ratios[] = {1, 2, 3, 7, 14, 16};
+  const DType states[] = {DType::f32, DType::bf16, DType::f16};
+  const bool all = std::getenv("SSMJIT_TEST_ALL") != nullptr;
+  std::size_t turn = 0;
+  for (int head_dim = 8; head_dim <= 256; head_dim += 8) {
+    for (int dstate = 16; dstate <= 256; dstate += 8) {
+      for (std::size_t r = 0; r < (all ? 6 : 1); ++r) {
+        for (std::size_t s = 0; s < (all ? 3 : 1); ++s) {
+          ++turn;
+          const Arch& arch = Arch::known()[turn % Arch::known().size()];
+          // Plans know the state by its width, so fp32 and one of the 16-bit ones stand for all three.
+          const DType state = all ? states[s] : states[turn % 2 == 0 ? 0 : 1 + turn / 2 % 2];
+          const Description d = sized(head_dim, dstate, ratios[all ? r : turn % 6], state);
+          ASSERT_THAT(d.problems(), IsEmpty());
+          const Plan plan = default_plan(d, arch, turn % 3 == 0 ? 16 : 4096);
+          ASSERT_THAT(plan_problems(plan, d, arch), IsEmpty()) << d.summary();
+        }
+      }
+    }
+  }
+}
+
+TEST(PlanSpace, DefaultPlanIsInTheSpaceForEveryRatioDtypeAndArch) {
+  for (int ratio : {1, 2, 3, 7, 14, 16})
+    for (DType state : {DType::f32, DType::bf16, DType::f16})
+      for (const Arch& arch : Arch::known())
+        for (int head_dim : {64, 80}) {
+          const Description d = sized(head_dim, 128, ratio, state);
+          ASSERT_TRUE(contains(plan_space(d, arch), default_plan(d, arch, 64))) << d.summary() << " on " << arch.text();
+        }
+}
+
+TEST(PlanSpace, ProblemsNameTheConditionAndItsNumbers) {
+  Plan plan = default_plan(model(), Arch{}, 16);
+  plan.block_m = 40;
+  EXPECT_THAT(plan_problems(plan, model(), Arch{}),
+              testing::Contains(AllOf(HasSubstr("head_dim % block_m"), HasSubstr("head_dim=64"),
+                                      HasSubstr("block_m=40"), HasSubstr("blocks tile the rows of a head"))));
+  plan = {};
+  EXPECT_THAT(plan_problems(plan, model(), Arch{}), testing::Contains(HasSubstr("block_m: got 0; wants 1 or more")));
+  plan = default_plan(model(), Arch{}, 16);
+  plan.lanes_per_row = 12;
+  EXPECT_THAT(plan_problems(plan, model(), Arch{}),
+              testing::ElementsAre(HasSubstr("lanes_per_row: got 12; wants a power of two")));
+}
+
+// ---- rows of the list of faults ----
+
+TEST(Faults, Row24_ABulkPlanOnSm80IsNotInTheSpaceAndRefusedWithTheNumbers) {
+  const Description d = model(DType::bf16);
+  const Arch sm80 = Arch::parse("sm_80");
+  const std::vector<Plan> on_90 = plan_space(d, Arch{}), on_80 = plan_space(d, sm80);
+  const auto bulk =
+      std::find_if(on_90.begin(), on_90.end(), [](const Plan& p) { return p.state_path == StatePath::bulk; });
+  ASSERT_NE(bulk, on_90.end());
+  EXPECT_FALSE(contains(on_80, *bulk));
+  try {
+    emit(d, *bulk, sm80);
+    FAIL() << "emitted";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::invalid);
+    EXPECT_THAT(e.what(), AllOf(HasSubstr("sm_80"), HasSubstr("has_bulk_copy=0"), HasSubstr("state_path=bulk"),
+                                HasSubstr("bulk copies came with sm_90")));
+  }
+}
+
+TEST(Faults, Row24_APlanThatTakesMoreSharedMemoryThanABlockHasIsRefusedWithTheNumbers) {
+  const Description d = mamba2({.nheads = 16, .head_dim = 256, .dstate = 256, .ngroups = 1});
+  Plan plan{.block_m = 32,
+            .warps = 4,
+            .lanes_per_row = 32,
+            .heads_per_block = 4,
+            .stages = 4,
+            .state_path = StatePath::cp_async};
+  const std::int64_t bytes = 32 * 256 * 4 * 4;
+  ASSERT_EQ(launch_shape(plan, d, 1).smem_bytes, bytes);
+  const Arch sm90 = Arch::parse("sm_90a"), sm120 = Arch::parse("sm_120a");
+  EXPECT_THAT(plan_problems(plan, d, sm90), Not(testing::Contains(HasSubstr("max_smem_bytes"))));
+  EXPECT_THAT(plan_problems(plan, d, sm120),
+              testing::Contains(AllOf(HasSubstr("smem_bytes=" + std::to_string(bytes)),
+                                      HasSubstr("max_smem_bytes=" + std::to_string(99 * 1024)), HasSubstr("sm_120a"))));
+}
+
+}  // namespace
+}  // namespace ssmjit

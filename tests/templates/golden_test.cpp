@@ -1,0 +1,66 @@
+// Emitted files as they are reviewed: a change of codegen or of a template shows as a diff of CUDA C++.
+// SSMJIT_UPDATE_GOLDEN=1 rewrites them (make golden).
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include <ssmjit/source.h>
+
+namespace ssmjit {
+namespace {
+
+struct Golden {
+  std::string name;
+  Description description;
+  Plan plan;
+};
+
+std::vector<Golden> goldens() {
+  const Description tp8 = mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1});
+  Description bulk = tp8;
+  bulk.state(DType::bf16).gate(silu(dsl::z)).destination_slots();
+  Description odd = mamba2({.nheads = 28, .head_dim = 80, .dstate = 96, .ngroups = 2});
+  odd.state(DType::f16).input(DType::f16).unaligned_rows();
+  const Arch arch;
+  return {{"tp8_fp32_default", tp8, default_plan(tp8, arch, 128)},
+          {"tp8_bf16_bulk_gate_destination",
+           bulk,
+           {.block_m = 32,
+            .warps = 4,
+            .lanes_per_row = 16,
+            .heads_per_block = 4,
+            .stages = 4,
+            .state_path = StatePath::bulk}},
+          {"80x96_fp16_unaligned", odd, default_plan(odd, arch, 128)}};
+}
+
+class GoldenFile : public testing::TestWithParam<Golden> {};
+INSTANTIATE_TEST_SUITE_P(Update, GoldenFile, testing::ValuesIn(goldens()),
+                         [](const auto& info) { return "Of_" + info.param.name; });
+
+TEST_P(GoldenFile, IsWhatIsEmitted) {
+  const Golden& golden = GetParam();
+  const std::string path = std::string(SSMJIT_SOURCE_DIR) + "/tests/golden/" + golden.name + ".cu";
+  const std::string text = emit(golden.description, golden.plan, Arch{}).text;
+  if (const char* update = std::getenv("SSMJIT_UPDATE_GOLDEN"); update != nullptr && std::string(update) == "1") {
+    std::ofstream(path, std::ios::binary) << text;
+    GTEST_SKIP() << "rewrote " << path;
+  }
+  std::ifstream file(path, std::ios::binary);
+  ASSERT_TRUE(file) << path << " is missing; SSMJIT_UPDATE_GOLDEN=1 writes it";
+  std::istringstream emitted(text);
+  std::string want, got;
+  for (int line = 1;; ++line) {
+    const bool more_want = static_cast<bool>(std::getline(file, want));
+    const bool more_got = static_cast<bool>(std::getline(emitted, got));
+    if (!more_want && !more_got) break;
+    ASSERT_EQ(more_got ? got : "(end)", more_want ? want : "(end)")
+        << golden.name << ".cu:" << line << "; if the change is meant: make golden, and review the diff";
+  }
+}
+
+}  // namespace
+}  // namespace ssmjit
