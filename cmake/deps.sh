@@ -72,3 +72,12 @@ else
   fi
   echo "NVRTC: .venv"
 fi
+
+# An NVRTC of the release before, which the tests compile with too. They skip, saying so, where it is missing.
+older=.venv/nvrtc-12.9
+if ! compgen -G "$older/nvidia/cuda_nvrtc/lib/libnvrtc.so.12" >/dev/null; then
+  python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+  [ -x .venv/bin/pip ] || python3 -m venv .venv
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --target "$older" 'nvidia-cuda-nvrtc-cu12==12.9.*' ||
+    echo "NVRTC 12.9 for the tests could not be had; they will skip what needs it" >&2
+fi

@@ -414,6 +414,18 @@ class RelaxedCapture {
   CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;
 };
 
+// Compiling and loading under a capture would stall it, so it is said before either. For the default stream the driver
+// answers IMPLICIT while a blocking stream of the context is being captured.
+void refuse_under_capture(const Driver& driver, CUstream stream) {
+  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
+  const CUresult result = driver.stream_is_capturing(stream, &capture);
+  if (result != CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) driver.check(result, "cuStreamIsCapturing");
+  if (result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT || capture != CU_STREAM_CAPTURE_STATUS_NONE)
+    fail(ErrorKind::invalid,
+         "kernel: a load (compile, module load) was asked for while the stream is being captured; load every kernel "
+         "before the capture begins");
+}
+
 Tensor make_tensor(const void* data, DType dtype, std::initializer_list<std::int64_t> shape) {
   Tensor tensor;
   if (shape.size() > tensor.shape.size())
@@ -483,10 +495,11 @@ struct Kernel::State {
   CUfunction function = nullptr;
 };
 
-Kernel Kernel::load(const Description& description, const Plan& plan, const CompileOptions& options) {
+Kernel Kernel::load(const Description& description, const Plan& plan, const CompileOptions& options, void* stream) {
   description.validate();
   const Driver& the_driver = driver();
   context_to_load_in(the_driver);
+  refuse_under_capture(the_driver, static_cast<CUstream>(stream));
   const Arch arch = facts_of_current_context(the_driver).arch();
   const Source source = emit(description, plan, arch);
   return load(description, plan, source, compile(source, options));

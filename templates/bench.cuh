@@ -15,13 +15,24 @@ struct PassArgs {
   u32 key;
   int dependent;  // 1: launched with programmatic dependent launch
 };
+template <bool kStreaming>
+SSMJIT_DEVICE void write_elsewhere(const PassArgs& args) {
+  for (u64 i = static_cast<u64>(block_x()) * block_threads() + thread_index(); i < args.written_new;
+       i += static_cast<u64>(grid_x()) * block_threads())
+    store_global<kStreaming>(static_cast<Vec16*>(args.elsewhere) + i, Vec16{{args.key, args.key, args.key, args.key}});
+}
 template <int kUnroll, bool kStreaming>
 SSMJIT_DEVICE void memory_pass(const PassArgs& args) {
-  if (args.dependent != 0) grid_dependency_trigger();
+  // As a step does it: what is read may overtake the launch in front, what is written elsewhere may not.
+  if (args.dependent != 0)
+    grid_dependency_trigger();
+  else
+    write_elsewhere<kStreaming>(args);
   Vec16* data = static_cast<Vec16*>(args.data);
   const u64 block = static_cast<u64>(block_threads()) * kUnroll;
   u32 seen = 0;
-  for (u64 base = static_cast<u64>(block_x()) * block + thread_index(); base < args.read; base += static_cast<u64>(grid_x()) * block) {
+  for (u64 base = static_cast<u64>(block_x()) * block + thread_index(); base < args.read;
+       base += static_cast<u64>(grid_x()) * block) {
     Vec16 v[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -40,14 +51,12 @@ SSMJIT_DEVICE void memory_pass(const PassArgs& args) {
       }
     }
   }
-  if (args.dependent != 0) grid_dependency_wait();
-  Vec16* elsewhere = static_cast<Vec16*>(args.elsewhere);
-  for (u64 i = static_cast<u64>(block_x()) * block_threads() + thread_index(); i < args.written_new;
-       i += static_cast<u64>(grid_x()) * block_threads()) {
-    // What was read is part of what is written, so that no read is for nothing.
-    store_global<kStreaming>(elsewhere + i, Vec16{{seen, args.key, seen, args.key}});
+  if (args.dependent != 0) {
+    grid_dependency_wait();
+    write_elsewhere<kStreaming>(args);
   }
-  if (seen == 0x9e3779b9u && args.written_new == 0) static_cast<u32*>(args.elsewhere)[0] = seen;
+  // Keeps the reads that nothing else uses.
+  if (seen == 0x9e3779b9u + args.key) static_cast<u32*>(args.elsewhere)[0] = seen;
 }
 
 // The stand-in for what runs before the step in a layer: writes the layer's x, B, C and dt, and signals at its start, so

@@ -266,6 +266,19 @@ TEST_F(Cli, CompileWithoutNvrtcExitsThreeWithOneSentence) {
   EXPECT_THAT(ran.err, HasSubstr("/nowhere/libnvrtc.so"));
 }
 
+TEST_F(Cli, CompilesWithTheNvrtcOfTheReleaseBefore) {
+  // Where `make deps` puts the wheel.
+  const fs::path library = fs::path(SSMJIT_SOURCE_DIR) / ".venv/nvrtc-12.9/nvidia/cuda_nvrtc/lib/libnvrtc.so.12";
+  if (!fs::exists(library)) GTEST_SKIP() << "NVRTC 12.9 is not at .venv/nvrtc-12.9: run make deps";
+  setenv("SSMJIT_NVRTC", library.c_str(), 1);
+  const Ran doctor = ssmjit("doctor");
+  const Ran compiled = ssmjit("compile " + kModel + " --arch sm_80,sm_90a,sm_100a --no-cache --sample 2");
+  unsetenv("SSMJIT_NVRTC");
+  EXPECT_THAT(doctor.out, HasSubstr("12.9 at "));
+  EXPECT_EQ(compiled.exit, kOk) << compiled.out;
+  EXPECT_THAT(compiled.lines().back(), StartsWith("compiled 6, failed 0"));
+}
+
 // ---- what needs a GPU ----
 
 TEST_F(Cli, VerifyWithoutAGpuSkipsAloud) {

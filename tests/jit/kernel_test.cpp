@@ -528,6 +528,14 @@ TEST_F(CheckedLaunch, StridedInt32IndicesAreRead) {
   EXPECT_THAT(error.what(), HasSubstr("[0] and [2] are both slot 3"));
 }
 
+TEST_F(CheckedLaunch, FaultRow20_ALoadIsRefusedUnderCapture) {
+  stub_->capturing = 1;
+  const Description step = mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1});
+  const Error error = error_of([&] { Kernel::load(step, default_plan(step, Arch{}, 16)); });
+  EXPECT_EQ(error.kind(), ErrorKind::invalid);
+  EXPECT_THAT(error.what(), HasSubstr("load every kernel before the capture begins"));
+}
+
 TEST_F(CheckedLaunch, FaultRow20_IsRefusedUnderCapture) {
   stub_->capturing = 1;
   EXPECT_THAT(refusal({0, 1, 2}), HasSubstr("the stream is being captured"));
