@@ -15,9 +15,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr Outcome kOutcomes[] = {Outcome::ok,           Outcome::not_compiled,     Outcome::spills,
-                                 Outcome::wrong,        Outcome::nondeterministic, Outcome::launch_failed,
-                                 Outcome::memory_failed};
+constexpr Outcome kOutcomes[] = {
+    Outcome::ok,    Outcome::dropped,          Outcome::not_compiled,  Outcome::spills,
+    Outcome::wrong, Outcome::nondeterministic, Outcome::launch_failed, Outcome::memory_failed};
 
 // A rate as it is worth writing down: nanoseconds.
 double tidy(double us) { return std::round(us * 1e3) / 1e3; }
@@ -28,6 +28,8 @@ const char* name(Outcome outcome) {
   switch (outcome) {
     case Outcome::ok:
       return "ok";
+    case Outcome::dropped:
+      return "dropped";
     case Outcome::not_compiled:
       return "not_compiled";
     case Outcome::spills:
@@ -83,7 +85,7 @@ std::string Measurement::json() const {
   json["registers"] = registers;
   json["smem_bytes"] = smem_bytes;
   json["measured"] = measured;
-  return json.dump();
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 Measurement Measurement::from_json(std::string_view line) {
@@ -181,7 +183,7 @@ Table fit_table(const std::vector<Measurement>& measurements) {
     row.total_heads = m.total_heads();
     row.plan = m.plan;
     row.us = tidy(m.us);
-    row.floor_us = tidy(m.floor_us);
+    row.floor_us = m.floor_us <= m.us ? tidy(m.floor_us) : 0;  // a floor above the time was not measured well
     row.kernel = m.kernel;
     row.source_digest = m.source_digest;
     row.driver = m.driver;

@@ -144,7 +144,8 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
   for (const Plan& plan : plans) check_plan(plan, description, arch);
 
   std::set<std::string> known;
-  for (const Measurement& m : options.known) known.insert(m.key());
+  for (const Measurement& m : options.known)
+    if (m.outcome != Outcome::memory_failed) known.insert(m.key());  // there may be room now
 
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
@@ -222,6 +223,8 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     few.ngroups = std::min(2, description.ngroups);
     few.nheads = few.ngroups * description.heads_per_group();
     const std::vector<Verdict> verdicts = verify(few, wanted_plans, verify_options);
+    // After a fault that kills the context every later launch fails: not a word about the plans that came after.
+    check_device();
     CompilePool pool(description, wanted_plans, arch, options.compile);
     for (std::size_t w = 0; w < wanted.size(); ++w) {
       const std::size_t i = wanted[w];
@@ -290,6 +293,12 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       layers->refill_all();
       const SpotCheck spot(description, *layers, stream, options.seed + 7);
 
+      const auto fail_line = [&](std::size_t plan, Outcome outcome, const std::string& reason) {
+        Measurement m = line(plan);
+        m.outcome = outcome;
+        m.reason = reason;
+        record(m);
+      };
       // First replays of all, then rounds over those near the best.
       std::vector<Candidate> candidates;
       std::vector<std::pair<double, std::size_t>> order;
@@ -299,41 +308,43 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
           timer.replay_us(graph);
           order.emplace_back(std::min(timer.replay_us(graph), timer.replay_us(graph)), i);
         } catch (const Error& e) {
-          Measurement m = line(i);
-          m.outcome = Outcome::launch_failed;
-          m.reason = e.what();
-          record(m);
+          fail_line(i, Outcome::launch_failed, e.what());
         }
       }
       std::sort(order.begin(), order.end());
-      const auto finish = [&](std::size_t plan, const std::vector<double>& samples) {
+      const auto finish = [&](std::size_t plan, Outcome outcome, const std::vector<double>& samples) {
         Measurement m = line(plan);
+        m.outcome = outcome;
         m.us = median(samples);
         m.us_min = *std::min_element(samples.begin(), samples.end());
         m.us_max = *std::max_element(samples.begin(), samples.end());
         m.share = m.us > 0 ? m.floor_us / m.us : 0;
+        if (m.outcome == Outcome::ok && m.share > 1.01)
+          warn(fmt::format(
+              "batch {} ({}): {:.2f} us is under the floor of {:.2f} us, so the floor was not measured well", batch,
+              name(mode), m.us, m.floor_us));
         record(m);
       };
       for (const auto& [us, plan] : order) {
         if (candidates.size() < kKept && us <= order.front().first * kWide) {
-          Outcome outcome = Outcome::ok;
-          std::string wrong = spot.run(ready[plan]->kernel, outcome);
-          Graph graph = timer.record(ready[plan]->kernel);
-          if (wrong.empty() && mode == PdlMode::chain &&
-              !waits_for_producer(*layers, ready[plan]->kernel, timer, graph, stream)) {
-            outcome = Outcome::wrong;
-            wrong = fmt::format("batch {}: behind a producer the outputs differ from the same steps alone", batch);
+          try {
+            Outcome outcome = Outcome::ok;
+            std::string wrong = spot.run(ready[plan]->kernel, outcome);
+            Graph graph = timer.record(ready[plan]->kernel);
+            if (wrong.empty() && mode == PdlMode::chain &&
+                !waits_for_producer(*layers, ready[plan]->kernel, timer, graph, stream)) {
+              outcome = Outcome::wrong;
+              wrong = fmt::format("batch {}: behind a producer the outputs differ from the same steps alone", batch);
+            }
+            if (wrong.empty())
+              candidates.push_back({plan, std::move(graph), {}});
+            else
+              fail_line(plan, outcome, wrong);
+          } catch (const Error& e) {
+            fail_line(plan, Outcome::launch_failed, e.what());
           }
-          if (!wrong.empty()) {
-            Measurement m = line(plan);
-            m.outcome = outcome;
-            m.reason = wrong;
-            record(m);
-            continue;
-          }
-          candidates.push_back({plan, std::move(graph), {}});
         } else {
-          finish(plan, {us});
+          finish(plan, Outcome::dropped, {us});
         }
       }
       for (int visit = 0; visit < kVisits && !candidates.empty(); ++visit) {
@@ -346,14 +357,14 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         for (const Candidate& c : candidates) best = std::min(best, median(c.samples));
         for (std::size_t i = 0; i < candidates.size();) {
           if (median(candidates[i].samples) > best * kClose) {
-            finish(candidates[i].plan, candidates[i].samples);
+            finish(candidates[i].plan, Outcome::dropped, candidates[i].samples);
             candidates.erase(candidates.begin() + static_cast<std::ptrdiff_t>(i));
           } else {
             ++i;
           }
         }
       }
-      for (const Candidate& c : candidates) finish(c.plan, c.samples);
+      for (const Candidate& c : candidates) finish(c.plan, Outcome::ok, c.samples);
       report(fmt::format("batch {} {}", batch, name(mode)), cells_done, total, timing_since);
     }
   }

@@ -107,6 +107,7 @@ void judge_runs(const std::vector<CaseRun>& runs, Verdict& verdict) {
 std::vector<Verdict> verify(const Description& description, const std::vector<Plan>& plans,
                             const VerifyOptions& options) {
   description.validate();
+  nvrtc_version();  // one sentence where there is none, not one a plan
   use_device(options.device);
   const DeviceFacts gpu = device(options.device);
   std::vector<UpdateCase> cases;

@@ -86,8 +86,12 @@ def main():
     parser.add_argument("--triton", metavar="PATH", help="a Python file with a Triton selective_state_update")
     options = parser.parse_args()
 
-    import torch
-    from flashinfer.mamba import selective_state_update as update
+    try:
+        import torch
+        from flashinfer.mamba import selective_state_update as update
+    except ImportError as missing:
+        print(f"needs torch and flashinfer-python: {missing}", file=sys.stderr)
+        return 3
 
     peers = [("flashinfer", a, lambda algorithm=a, **layer: update(algorithm=algorithm, **layer)) for a in ALGORITHMS]
     if options.triton:

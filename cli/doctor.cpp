@@ -28,11 +28,22 @@ int run(bool json) {
     add("gpu", why, false);
     exit = kMissing;
   }
-  for (const DeviceFacts& g : gpus)
+  Arch arch;
+  std::string key = "h200";
+  for (const DeviceFacts& g : gpus) {
+    try {
+      arch = g.arch();
+      key = g.key;
+    } catch (const Error& e) {
+      add(fmt::format("gpu {}", g.ordinal), fmt::format("{}: {}", g.name, e.what()), false);
+      exit = kMissing;
+      continue;
+    }
     add(fmt::format("gpu {}", g.ordinal),
         fmt::format("{} ({}), compute capability {}.{}, {} SMs, {} MiB L2, driver for CUDA {}, compiles for {}", g.name,
                     g.key, g.major, g.minor, g.sms, g.l2_bytes >> 20, g.driver, g.arch().text()),
         true);
+  }
   const std::string cache = default_cache_dir();
   add("cache", cache.empty() ? "memory only: HOME, XDG_CACHE_HOME and SSMJIT_CACHE_DIR are unset" : cache,
       !cache.empty());
@@ -46,8 +57,6 @@ int run(bool json) {
   add("targets", archs, true);
 
   const Table table = load_tables();
-  const std::string key = gpus.empty() ? "h200" : gpus.front().key;
-  const Arch arch = gpus.empty() ? Arch{} : gpus.front().arch();
   for (const std::string& name : shipped_models()) {
     const Model model = load_model(name);
     for (const auto& [kernel, description] : model.kernels) {

@@ -25,11 +25,11 @@ int run(const Options& o) {
   if (!o.out.empty()) write_text(o.out, source.text);
   if (o.json) {
     print_json(Json{{"kernel", kernel.label},
-               {"arch", arch.text()},
-               {"plan", Json::parse(plan.json())},
-               {"digest", source.digest},
-               {"entry", source.entries.front().name},
-               {"file", o.out}});
+                    {"arch", arch.text()},
+                    {"plan", Json::parse(plan.json())},
+                    {"digest", source.digest},
+                    {"entry", source.entries.front().name},
+                    {"file", o.out}});
   } else if (o.out.empty()) {
     fmt::print("{}", source.text);
   } else {

@@ -1,4 +1,5 @@
 // ssmjit: describe, emit, compile, verify, bench, tune, table, doctor.
+#include <cstdio>
 #include <exception>
 #include <vector>
 
@@ -38,7 +39,12 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     for (const Verb& verb : verbs)
-      if (verb.app->parsed()) return verb.run();
+      if (verb.app->parsed()) {
+        const int exit = verb.run();
+        if (std::fflush(stdout) == 0) return exit;
+        say("ssmjit: the output can't be written");
+        return kFellShort;
+      }
     return kWrongUse;
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version

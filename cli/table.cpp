@@ -22,13 +22,13 @@ void show(const Table& table, bool json) {
   if (json) {
     for (const TableRow& r : table.rows)
       print_json(Json{{"device", r.device},
-                 {"kernel_digest", r.kernel_digest},
-                 {"kernel", r.kernel},
-                 {"pdl", name(r.pdl)},
-                 {"total_heads", r.total_heads},
-                 {"plan", Json::parse(r.plan.json())},
-                 {"us", r.us},
-                 {"floor_us", r.floor_us}});
+                      {"kernel_digest", r.kernel_digest},
+                      {"kernel", r.kernel},
+                      {"pdl", name(r.pdl)},
+                      {"total_heads", r.total_heads},
+                      {"plan", Json::parse(r.plan.json())},
+                      {"us", r.us},
+                      {"floor_us", r.floor_us}});
     return;
   }
   std::string last;
@@ -58,13 +58,13 @@ int run_lookup(const Options& o) {
       const Choice c = lookup(table, kernel.description, o.device, arch, batch, mode);
       if (o.json)
         print_json(Json{{"kernel", kernel.label},
-                   {"batch", batch},
-                   {"total_heads", std::int64_t{batch} * kernel.description.nheads},
-                   {"plan", Json::parse(c.plan.json())},
-                   {"why", name(c.why)},
-                   {"reason", c.reason},
-                   {"expected_us", c.expected_us},
-                   {"floor_us", c.floor_us}});
+                        {"batch", batch},
+                        {"total_heads", std::int64_t{batch} * kernel.description.nheads},
+                        {"plan", Json::parse(c.plan.json())},
+                        {"why", name(c.why)},
+                        {"reason", c.reason},
+                        {"expected_us", c.expected_us},
+                        {"floor_us", c.floor_us}});
       else
         print(fmt::format("{} batch {:4}  {}  {}  {}", kernel.label, batch,
                           c.expected_us > 0 ? fmt::format("{:8.2f} us", c.expected_us) : "   not measured",

@@ -73,6 +73,7 @@ int run(const Options& o) {
     options.progress = progress_line();
     options.on_measurement = [&](const Measurement& m) {
       append << m.json() << '\n' << std::flush;
+      if (!append) fail(ErrorKind::machine, "--journal: {} can't be written any more (is the disk full?)", journal);
       ++(m.outcome == Outcome::ok ? measured : failed);
       if (o.json) print_json(Json::parse(m.json()));
     };
@@ -91,7 +92,7 @@ int run(const Options& o) {
     print(fmt::format("measured {}, failed {}; {} rows in {}, every measurement in {}", measured, failed,
                       table.rows.size(), out, journal));
   }
-  return table.rows.empty() ? kFellShort : kOk;
+  return table.rows.empty() || (measured == 0 && failed > 0) ? kFellShort : kOk;
 }
 
 }  // namespace

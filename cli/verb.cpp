@@ -76,7 +76,7 @@ std::vector<int> parse_batches(std::string_view text, std::string_view option) {
 }
 
 void print(std::string_view line) { fmt::print("{}\n", line); }
-void print_json(const Json& object) { fmt::print("{}\n", object.dump()); }
+void print_json(const Json& object) { fmt::print("{}\n", object.dump(-1, ' ', false, Json::error_handler_t::replace)); }
 void say(std::string_view line) { fmt::print(stderr, "{}\n", line); }
 
 ProgressCallback progress_line() {

@@ -56,12 +56,12 @@ int run(const Options& o) {
       ++(ok ? verified : failed);
       if (o.json) {
         print_json(Json{{"kernel", kernel.label},
-                   {"plan", Json::parse(v.plan.json())},
-                   {"outcome", name(v.outcome)},
-                   {"failures", v.failures},
-                   {"y_error", v.y_error},
-                   {"state_error", v.state_error},
-                   {"worst_ulp", v.worst_ulp}});
+                        {"plan", Json::parse(v.plan.json())},
+                        {"outcome", name(v.outcome)},
+                        {"failures", v.failures},
+                        {"y_error", v.y_error},
+                        {"state_error", v.state_error},
+                        {"worst_ulp", v.worst_ulp}});
       } else {
         print(fmt::format("{} {}  {}: y {:.1e}, state {:.1e}, worst {:.2f} units", kernel.label, v.plan.text(),
                           name(v.outcome), v.y_error, v.state_error, v.worst_ulp));

@@ -81,3 +81,4 @@ if ! compgen -G "$older/nvidia/cuda_nvrtc/lib/libnvrtc.so.12" >/dev/null; then
   .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --target "$older" 'nvidia-cuda-nvrtc-cu12==12.9.*' ||
     echo "NVRTC 12.9 for the tests could not be had; they will skip what needs it" >&2
 fi
+[ ! -d "$older" ] || echo "NVRTC 12.9, for the tests: $older"

@@ -262,7 +262,7 @@ std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
 }
 
 Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads) {
-  // One head a block, straight into registers, some 4 KiB of state a warp: within a few percent of the best at most
+  // One head a block, straight into registers, some 4 KiB of state a block: within a few percent of the best at most
   // sizes on the GPU it was measured on. Many heads fill the GPU with single warps; few are spread over two.
   const int warps = total_heads >= 1024 ? 1 : 2;
   const double row_bytes = static_cast<double>(description.dstate) * size_bytes(description.state_dtype);

@@ -53,6 +53,8 @@ DeviceBuffer::~DeviceBuffer() {
 void DeviceBuffer::upload(const void* from, std::size_t bytes, std::size_t offset) const {
   if (bytes == 0) return;
   driver().check(driver().copy_to_device(address_ + offset, from, bytes), "cuMemcpyHtoD");
+  // From pageable memory the call may return before the bytes are there, and other streams do not wait for it.
+  driver().check(driver().stream_synchronize(nullptr), "cuStreamSynchronize");
 }
 
 void DeviceBuffer::download(void* to, std::size_t bytes, std::size_t offset) const {
@@ -70,6 +72,8 @@ void DeviceBuffer::copy_from(const DeviceBuffer& other, void* stream) const {
   driver().check(driver().copy_on_device_async(address_, other.address_, other.bytes_, as_stream(stream)),
                  "cuMemcpyDtoDAsync");
 }
+
+void check_device() { driver().check(driver().context_synchronize(), "cuCtxSynchronize"); }
 
 std::int64_t free_device_bytes() {
   std::size_t free = 0, total = 0;

@@ -39,6 +39,9 @@ class DeviceBuffer {
   std::size_t bytes_ = 0;
 };
 
+// Waits for the device. Fails: ErrorKind::machine when an earlier launch broke the context.
+void check_device();
+
 std::int64_t free_device_bytes();
 // From any device address.
 void read_device_memory(const void* from, void* to, std::size_t bytes);

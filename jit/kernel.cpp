@@ -316,15 +316,21 @@ std::vector<std::int64_t> read_indices(const Driver& driver, const Tensor& indic
   return values;
 }
 
+// For the default stream the driver answers IMPLICIT while a blocking stream of the context is being captured.
+bool is_captured(const Driver& driver, CUstream stream) {
+  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
+  const CUresult result = driver.stream_is_capturing(stream, &capture);
+  if (result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) return true;
+  driver.check(result, "cuStreamIsCapturing");
+  return capture != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
 // Checked mode: what only the device's memory tells. Waits for all work on the stream.
 void check_indices(const Driver& driver, const UpdateArgs& args, std::int64_t batch, CUstream stream) {
-  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
-  driver.check(driver.stream_is_capturing(stream, &capture), "cuStreamIsCapturing");
-  if (capture != CU_STREAM_CAPTURE_STATUS_NONE)
+  if (is_captured(driver, stream))
     fail(ErrorKind::invalid,
          "checked: the stream is being captured, and a checked launch must wait for it; check before the capture, or "
-         "set "
-         "checked = false");
+         "set checked = false");
   const bool indexed = is_given(args.state_batch_indices);
   const bool redirected = is_given(args.dst_state_batch_indices);
   if (!indexed && !redirected) return;  // row b, slot b: seen on the host
@@ -414,18 +420,6 @@ class RelaxedCapture {
   CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;
 };
 
-// Compiling and loading under a capture would stall it, so it is said before either. For the default stream the driver
-// answers IMPLICIT while a blocking stream of the context is being captured.
-void refuse_under_capture(const Driver& driver, CUstream stream) {
-  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
-  const CUresult result = driver.stream_is_capturing(stream, &capture);
-  if (result != CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) driver.check(result, "cuStreamIsCapturing");
-  if (result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT || capture != CU_STREAM_CAPTURE_STATUS_NONE)
-    fail(ErrorKind::invalid,
-         "kernel: a load (compile, module load) was asked for while the stream is being captured; load every kernel "
-         "before the capture begins");
-}
-
 Tensor make_tensor(const void* data, DType dtype, std::initializer_list<std::int64_t> shape) {
   Tensor tensor;
   if (shape.size() > tensor.shape.size())
@@ -476,7 +470,10 @@ struct Kernel::State {
     if (module == nullptr) return;
     // Failures are of no interest: the context may be gone, at exit the driver too.
     if (driver->context_push(context) != CUDA_SUCCESS) return;
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;  // no harm to a capture of another thread
+    driver->exchange_capture_mode(&mode);
     driver->module_unload(module);
+    driver->exchange_capture_mode(&mode);
     CUcontext popped = nullptr;
     driver->context_pop(&popped);
   }
@@ -499,7 +496,10 @@ Kernel Kernel::load(const Description& description, const Plan& plan, const Comp
   description.validate();
   const Driver& the_driver = driver();
   context_to_load_in(the_driver);
-  refuse_under_capture(the_driver, static_cast<CUstream>(stream));
+  if (is_captured(the_driver, static_cast<CUstream>(stream)))
+    fail(ErrorKind::invalid,
+         "kernel: a load (compile, module load) was asked for while the stream is being captured; load every kernel "
+         "before the capture begins");
   const Arch arch = facts_of_current_context(the_driver).arch();
   const Source source = emit(description, plan, arch);
   return load(description, plan, source, compile(source, options));
@@ -509,6 +509,7 @@ Kernel Kernel::load(const Description& description, const Plan& plan, const Sour
   description.validate();
   if (source.entries.size() != 1)
     fail(ErrorKind::invalid, "source: has {} entries; an update has 1", source.entries.size());
+  check_plan(plan, description, cubin.arch);
   const Entry& entry = source.entries.front();
   auto state = std::make_shared<State>(description, plan, cubin);
   state->row = launch_shape(plan, description, 1);

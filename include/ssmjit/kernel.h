@@ -66,9 +66,9 @@ class Kernel {
   // Compiles (or takes from the cache) and loads on the device of the current context, the primary context of device 0
   // where none is current (which then is current for the calling thread). Fails: ErrorKind::invalid for a bad
   // description or plan, ErrorKind::missing without NVRTC, driver or GPU, ErrorKind::machine when compiler or driver
-  // refuse. Slow (a compile, a disk, a module load), so it belongs before a capture: with `stream`, the CUstream that the
-  // kernel is for, or without one for the default stream, ErrorKind::invalid while that is being captured. A capture of
-  // another stream goes on unharmed.
+  // refuse. Slow (a compile, a disk, a module load), so it belongs before a capture: with `stream`, the CUstream that
+  // the kernel is for, or without one for the default stream, ErrorKind::invalid while that is being captured. A
+  // capture of another stream goes on unharmed.
   static Kernel load(const Description& description, const Plan& plan, const CompileOptions& options = {},
                      void* stream = nullptr);
   // A given cubin of this description and plan. Fails: ErrorKind::invalid when source and plan differ in block or

@@ -24,7 +24,7 @@ struct TableRow {
   std::int64_t total_heads = 0;  // batch * nheads
   Plan plan;
   double us = 0;        // a step, cold state
-  double floor_us = 0;  // the memory floor of the same bytes, same run; 0 where not measured
+  double floor_us = 0;  // the memory floor of the same bytes, same run; 0 where not measured, or not well
   // Provenance.
   std::string kernel;         // the description in one line
   std::string source_digest;  // of the emitted source that was measured

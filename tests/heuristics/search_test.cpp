@@ -126,16 +126,17 @@ TEST(Devices, HaveAnArch) {
   }
 }
 
-TEST(Floor, OfTheH200IsTheMeasuredLineWithinTenPercent) {
-  struct Point {
-    double mib_each_way;
-    double us;
-  };
-  for (const Point& point : {Point{0.25, 1.58}, {2, 2.52}, {16, 9.70}, {64, 35.15}, {128, 67.59}, {256, 132.5}}) {
-    Bytes bytes;
-    bytes.read = bytes.written_back = static_cast<std::int64_t>(point.mib_each_way * 1024 * 1024);
-    EXPECT_NEAR(floor_us(floor_model("h200"), bytes), point.us, 0.1 * point.us) << point.mib_each_way;
+TEST(Floor, OfTheH200IsThatOfTheShippedTablesWithinTenPercent) {
+  const Model model = load_model("nemotron3-super-tp8");
+  const Description& description = model.kernel("update");
+  int rows = 0;
+  for (const TableRow& row : shipped_tables().rows) {
+    if (row.device != "h200" || row.pdl != PdlMode::off || row.kernel_digest != description.kernel_digest()) continue;
+    const Bytes bytes = bytes_moved(description, static_cast<int>(row.total_heads / description.nheads));
+    EXPECT_NEAR(floor_us(floor_model("h200"), bytes), row.floor_us, 0.1 * row.floor_us) << row.total_heads;
+    ++rows;
   }
+  EXPECT_GE(rows, 6);
 }
 
 TEST(Floor, OfAnUnknownDeviceIsUnknown) {
