@@ -8,6 +8,7 @@ a failure).
 
 import argparse
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -75,10 +76,16 @@ def main():
         for entry in ElementTree.parse(junit).getroot().iter("testcase"):
             results += results_of(entry, reports)
     counts = {kind: sum(result == kind for _, result, _ in results) for kind in ("passed", "failed", "skipped")}
-    for kind in ("skipped", "failed"):
-        for name, result, reason in results:
-            if result == kind:
-                print(f"{kind}: {name}: {reason or 'no reason given'}")
+    # Skips by reason, said once; a reason starts with the place in the code that gave it.
+    skips = {}
+    for name, result, reason in results:
+        if result == "skipped":
+            skips.setdefault(re.sub(r"^\S+:\d+ ", "", reason or "no reason given"), []).append(name)
+    for reason, names in skips.items():
+        print(f"skipped {len(names)}: {', '.join(names)}: {reason}")
+    for name, result, reason in results:
+        if result == "failed":
+            print(f"failed: {name}: {reason or 'no reason given'}")
     if ctest.returncode != 0 and counts["failed"] == 0:
         print(f"failed: ctest exited with {ctest.returncode}")
         counts["failed"] = 1
