@@ -275,14 +275,17 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       ++cells_done;
       if (open.empty()) continue;
 
+      const auto fail_line = [&](std::size_t plan, Outcome outcome, const std::string& reason) {
+        Measurement m = line(plan);
+        m.outcome = outcome;
+        m.reason = reason;
+        record(m);
+      };
       std::unique_ptr<Layers> layers;
       try {
         layers = std::make_unique<Layers>(description, batch, gpu, kernels, stream, options.seed);
       } catch (const Error& e) {
-        Measurement m = line(open.front());
-        m.outcome = Outcome::memory_failed;
-        m.reason = e.what();
-        record(m);
+        fail_line(open.front(), Outcome::memory_failed, e.what());
         warn(fmt::format("tune: batch {}: {}", batch, e.what()));
         continue;
       }
@@ -293,12 +296,6 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       layers->refill_all();
       const SpotCheck spot(description, *layers, stream, options.seed + 7);
 
-      const auto fail_line = [&](std::size_t plan, Outcome outcome, const std::string& reason) {
-        Measurement m = line(plan);
-        m.outcome = outcome;
-        m.reason = reason;
-        record(m);
-      };
       // First replays of all, then rounds over those near the best.
       std::vector<Candidate> candidates;
       std::vector<std::pair<double, std::size_t>> order;

@@ -77,8 +77,8 @@ TEST(Measurement, RoundTripsThroughItsJsonLine) {
 }
 
 TEST(Measurement, EveryOutcomeRoundTripsWithItsReason) {
-  for (Outcome o : {Outcome::ok, Outcome::not_compiled, Outcome::spills, Outcome::wrong, Outcome::nondeterministic,
-                    Outcome::launch_failed, Outcome::memory_failed}) {
+  for (Outcome o : {Outcome::ok, Outcome::dropped, Outcome::not_compiled, Outcome::spills, Outcome::wrong,
+                    Outcome::nondeterministic, Outcome::launch_failed, Outcome::memory_failed}) {
     Measurement m = measurement();
     m.outcome = o;
     m.reason = o == Outcome::ok ? "" : "ptxas: \"no\"\nand a second line";
@@ -194,6 +194,23 @@ TEST(Faults, Row26_AFailedCandidateNeverWins) {
   const Table table = fit_table(all);
   ASSERT_THAT(table.rows, SizeIs(1)) << "a batch with failures alone has no row";
   EXPECT_EQ(table.rows[0].plan, plans()[0]);
+}
+
+TEST(Fit, APlanThatWasDroppedEarlyNeverWins) {
+  Measurement quick = measurement(8, 1, 1);
+  quick.outcome = Outcome::dropped;
+  const Table table = fit_table({quick, measurement(8, 5, 0)});
+  ASSERT_THAT(table.rows, SizeIs(1));
+  EXPECT_EQ(table.rows[0].us, 5);
+  EXPECT_THAT(fit_table({quick}).rows, SizeIs(0));
+}
+
+TEST(Fit, AFloorAboveTheTimeIsLeftOut) {
+  Measurement m = measurement(8, 5, 0);
+  m.floor_us = 5.1;
+  EXPECT_EQ(fit_table({m}).rows.at(0).floor_us, 0);
+  m.floor_us = 5;
+  EXPECT_EQ(fit_table({m}).rows.at(0).floor_us, 5);
 }
 
 TEST(Fit, DevicesModesDigestsAndSizesHaveRowsOfTheirOwn) {
