@@ -39,6 +39,8 @@ struct HashArgs {
   void* result;
 };
 
+constexpr std::int64_t kWeightAlign = 512;  // as PyTorch's allocator places tensors
+
 std::int64_t round_up(std::int64_t v, std::int64_t to) { return (v + to - 1) / to * to; }
 
 }  // namespace
@@ -124,7 +126,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   memory_ = DeviceBuffer(static_cast<std::size_t>(layer_bytes_ * count_));
   sources_ = DeviceBuffer(static_cast<std::size_t>(input_bytes_ * count_));
   out_ = DeviceBuffer(static_cast<std::size_t>(x_bytes_));
-  weights_ = DeviceBuffer(static_cast<std::size_t>(3 * round_up(4 * H, 256)));
+  weights_ = DeviceBuffer(static_cast<std::size_t>(3 * round_up(4 * H, kWeightAlign)));
   indices_ = DeviceBuffer(static_cast<std::size_t>(2 * round_up(4 * B, 256)));
   hash_ = DeviceBuffer(8);
 
@@ -134,7 +136,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   std::iota(slots.begin(), slots.end(), static_cast<std::int32_t>(B));
   indices_.upload(slots.data(), 4 * slots.size(), static_cast<std::size_t>(round_up(4 * B, 256)));
   std::byte* weights = weights_.data();
-  const std::int64_t step = round_up(4 * H, 256);
+  const std::int64_t step = round_up(4 * H, kWeightAlign);
   kernels_.fill(DType::f32, weights, H, seed + 1, -1.5, 0.2, stream_);
   kernels_.fill(d.weight_dtype, weights + step, H, seed + 2, 0, 1, stream_);
   kernels_.fill(d.weight_dtype, weights + 2 * step, H, seed + 3, -3.5, 0.2, stream_);
@@ -165,7 +167,7 @@ UpdateArgs Layers::args(int layer, Pdl pdl) const {
   p += z_bytes_;
   a.dt = contiguous(p, d.dt_dtype, {B, H});
   a.out = contiguous(out_.data(), d.input_dtype, {B, H, P});
-  const std::int64_t step = round_up(4 * H, 256);
+  const std::int64_t step = round_up(4 * H, kWeightAlign);
   a.A = contiguous(weights_.data(), DType::f32, {H});
   if (d.has_D()) a.D = contiguous(weights_.data() + step, d.weight_dtype, {H});
   if (d.has_dt_bias()) a.dt_bias = contiguous(weights_.data() + 2 * step, d.weight_dtype, {H});

@@ -116,15 +116,21 @@ class SpotCheck {
 
 // A chain whose step reads its inputs before their producer has written them gives other outputs than the same steps
 // launched one by one: the inputs are NaN until they are produced.
-bool waits_for_producer(const Layers& layers, const Kernel& kernel, const StepTimer& timer, const Graph& graph,
-                        const Stream& stream) {
+bool waits_for_producer(const Layers& layers, const Kernel& kernel, const Graph& graph, const Stream& stream) {
   layers.refill_all();
   for (int layer = 0; layer < layers.count(); ++layer) kernel.launch(layers.args(layer, Pdl::off), stream.handle());
   const std::uint64_t alone = layers.hash_all();
   layers.refill_all();
   layers.poison_inputs();
-  timer.replay_us(graph);
+  graph.launch(stream);
   return layers.hash_all() == alone;
+}
+
+// Whether plan i is timed in `mode`: in chain those that ask for the state early, in off the others; where there are
+// none of the kind, all.
+bool suits(const std::vector<Plan>& plans, std::size_t i, PdlMode mode) {
+  const auto of_its_kind = [&](const Plan& plan) { return plan.early_state == (mode == PdlMode::chain); };
+  return of_its_kind(plans[i]) || std::none_of(plans.begin(), plans.end(), of_its_kind);
 }
 
 struct Candidate {
@@ -193,7 +199,8 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     if (known.contains(failed_line(i, digests[i]).key())) continue;
     bool open = false;
     for (int batch : options.batches)
-      for (PdlMode mode : options.modes) open = open || !known.contains(line_of(i, digests[i], batch, mode).key());
+      for (PdlMode mode : options.modes)
+        open = open || (suits(plans, i, mode) && !known.contains(line_of(i, digests[i], batch, mode).key()));
     if (!open) continue;
     wanted.push_back(i);
     wanted_plans.push_back(plans[i]);
@@ -250,7 +257,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
   }
 
   const BenchKernels kernels(arch, gpu.sms, options.compile);
-  const Stream stream;
+  const Stream& stream = measuring_stream();
   const double timing_since = elapsed();
   for (int batch : options.batches) {
     for (PdlMode mode : options.modes) {
@@ -271,7 +278,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       };
       std::vector<std::size_t> open;
       for (std::size_t i = 0; i < plans.size(); ++i)
-        if (ready[i] != nullptr && !known.contains(line(i).key())) open.push_back(i);
+        if (ready[i] != nullptr && suits(plans, i, mode) && !known.contains(line(i).key())) open.push_back(i);
       ++cells_done;
       if (open.empty()) continue;
 
@@ -302,8 +309,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       for (std::size_t i : open) {
         try {
           const Graph graph = timer.record(ready[i]->kernel);
-          timer.replay_us(graph);
-          order.emplace_back(std::min(timer.replay_us(graph), timer.replay_us(graph)), i);
+          order.emplace_back(least(timer.replays_us(graph, 2)), i);
         } catch (const Error& e) {
           fail_line(i, Outcome::launch_failed, e.what());
         }
@@ -313,7 +319,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         Measurement m = line(plan);
         m.outcome = outcome;
         m.us = median(samples);
-        m.us_min = *std::min_element(samples.begin(), samples.end());
+        m.us_min = least(samples);
         m.us_max = *std::max_element(samples.begin(), samples.end());
         m.share = m.us > 0 ? m.floor_us / m.us : 0;
         if (m.outcome == Outcome::ok && m.share > 1.01)
@@ -329,7 +335,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
             std::string wrong = spot.run(ready[plan]->kernel, outcome);
             Graph graph = timer.record(ready[plan]->kernel);
             if (wrong.empty() && mode == PdlMode::chain &&
-                !waits_for_producer(*layers, ready[plan]->kernel, timer, graph, stream)) {
+                !waits_for_producer(*layers, ready[plan]->kernel, graph, stream)) {
               outcome = Outcome::wrong;
               wrong = fmt::format("batch {}: behind a producer the outputs differ from the same steps alone", batch);
             }
@@ -346,8 +352,8 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       }
       for (int visit = 0; visit < kVisits && !candidates.empty(); ++visit) {
         for (Candidate& c : candidates) {
-          timer.replay_us(c.graph);
-          for (int replay = 0; replay < kReplays; ++replay) c.samples.push_back(timer.replay_us(c.graph));
+          const std::vector<double> samples = timer.replays_us(c.graph, kReplays);
+          c.samples.insert(c.samples.end(), samples.begin(), samples.end());
         }
         if (visit + 1 != kFirstVisits) continue;
         double best = median(candidates.front().samples);

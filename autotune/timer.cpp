@@ -4,7 +4,19 @@
 
 #include <fmt/format.h>
 
+#include "codegen/fail.h"
+
 namespace ssmjit {
+
+namespace {
+
+constexpr int kMostReplays = 16;
+
+}  // namespace
+
+double least(const std::vector<double>& samples) {
+  return samples.empty() ? 0 : *std::min_element(samples.begin(), samples.end());
+}
 
 double median(std::vector<double> samples) {
   if (samples.empty()) return 0;
@@ -14,14 +26,12 @@ double median(std::vector<double> samples) {
 }
 
 StepTimer::StepTimer(const Layers& layers, const Stream& stream, PdlMode mode)
-    : layers_(layers), stream_(stream), mode_(mode) {
+    : layers_(layers), stream_(stream), mode_(mode), watch_(kMostReplays + 1) {
   if (mode_ != PdlMode::chain) return;
   const Graph producers(stream_, [&] {
     for (int layer = 0; layer < layers_.count(); ++layer) layers_.produce(layer);
   });
-  std::vector<double> samples;
-  for (int round = 0; round < 11; ++round) samples.push_back(replay_us(producers));
-  producers_us_ = median(samples);
+  producers_us_ = median(replays_us(producers, 11));
 }
 
 Graph StepTimer::record_each(const std::function<void(int)>& step) const {
@@ -38,11 +48,17 @@ Graph StepTimer::record(const Kernel& kernel) const {
   return record_each([&](int layer) { kernel.launch(layers_.args(layer, pdl), stream_.handle()); });
 }
 
-double StepTimer::replay_us(const Graph& graph) const {
-  watch_.start(stream_);
+std::vector<double> StepTimer::replays_us(const Graph& graph, int count) const {
+  if (count < 1 || count > kMostReplays) fail(ErrorKind::internal, "timer: {} replays", count);
   graph.launch(stream_);
-  watch_.stop(stream_);
-  return watch_.elapsed_us() / layers_.count() - producers_us_;
+  watch_.mark(0, stream_);
+  for (int i = 0; i < count; ++i) {
+    graph.launch(stream_);
+    watch_.mark(i + 1, stream_);
+  }
+  std::vector<double> samples;
+  for (int i = 0; i < count; ++i) samples.push_back(watch_.lap_us(i) / layers_.count() - producers_us_);
+  return samples;
 }
 
 double StepTimer::floor_us() const {
@@ -69,17 +85,13 @@ double StepTimer::floor_us() const {
   };
   for (Candidate& c : candidates) {
     const Graph graph = record(c.pass);
-    replay_us(graph);
-    c.us = std::min(replay_us(graph), replay_us(graph));
+    c.us = least(replays_us(graph, 2));
   }
   std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) { return a.us < b.us; });
   double best = 0;
   for (std::size_t i = 0; i < std::min<std::size_t>(4, candidates.size()); ++i) {
     const Graph graph = record(candidates[i].pass);
-    replay_us(graph);
-    std::vector<double> samples;
-    for (int round = 0; round < 9; ++round) samples.push_back(replay_us(graph));
-    const double us = median(samples);
+    const double us = median(replays_us(graph, 9));
     if (best == 0 || us < best) {
       best = us;
       const BenchKernels::Pass& p = candidates[i].pass;

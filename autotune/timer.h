@@ -12,7 +12,9 @@
 
 namespace ssmjit {
 
+// Of no samples: 0.
 double median(std::vector<double> samples);
+double least(const std::vector<double>& samples);
 
 // A step of every layer as one graph, behind the layer's producer in mode chain.
 class StepTimer {
@@ -20,8 +22,9 @@ class StepTimer {
   StepTimer(const Layers& layers, const Stream& stream, PdlMode mode);
 
   Graph record(const Kernel& kernel) const;
-  // One replay, us a layer; in mode chain without the producers' part.
-  double replay_us(const Graph& graph) const;
+  // `count` (up to 16) replays in a row behind one that is not timed, us a layer each; in mode chain without the
+  // producers' part. The stream never runs dry in between, so that no host time is in a figure.
+  std::vector<double> replays_us(const Graph& graph, int count) const;
 
   // The memory floor of the same bytes in the same mode: the fastest of the passes, median of rounds.
   // Leaves the layers' contents undefined: refill_all() afterwards.

@@ -38,7 +38,9 @@ class GpuTarget : public Target {
   }
   void release_all() override { buffers_.clear(); }
   void launch(const UpdateArgs& args) override {
-    kernel_->launch(args, stream_.handle());
+    UpdateArgs launched = args;
+    launched.pdl = kernel_->plan().early_state ? Pdl::early_state : Pdl::off;
+    kernel_->launch(launched, stream_.handle());
     stream_.synchronize();
   }
 
@@ -49,7 +51,7 @@ class GpuTarget : public Target {
     fail(ErrorKind::internal, "verify: an address that was not allocated");
   }
   const Kernel* kernel_ = nullptr;
-  Stream stream_;
+  const Stream& stream_ = measuring_stream();
   std::vector<DeviceBuffer> buffers_;
 };
 

@@ -26,6 +26,7 @@ struct Field {
   const char* name;
   std::int64_t (*get)(const Plan&);
   void (*set)(Plan&, std::int64_t);
+  bool flag = false;
 };
 const Field kFields[] = {
     {"block_m", [](const Plan& p) -> std::int64_t { return p.block_m; },
@@ -41,7 +42,11 @@ const Field kFields[] = {
     {"state_path", [](const Plan& p) -> std::int64_t { return static_cast<std::int64_t>(p.state_path); },
      [](Plan& p, std::int64_t v) { p.state_path = static_cast<StatePath>(v); }},
     {"streaming", [](const Plan& p) -> std::int64_t { return p.streaming ? 1 : 0; },
-     [](Plan& p, std::int64_t v) { p.streaming = v != 0; }},
+     [](Plan& p, std::int64_t v) { p.streaming = v != 0; }, true},
+    {"early_state", [](const Plan& p) -> std::int64_t { return p.early_state ? 1 : 0; },
+     [](Plan& p, std::int64_t v) { p.early_state = v != 0; }, true},
+    {"min_blocks_per_sm", [](const Plan& p) -> std::int64_t { return p.min_blocks_per_sm; },
+     [](Plan& p, std::int64_t v) { p.min_blocks_per_sm = static_cast<int>(v); }},
 };
 
 const Field* find_field(std::string_view name) {
@@ -58,7 +63,7 @@ std::string field_names() {
 
 std::string value_text(const Field& field, std::int64_t value) {
   if (std::string_view(field.name) == "state_path") return name(static_cast<StatePath>(value));
-  if (std::string_view(field.name) == "streaming") return value != 0 ? "true" : "false";
+  if (field.flag) return value != 0 ? "true" : "false";
   return std::to_string(value);
 }
 
@@ -68,10 +73,10 @@ std::int64_t parse_value(const Field& field, std::string_view text) {
       if (text == name(p)) return static_cast<std::int64_t>(p);
     fail(ErrorKind::invalid, "plan: state_path: got {}; wants direct, cp_async or bulk", in_quotes(text));
   }
-  if (std::string_view(field.name) == "streaming") {
+  if (field.flag) {
     if (text == "true" || text == "1") return 1;
     if (text == "false" || text == "0") return 0;
-    fail(ErrorKind::invalid, "plan: streaming: got {}; wants true or false", in_quotes(text));
+    fail(ErrorKind::invalid, "plan: {}: got {}; wants true or false", field.name, in_quotes(text));
   }
   int value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -108,8 +113,9 @@ struct Space {
     v[base + 3] = state_bytes;
     v[base + 4] = d.dstate * state_bytes / 16;
     v[base + 5] = arch.has_bulk_copy() ? 1 : 0;
-    v[base + 6] = arch.max_smem_bytes();
-    for (StatePath p : kStatePaths) v[base + 7 + static_cast<std::size_t>(p)] = static_cast<std::int64_t>(p);
+    v[base + 6] = arch.has_pdl() ? 1 : 0;
+    v[base + 7] = arch.max_smem_bytes();
+    for (StatePath p : kStatePaths) v[base + 8 + static_cast<std::size_t>(p)] = static_cast<std::int64_t>(p);
     return v;
   }
   void put(std::vector<std::int64_t>& v, const Plan& plan) const {
@@ -122,7 +128,7 @@ struct Space {
     const Json json = Json::parse(template_file("update.json"));
     for (const Field& f : kFields) names.emplace_back(f.name);
     for (const char* fact : {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy",
-                             "max_smem_bytes", "direct", "cp_async", "bulk"})
+                             "has_pdl", "max_smem_bytes", "direct", "cp_async", "bulk"})
       names.emplace_back(fact);
     for (const auto& t : json.at("tunables")) {
       Tunable tunable{t.at("name"), t.at("meaning"), {}};
@@ -163,8 +169,8 @@ std::string Plan::json() const {
   for (const Field& f : kFields) {
     if (std::string_view(f.name) == "state_path")
       json[f.name] = name(state_path);
-    else if (std::string_view(f.name) == "streaming")
-      json[f.name] = streaming;
+    else if (f.flag)
+      json[f.name] = f.get(*this) != 0;
     else
       json[f.name] = f.get(*this);
   }
@@ -210,6 +216,8 @@ std::vector<std::string> plan_problems(const Plan& plan, const Description& desc
   const bool power_of_two = plan.lanes_per_row > 0 && (plan.lanes_per_row & (plan.lanes_per_row - 1)) == 0;
   if (plan.lanes_per_row >= 1 && (!power_of_two || plan.lanes_per_row > 32))
     problems.push_back(fmt::format("plan lanes_per_row: got {}; wants a power of two up to 32", plan.lanes_per_row));
+  if (plan.min_blocks_per_sm < 0 || plan.min_blocks_per_sm > 32)
+    problems.push_back(fmt::format("plan min_blocks_per_sm: got {}; wants 0 to 32", plan.min_blocks_per_sm));
   if (plan.warps > 32) problems.push_back(fmt::format("plan warps: got {}; wants 32 at most", plan.warps));
   if (!problems.empty()) return problems;
 
@@ -270,7 +278,9 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
   double best_score = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
   for (const Plan& p : plans) {
-    if (p.state_path != StatePath::direct || p.heads_per_block != 1 || p.stages != 1 || !p.streaming) continue;
+    if (p.state_path != StatePath::direct || p.heads_per_block != 1 || p.stages != 1 || !p.streaming || p.early_state ||
+        p.min_blocks_per_sm != 1)
+      continue;
     const double score = std::abs(std::log2(p.block_m * row_bytes / 4096.0)) +
                          std::abs(std::log2(p.lanes_per_row / 16.0)) + std::abs(std::log2(p.warps / double(warps)));
     if (best == nullptr || score < best_score) best = &p, best_score = score;

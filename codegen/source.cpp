@@ -120,6 +120,7 @@ std::string config(const Description& d, const Plan& plan) {
   s += constant("kStages", plan.stages);
   s += fmt::format("  static constexpr StatePath kStatePath = StatePath::{};\n", name(plan.state_path));
   s += flag("kStreaming", plan.streaming);
+  s += flag("kEarlyState", plan.early_state);
   s += "\n";
   s += function("delta", "float dt, float dt_bias", d.delta_expr);
   s += function("decay", "float A, float dt, float delta", d.decay_expr);
@@ -146,7 +147,9 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
   source.text += fmt::format(
       "\nextern \"C\" __global__ void __launch_bounds__({}) {}(const __grid_constant__ UpdateArgs args) {{\n"
       "  update<Config>(args);\n}}\n",
-      shape.block_threads, entry);
+      plan.min_blocks_per_sm == 0 ? std::to_string(shape.block_threads)
+                                  : fmt::format("{}, {}", shape.block_threads, plan.min_blocks_per_sm),
+      entry);
   source.digest = digest16(without_banner(source.text));
   source.options = kOptions;
   source.entries = {{entry, shape.block_threads, shape.smem_bytes}};

@@ -121,6 +121,7 @@ Choice lookup(const Table& table, const Description& description, std::string_vi
           fmt::format("; measured with PDL mode {}, as there is no row for {}", name(near.pdl), name(mode));
     }
   }
+  choice.plan.early_state = mode == PdlMode::chain && arch.has_pdl();
   if (illegal > 0) {
     choice.reason += fmt::format("; passed over {} with a plan that is not legal on {}",
                                  illegal == 1 ? "a row" : fmt::format("{} rows", illegal), arch.text());

@@ -1,5 +1,6 @@
 #include "jit/gpu.h"
 
+#include <map>
 #include <mutex>
 #include <utility>
 
@@ -95,8 +96,18 @@ void Stream::synchronize() const {
   driver().check(driver().stream_synchronize(as_stream(stream_)), "cuStreamSynchronize");
 }
 
-Graph::Graph(const Stream& stream, const std::function<void()>& record) {
+const Stream& measuring_stream() {
+  static std::mutex mutex;
+  static auto& streams = *new std::map<CUcontext, Stream>;  // outlives the driver's own tear-down
   const Driver& d = driver();
+  CUcontext context{};
+  d.check(d.context_current(&context), "cuCtxGetCurrent");
+  const std::lock_guard lock(mutex);
+  return streams[context];
+}
+
+Graph::Graph(const Stream& stream, const std::function<void()>& record) : driver_(&driver()) {
+  const Driver& d = *driver_;
   d.check(d.stream_begin_capture(as_stream(stream.handle()), CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
           "cuStreamBeginCapture");
   CUgraph graph{};
@@ -114,41 +125,41 @@ Graph::Graph(const Stream& stream, const std::function<void()>& record) {
   d.check(result, "cuGraphInstantiate");
   executable_ = executable;
 }
-Graph::Graph(Graph&& other) noexcept : executable_(std::exchange(other.executable_, nullptr)) {}
+Graph::Graph(Graph&& other) noexcept : driver_(other.driver_), executable_(std::exchange(other.executable_, nullptr)) {}
 Graph& Graph::operator=(Graph&& other) noexcept {
+  std::swap(driver_, other.driver_);
   std::swap(executable_, other.executable_);
   return *this;
 }
 Graph::~Graph() {
-  if (executable_ != nullptr) driver().graph_exec_destroy(static_cast<CUgraphExec>(executable_));
+  if (executable_ != nullptr) driver_->graph_exec_destroy(static_cast<CUgraphExec>(executable_));
 }
 void Graph::launch(const Stream& stream) const {
-  driver().check(driver().graph_launch(static_cast<CUgraphExec>(executable_), as_stream(stream.handle())),
+  driver_->check(driver_->graph_launch(static_cast<CUgraphExec>(executable_), as_stream(stream.handle())),
                  "cuGraphLaunch");
 }
 
-Stopwatch::Stopwatch() {
-  CUevent begin{}, end{};
-  driver().check(driver().event_create(&begin, CU_EVENT_DEFAULT), "cuEventCreate");
-  begin_ = begin;
-  driver().check(driver().event_create(&end, CU_EVENT_DEFAULT), "cuEventCreate");
-  end_ = end;
+Stopwatch::Stopwatch(int marks) : driver_(driver()) {
+  for (int i = 0; i < marks; ++i) {
+    CUevent event{};
+    driver_.check(driver_.event_create(&event, CU_EVENT_DEFAULT), "cuEventCreate");
+    events_.push_back(event);
+  }
 }
 Stopwatch::~Stopwatch() {
-  for (void* event : {begin_, end_})
-    if (event != nullptr) driver().event_destroy(static_cast<CUevent>(event));
+  for (void* event : events_) driver_.event_destroy(static_cast<CUevent>(event));
 }
-void Stopwatch::start(const Stream& stream) const {
-  driver().check(driver().event_record(static_cast<CUevent>(begin_), as_stream(stream.handle())), "cuEventRecord");
+void Stopwatch::mark(int i, const Stream& stream) const {
+  driver_.check(
+      driver_.event_record(static_cast<CUevent>(events_.at(static_cast<std::size_t>(i))), as_stream(stream.handle())),
+      "cuEventRecord");
 }
-void Stopwatch::stop(const Stream& stream) const {
-  driver().check(driver().event_record(static_cast<CUevent>(end_), as_stream(stream.handle())), "cuEventRecord");
-}
-double Stopwatch::elapsed_us() const {
-  driver().check(driver().event_synchronize(static_cast<CUevent>(end_)), "cuEventSynchronize");
+double Stopwatch::lap_us(int i) const {
+  const auto begin = static_cast<CUevent>(events_.at(static_cast<std::size_t>(i)));
+  const auto end = static_cast<CUevent>(events_.at(static_cast<std::size_t>(i) + 1));
+  driver_.check(driver_.event_synchronize(end), "cuEventSynchronize");
   float ms = 0;
-  driver().check(driver().event_elapsed(&ms, static_cast<CUevent>(begin_), static_cast<CUevent>(end_)),
-                 "cuEventElapsedTime");
+  driver_.check(driver_.event_elapsed(&ms, begin, end), "cuEventElapsedTime");
   return 1e3 * static_cast<double>(ms);
 }
 

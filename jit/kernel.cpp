@@ -517,7 +517,7 @@ Kernel Kernel::load(const Description& description, const Plan& plan, const Sour
     fail(ErrorKind::invalid,
          "source: {} wants {} threads and {} bytes of shared memory, the plan {} and {}; give the source of this plan",
          entry.name, entry.block_threads, entry.smem_bytes, state->row.block_threads, state->row.smem_bytes);
-  state->has_pdl = cubin.arch.major >= 9;
+  state->has_pdl = cubin.arch.has_pdl();
 
   const Driver& the_driver = driver();
   state->driver = &the_driver;

@@ -14,6 +14,7 @@ struct Maths {
   static constexpr bool kDestination = false;
   static constexpr bool kAlignedRows = true;
   static constexpr bool kStreaming = true;
+  static constexpr bool kEarlyState = false;
   static constexpr PadOutput kPadOutput = PadOutput::zeros;
   static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }
   static SSMJIT_DEVICE float decay(float A, float, float delta) { return fn_exp(A * delta); }
@@ -52,6 +53,7 @@ struct CpAsync : Maths {
   static constexpr int kLanesPerRow = 16;
   static constexpr int kHeadsPerBlock = 4;
   static constexpr int kStages = 4;
+  static constexpr bool kEarlyState = true;
   static constexpr StatePath kStatePath = StatePath::cp_async;
   static SSMJIT_DEVICE float gate(float z) { return fn_silu(z); }
 };

@@ -13,22 +13,22 @@
 //   y[p] += Cfg::skip(D, x[p]);  y[p] *= Cfg::gate(z[p])
 //
 // What costs is the state: [head_dim, dstate] a head is read and written once, the rest is small. A block takes block_m
-// rows of head_dim for heads_per_block heads of one request; a warp takes block_m / warps neighbouring rows and needs no
-// other warp. Within a warp, lanes_per_row lanes share a row in 16-byte vectors (so a load instruction covers whole
+// rows of head_dim for heads_per_block heads of one request; a warp takes block_m / warps neighbouring rows and needs
+// no other warp. Within a warp, lanes_per_row lanes share a row in 16-byte vectors (so a load instruction covers whole
 // lines), and each lane has kRows neighbouring rows, all of whose vectors are asked for before the first is used.
 //
 // state_path: how the state travels from memory to registers (it always leaves by vector stores):
 //   direct    straight into registers; with several heads a block the next one's loads are in flight during this one's
 //             arithmetic
-//   cp_async  into shared memory by cp.async, stages - 1 heads ahead; each lane waits for its own vectors only
-//   bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
+//   cp_async  into shared memory by cp.async, a stage for each head of the block; each lane waits for its own vectors
+//   only bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
 
 enum class StatePath { direct, cp_async, bulk };
 enum class PadOutput { zeros, untouched, as_if_zero_state };
 enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
 
-// Sizes that follow from Cfg. Cfg is a struct of constants: kHeadDim, kDstate, kHeadsPerGroup, the types State, Input, Dt,
-// Weight, kPadOutput, kDestination, the plan's fields, and the functions delta, decay, skip, gate.
+// Sizes that follow from Cfg. Cfg is a struct of constants: kHeadDim, kDstate, kHeadsPerGroup, the types State, Input,
+// Dt, Weight, kPadOutput, kDestination, the plan's fields, and the functions delta, decay, skip, gate.
 template <class Cfg>
 struct UpdateShape {
   static constexpr int kVecElements = 16 / static_cast<int>(sizeof(typename Cfg::State));
@@ -88,9 +88,9 @@ struct Packed {
   }
 };
 
-// An entry of an int32 or int64 index array, as the words that were asked for: what waits for them is value(), so it can
-// stand behind the loads that need no index. No branch. A null array gives `otherwise`; `readable` is any address that
-// may be read in its place.
+// An entry of an int32 or int64 index array, as the words that were asked for: what waits for them is value(), so it
+// can stand behind the loads that need no index. No branch. A null array gives `otherwise`; `readable` is any address
+// that may be read in its place.
 struct IndexEntry {
   u32 low, high;
   i64 otherwise;
@@ -191,8 +191,8 @@ struct UpdateStep {
   }
 
   SSMJIT_DEVICE void load_columns(Columns<Cfg>& columns, const void* base, i64 stride) const {
-    const Input* p = static_cast<const Input*>(base) + row * stride +
-                     static_cast<i64>(head / Cfg::kHeadsPerGroup) * Cfg::kDstate;
+    const Input* p =
+        static_cast<const Input*>(base) + row * stride + static_cast<i64>(head / Cfg::kHeadsPerGroup) * Cfg::kDstate;
 #pragma unroll
     for (int i = 0; i < S::kVectors; ++i) {
       if (inside(i, column))
@@ -204,7 +204,7 @@ struct UpdateStep {
 
   // One head: the recurrence on the lane's vectors, the new state to memory, the sums over dstate, the output.
   SSMJIT_DEVICE void step(StateTile<Cfg>& tile, const HeadInputs<Cfg>& in, const Columns<Cfg>& columns_B,
-                                       const Columns<Cfg>& columns_C, State* head_target, bool store, int h) const {
+                          const Columns<Cfg>& columns_C, State* head_target, bool store, int h) const {
     constexpr int kPer = kPerWord<State>;
     float dt_bias = 0.0f, D = 0.0f;
     if constexpr (Cfg::kHasDtBias) dt_bias = widen(in.dt_bias);
@@ -282,9 +282,10 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
                            lane_row + S::Sums::first_row(column),
                            S::Sums::owner(column)};
 
-  const bool early = args.pdl == kPdlEarlyState;
-  if (args.pdl != kPdlOff) grid_dependency_trigger();
-  if (args.pdl == kPdlWaitFirst) grid_dependency_wait();
+  if (args.pdl != kPdlOff) {
+    grid_dependency_trigger();
+    if (!Cfg::kEarlyState || args.pdl == kPdlWaitFirst) grid_dependency_wait();
+  }
 
   // Which slot. A pad row forms no address from its index.
   const IndexEntry source_entry =
@@ -297,7 +298,7 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
   }
 
   // Whether there is a state to read and to write, and where. What follows from the index stands behind the loads that
-  // do not need it, so it is worked out in a place of its own for the launch that reads the state early.
+  // do not need it.
   bool live, store;
   const State* from;
   State* to;
@@ -311,12 +312,13 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
     to = static_cast<State*>(args.state) + (store ? target * args.state_stride + first : 0);
   };
 
-  // A ring of stages in shared memory, private to the warp: [warps][stages][rows of the warp, dstate], then, for bulk
-  // copies, [warps][stages] barriers. Heads go around it.
-  extern __shared__ __align__(128) unsigned char ring[];
-  unsigned char* mine = ring + warp * Cfg::kStages * S::kWarpBytes;
-  Barrier* full = reinterpret_cast<Barrier*>(ring + Cfg::kWarps * Cfg::kStages * S::kWarpBytes) + warp * Cfg::kStages;
-  const auto stage = [&](int i) { return mine + (i % Cfg::kStages) * S::kWarpBytes; };
+  // A stage a head in shared memory, private to the warp: [warps][stages][rows of the warp, dstate], then, for bulk
+  // copies, [warps][stages] barriers.
+  static_assert(Cfg::kStatePath == StatePath::direct || Cfg::kStages == Cfg::kHeadsPerBlock);
+  extern __shared__ __align__(128) unsigned char stages[];
+  unsigned char* mine = stages + warp * Cfg::kStages * S::kWarpBytes;
+  Barrier* full = reinterpret_cast<Barrier*>(stages + Cfg::kWarps * Cfg::kStages * S::kWarpBytes) + warp * Cfg::kStages;
+  const auto stage = [&](int i) { return mine + i * S::kWarpBytes; };
   const auto in_stage = [&](int i, int r, int v) {
     return stage(i) + at.element(r, v, lane_row - warp_row, column) * static_cast<int>(sizeof(State));
   };
@@ -331,19 +333,16 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
               copy_async(in_stage(i, r, v), from + i * S::kHeadSize + at.element(r, v, lane_row, column));
       }
       copy_async_commit();  // empty groups too, so that the count of pending ones stays the same
-    } else if (i < Cfg::kHeadsPerBlock && live) {
-      sync_warp();  // every lane has read what the stage held
-      if (lane == 0) {
-        barrier_arrive_expect(full + i % Cfg::kStages, S::kWarpBytes);
-        bulk_load(stage(i), from + i * S::kHeadSize + warp_row * Cfg::kDstate, S::kWarpBytes, full + i % Cfg::kStages);
-      }
+    } else if (i < Cfg::kHeadsPerBlock && live && lane == 0) {
+      barrier_arrive_expect(full + i, S::kWarpBytes);
+      bulk_load(stage(i), from + i * S::kHeadSize + warp_row * Cfg::kDstate, S::kWarpBytes, full + i);
     }
   };
   const auto wait_for_stage = [&](int i) {
     if constexpr (Cfg::kStatePath == StatePath::cp_async)
       copy_async_wait<Cfg::kStages - 1>();
     else if (live)
-      barrier_wait(full + i % Cfg::kStages, (i / Cfg::kStages) & 1);
+      barrier_wait(full + i, 0);
   };
   if constexpr (Cfg::kStatePath == StatePath::bulk) {
     if (lane < Cfg::kStages) barrier_init(full + lane, 1);
@@ -362,8 +361,8 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
   };
 
   // The addresses of the inputs wait for no index, so they are asked for before the state; unless the state may
-  // overtake the producer of the inputs.
-  if (early) {
+  // overtake the producer of the inputs (the wait is none in a launch that depends on nothing).
+  if constexpr (Cfg::kEarlyState) {
     locate();
     request_state();
     grid_dependency_wait();
@@ -373,14 +372,14 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
   at.load_columns(B, args.B, args.B_stride);
   at.load_columns(C, args.C, args.C_stride);
   at.load_inputs(in, at.head);
-  locate();
+  if constexpr (!Cfg::kEarlyState) locate();
   if constexpr (Cfg::kPadOutput != PadOutput::as_if_zero_state) {
     if (!live) {
       if constexpr (Cfg::kPadOutput == PadOutput::zeros) at.write_zeros();
       return;
     }
   }
-  if (!early) request_state();
+  if constexpr (!Cfg::kEarlyState) request_state();
 
   if constexpr (Cfg::kHeadsPerBlock == 1) {
     at.step(tile, in, B, C, to, store, at.head);

@@ -21,11 +21,12 @@ struct UpdateArgs {
   const void* dt_bias;  // [nheads]
   void* out;            // [batch, nheads, head_dim]
   long long out_stride;
-  const void* state_batch_indices;      // [batch], null: row b uses slot b
+  const void* state_batch_indices;  // [batch], null: row b uses slot b
   long long index_stride;
   const void* dst_state_batch_indices;  // [batch], where the new state goes; null: where it was read
   long long dst_index_stride;
   long long pad_slot_id;  // a row with this index, or a negative one, is a pad row
   int wide_indices;       // 1: indices are int64, 0: int32
-  int pdl;                // 0: no wait; 1: wait, then read; 2: read the index and the state, wait, then read the rest
+  int pdl;                // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads the index and the state,
+                          // waits, then reads the rest; any other does as for 1
 };

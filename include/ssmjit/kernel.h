@@ -34,8 +34,9 @@ Tensor strided(const void* data, DType dtype, std::initializer_list<std::int64_t
                std::initializer_list<std::int64_t> stride);
 
 // Programmatic dependent launch. off: an ordinary launch. wait_first: may start before the launch in front of it has
-// ended, and waits for it before it reads anything. early_state: reads indices and state before that wait, which is the
-// caller's promise that no kernel in flight writes them. Both are `off` before sm_90.
+// ended, and waits for it before it reads anything. early_state: a kernel whose plan has early_state reads indices and
+// state before that wait, which is the caller's promise that no kernel in flight writes them; any other kernel does as
+// for wait_first. Both are `off` before sm_90.
 enum class Pdl { off, wait_first, early_state };
 const char* name(Pdl pdl);
 

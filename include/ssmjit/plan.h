@@ -21,6 +21,7 @@ struct Arch {
   // Dynamic and static shared memory that one block may have, bytes (CUDA C++ Programming Guide, compute capabilities).
   int max_smem_bytes() const;
   bool has_bulk_copy() const { return major >= 9; }
+  bool has_pdl() const { return major >= 9; }
   // Whether cubins for it have run in this project's tests; others compile and are `unverified on hardware`.
   bool verified() const { return major == 9 && minor == 0; }
   bool operator==(const Arch&) const = default;
@@ -44,7 +45,9 @@ struct Plan {
   int heads_per_block = 1;  // heads a block takes one after the other
   int stages = 1;           // heads whose state is on its way or in use at once
   StatePath state_path = StatePath::direct;
-  bool streaming = true;  // loads bypass the L1, stores leave the L2 first
+  bool streaming = true;      // loads bypass the L1, stores leave the L2 first
+  bool early_state = false;   // Pdl::early_state asks for the state before it waits; else it is as wait_first
+  int min_blocks_per_sm = 1;  // blocks of an SM that the compiler leaves registers for; 0: its own choice
 
   // "block_m=32,warps=4,...": every field, in the order above.
   std::string text() const;

@@ -59,8 +59,10 @@ struct TuneOptions {
   std::vector<int> batches = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024};
   std::vector<PdlMode> modes = {PdlMode::off};
   std::uint64_t seed = 1;
-  double budget_s = 0;      // stop starting cells after this; 0: none
-  std::vector<Plan> plans;  // empty: the whole space
+  double budget_s = 0;  // stop starting cells after this; 0: none
+  // Empty: the whole space. Those with early_state are timed in mode chain, the others in mode off; all of them in a
+  // mode that none is for.
+  std::vector<Plan> plans;
   CompileOptions compile;
   std::vector<Measurement> known;                          // from a journal: not measured again
   std::function<void(const Measurement&)> on_measurement;  // as each comes; a journal's next line

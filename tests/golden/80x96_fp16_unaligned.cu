@@ -1,7 +1,7 @@
 // ssmjit 0.1.0: mamba2 update, 28 heads x 80 x 96, 2 groups, input fp16, dt fp32, weights fp32, state fp16, delta softplus(dt + dt_bias), decay exp(A * delta), skip D * x, in place, unaligned rows
 //
 // description: {"schema":1,"op":"update","family":"mamba2","nheads":28,"head_dim":80,"dstate":96,"ngroups":2,"tokens":1,"input":"fp16","dt":"fp32","weights":"fp32","state":"fp16","delta":"softplus(dt + dt_bias)","decay":"exp(A * delta)","skip":"D * x","gate":null,"rounding":"nearest","store":{"kind":"in_place"},"destination_slots":false,"aligned_rows":false,"pad_output":"zeros"}
-// plan: block_m=16,warps=2,lanes_per_row=4,heads_per_block=1,stages=1,state_path=direct,streaming=true
+// plan: block_m=16,warps=2,lanes_per_row=4,heads_per_block=1,stages=1,state_path=direct,streaming=true,early_state=false,min_blocks_per_sm=1
 //   block_m: rows of head_dim a block takes
 //   warps: warps a block; each takes block_m / warps rows
 //   lanes_per_row: lanes that share a row of dstate in 16-byte vectors
@@ -9,9 +9,11 @@
 //   stages: heads whose state is on its way or in use at once
 //   state_path: how the state is read: straight into registers, or by cp.async or bulk copies through shared memory
 //   streaming: whether state loads bypass the L1 and state stores leave the L2 first
+//   early_state: whether a dependent launch asks for the state before it waits for the launch in front
+//   min_blocks_per_sm: blocks of an SM that the compiler leaves registers for; 0: its own choice, which keeps registers down
 //
 // A call moves, for each request: 435440 bytes read, 430080 of them written back, 4480 written elsewhere.
-// Launch for nheads = 28: grid (140, batch), block 64, dynamic shared memory 0 bytes; entry ssmjit_update_4043406a.
+// Launch for nheads = 28: grid (140, batch), block 64, dynamic shared memory 0 bytes; entry ssmjit_update_27171fe0.
 // Rebuild: nvcc -std=c++17 -arch=sm_90a -cubin FILE.cu
 
 // ---- device/basic.cuh ----
@@ -354,13 +356,14 @@ struct UpdateArgs {
   const void* dt_bias;  // [nheads]
   void* out;            // [batch, nheads, head_dim]
   long long out_stride;
-  const void* state_batch_indices;      // [batch], null: row b uses slot b
+  const void* state_batch_indices;  // [batch], null: row b uses slot b
   long long index_stride;
   const void* dst_state_batch_indices;  // [batch], where the new state goes; null: where it was read
   long long dst_index_stride;
   long long pad_slot_id;  // a row with this index, or a negative one, is a pad row
   int wide_indices;       // 1: indices are int64, 0: int32
-  int pdl;                // 0: no wait; 1: wait, then read; 2: read the index and the state, wait, then read the rest
+  int pdl;                // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads the index and the state,
+                          // waits, then reads the rest; any other does as for 1
 };
 
 // ---- update.cuh ----
@@ -373,22 +376,22 @@ struct UpdateArgs {
 //   y[p] += Cfg::skip(D, x[p]);  y[p] *= Cfg::gate(z[p])
 //
 // What costs is the state: [head_dim, dstate] a head is read and written once, the rest is small. A block takes block_m
-// rows of head_dim for heads_per_block heads of one request; a warp takes block_m / warps neighbouring rows and needs no
-// other warp. Within a warp, lanes_per_row lanes share a row in 16-byte vectors (so a load instruction covers whole
+// rows of head_dim for heads_per_block heads of one request; a warp takes block_m / warps neighbouring rows and needs
+// no other warp. Within a warp, lanes_per_row lanes share a row in 16-byte vectors (so a load instruction covers whole
 // lines), and each lane has kRows neighbouring rows, all of whose vectors are asked for before the first is used.
 //
 // state_path: how the state travels from memory to registers (it always leaves by vector stores):
 //   direct    straight into registers; with several heads a block the next one's loads are in flight during this one's
 //             arithmetic
-//   cp_async  into shared memory by cp.async, stages - 1 heads ahead; each lane waits for its own vectors only
-//   bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
+//   cp_async  into shared memory by cp.async, a stage for each head of the block; each lane waits for its own vectors
+//   only bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
 
 enum class StatePath { direct, cp_async, bulk };
 enum class PadOutput { zeros, untouched, as_if_zero_state };
 enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
 
-// Sizes that follow from Cfg. Cfg is a struct of constants: kHeadDim, kDstate, kHeadsPerGroup, the types State, Input, Dt,
-// Weight, kPadOutput, kDestination, the plan's fields, and the functions delta, decay, skip, gate.
+// Sizes that follow from Cfg. Cfg is a struct of constants: kHeadDim, kDstate, kHeadsPerGroup, the types State, Input,
+// Dt, Weight, kPadOutput, kDestination, the plan's fields, and the functions delta, decay, skip, gate.
 template <class Cfg>
 struct UpdateShape {
   static constexpr int kVecElements = 16 / static_cast<int>(sizeof(typename Cfg::State));
@@ -448,9 +451,9 @@ struct Packed {
   }
 };
 
-// An entry of an int32 or int64 index array, as the words that were asked for: what waits for them is value(), so it can
-// stand behind the loads that need no index. No branch. A null array gives `otherwise`; `readable` is any address that
-// may be read in its place.
+// An entry of an int32 or int64 index array, as the words that were asked for: what waits for them is value(), so it
+// can stand behind the loads that need no index. No branch. A null array gives `otherwise`; `readable` is any address
+// that may be read in its place.
 struct IndexEntry {
   u32 low, high;
   i64 otherwise;
@@ -551,8 +554,8 @@ struct UpdateStep {
   }
 
   SSMJIT_DEVICE void load_columns(Columns<Cfg>& columns, const void* base, i64 stride) const {
-    const Input* p = static_cast<const Input*>(base) + row * stride +
-                     static_cast<i64>(head / Cfg::kHeadsPerGroup) * Cfg::kDstate;
+    const Input* p =
+        static_cast<const Input*>(base) + row * stride + static_cast<i64>(head / Cfg::kHeadsPerGroup) * Cfg::kDstate;
 #pragma unroll
     for (int i = 0; i < S::kVectors; ++i) {
       if (inside(i, column))
@@ -564,7 +567,7 @@ struct UpdateStep {
 
   // One head: the recurrence on the lane's vectors, the new state to memory, the sums over dstate, the output.
   SSMJIT_DEVICE void step(StateTile<Cfg>& tile, const HeadInputs<Cfg>& in, const Columns<Cfg>& columns_B,
-                                       const Columns<Cfg>& columns_C, State* head_target, bool store, int h) const {
+                          const Columns<Cfg>& columns_C, State* head_target, bool store, int h) const {
     constexpr int kPer = kPerWord<State>;
     float dt_bias = 0.0f, D = 0.0f;
     if constexpr (Cfg::kHasDtBias) dt_bias = widen(in.dt_bias);
@@ -642,9 +645,10 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
                            lane_row + S::Sums::first_row(column),
                            S::Sums::owner(column)};
 
-  const bool early = args.pdl == kPdlEarlyState;
-  if (args.pdl != kPdlOff) grid_dependency_trigger();
-  if (args.pdl == kPdlWaitFirst) grid_dependency_wait();
+  if (args.pdl != kPdlOff) {
+    grid_dependency_trigger();
+    if (!Cfg::kEarlyState || args.pdl == kPdlWaitFirst) grid_dependency_wait();
+  }
 
   // Which slot. A pad row forms no address from its index.
   const IndexEntry source_entry =
@@ -657,7 +661,7 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
   }
 
   // Whether there is a state to read and to write, and where. What follows from the index stands behind the loads that
-  // do not need it, so it is worked out in a place of its own for the launch that reads the state early.
+  // do not need it.
   bool live, store;
   const State* from;
   State* to;
@@ -671,12 +675,13 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
     to = static_cast<State*>(args.state) + (store ? target * args.state_stride + first : 0);
   };
 
-  // A ring of stages in shared memory, private to the warp: [warps][stages][rows of the warp, dstate], then, for bulk
-  // copies, [warps][stages] barriers. Heads go around it.
-  extern __shared__ __align__(128) unsigned char ring[];
-  unsigned char* mine = ring + warp * Cfg::kStages * S::kWarpBytes;
-  Barrier* full = reinterpret_cast<Barrier*>(ring + Cfg::kWarps * Cfg::kStages * S::kWarpBytes) + warp * Cfg::kStages;
-  const auto stage = [&](int i) { return mine + (i % Cfg::kStages) * S::kWarpBytes; };
+  // A stage a head in shared memory, private to the warp: [warps][stages][rows of the warp, dstate], then, for bulk
+  // copies, [warps][stages] barriers.
+  static_assert(Cfg::kStatePath == StatePath::direct || Cfg::kStages == Cfg::kHeadsPerBlock);
+  extern __shared__ __align__(128) unsigned char stages[];
+  unsigned char* mine = stages + warp * Cfg::kStages * S::kWarpBytes;
+  Barrier* full = reinterpret_cast<Barrier*>(stages + Cfg::kWarps * Cfg::kStages * S::kWarpBytes) + warp * Cfg::kStages;
+  const auto stage = [&](int i) { return mine + i * S::kWarpBytes; };
   const auto in_stage = [&](int i, int r, int v) {
     return stage(i) + at.element(r, v, lane_row - warp_row, column) * static_cast<int>(sizeof(State));
   };
@@ -691,19 +696,16 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
               copy_async(in_stage(i, r, v), from + i * S::kHeadSize + at.element(r, v, lane_row, column));
       }
       copy_async_commit();  // empty groups too, so that the count of pending ones stays the same
-    } else if (i < Cfg::kHeadsPerBlock && live) {
-      sync_warp();  // every lane has read what the stage held
-      if (lane == 0) {
-        barrier_arrive_expect(full + i % Cfg::kStages, S::kWarpBytes);
-        bulk_load(stage(i), from + i * S::kHeadSize + warp_row * Cfg::kDstate, S::kWarpBytes, full + i % Cfg::kStages);
-      }
+    } else if (i < Cfg::kHeadsPerBlock && live && lane == 0) {
+      barrier_arrive_expect(full + i, S::kWarpBytes);
+      bulk_load(stage(i), from + i * S::kHeadSize + warp_row * Cfg::kDstate, S::kWarpBytes, full + i);
     }
   };
   const auto wait_for_stage = [&](int i) {
     if constexpr (Cfg::kStatePath == StatePath::cp_async)
       copy_async_wait<Cfg::kStages - 1>();
     else if (live)
-      barrier_wait(full + i % Cfg::kStages, (i / Cfg::kStages) & 1);
+      barrier_wait(full + i, 0);
   };
   if constexpr (Cfg::kStatePath == StatePath::bulk) {
     if (lane < Cfg::kStages) barrier_init(full + lane, 1);
@@ -722,8 +724,8 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
   };
 
   // The addresses of the inputs wait for no index, so they are asked for before the state; unless the state may
-  // overtake the producer of the inputs.
-  if (early) {
+  // overtake the producer of the inputs (the wait is none in a launch that depends on nothing).
+  if constexpr (Cfg::kEarlyState) {
     locate();
     request_state();
     grid_dependency_wait();
@@ -733,14 +735,14 @@ SSMJIT_DEVICE void update(const UpdateArgs& args) {
   at.load_columns(B, args.B, args.B_stride);
   at.load_columns(C, args.C, args.C_stride);
   at.load_inputs(in, at.head);
-  locate();
+  if constexpr (!Cfg::kEarlyState) locate();
   if constexpr (Cfg::kPadOutput != PadOutput::as_if_zero_state) {
     if (!live) {
       if constexpr (Cfg::kPadOutput == PadOutput::zeros) at.write_zeros();
       return;
     }
   }
-  if (!early) request_state();
+  if constexpr (!Cfg::kEarlyState) request_state();
 
   if constexpr (Cfg::kHeadsPerBlock == 1) {
     at.step(tile, in, B, C, to, store, at.head);
@@ -794,6 +796,7 @@ struct Config {
   static constexpr int kStages = 1;
   static constexpr StatePath kStatePath = StatePath::direct;
   static constexpr bool kStreaming = true;
+  static constexpr bool kEarlyState = false;
 
   static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }
   static SSMJIT_DEVICE float decay(float A, float dt, float delta) { return fn_exp(A * delta); }
@@ -801,6 +804,6 @@ struct Config {
   static SSMJIT_DEVICE float gate(float z) { return 0.0f; }
 };
 
-extern "C" __global__ void __launch_bounds__(64) ssmjit_update_4043406a(const __grid_constant__ UpdateArgs args) {
+extern "C" __global__ void __launch_bounds__(64, 1) ssmjit_update_27171fe0(const __grid_constant__ UpdateArgs args) {
   update<Config>(args);
 }

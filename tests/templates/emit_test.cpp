@@ -15,6 +15,7 @@ namespace ssmjit {
 namespace {
 
 using testing::AllOf;
+using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::Not;
@@ -281,6 +282,11 @@ TEST(Faults, Row24_ABulkPlanOnSm80IsNotInTheSpaceAndRefusedWithTheNumbers) {
     EXPECT_THAT(e.what(), AllOf(HasSubstr("sm_80"), HasSubstr("has_bulk_copy=0"), HasSubstr("state_path=bulk"),
                                 HasSubstr("bulk copies came with sm_90")));
   }
+  EXPECT_TRUE(std::none_of(on_80.begin(), on_80.end(), [](const Plan& p) { return p.early_state; }));
+  Plan early = default_plan(d, Arch{}, 64);
+  early.early_state = true;
+  EXPECT_TRUE(contains(on_90, early));
+  EXPECT_THAT(plan_problems(early, d, sm80), ElementsAre(HasSubstr("dependent launches came with sm_90")));
 }
 
 TEST(Faults, Row24_APlanThatTakesMoreSharedMemoryThanABlockHasIsRefusedWithTheNumbers) {
