@@ -38,7 +38,7 @@ Cluster::Cluster(Run& run)
       stack_bytes_(round_up(run.code.stack_bytes, kPage) + kPage),
       slots_bytes_((block_threads_ + 31) / 32 * blocks_ * kWarpBytes),
       shared_bytes_(run.code.static_bytes + static_cast<std::size_t>(run.launch.smem_bytes)),
-      shared_stride_(round_up(shared_bytes_, 128) + 128),
+      shared_stride_(round_up(shared_bytes_ + 128, 1024)),
       pages_(slots_bytes_ + count_ * stack_bytes_ + run.launch.args_bytes),
       args_(pages_.data() + slots_bytes_ + count_ * stack_bytes_),
       shared_memory_(shared_stride_ * blocks_ + 1024),
@@ -105,6 +105,7 @@ void Cluster::run_cluster(std::uint32_t number) {
   }
   for (Warp& w : warps_) w.meetings.clear();
   for (Block& b : block_state_) {
+    b.alive = block_threads_;
     gate_reset(b.barrier);
     for (Gate& g : b.named) gate_reset(g);
   }
@@ -173,6 +174,7 @@ void Cluster::thread_main() {
   // Copies that nobody waited for come to their end all the same; what reads them in shared memory is reported.
   for (const Copy& c : t.queues[1].copies) finish(c, t.index, t.clock);
   --alive_;
+  --block_state_[t.block].alive;
   suspend(Wait::ended);
 }
 
@@ -238,6 +240,12 @@ void Cluster::tick(std::uint32_t site) {
   // A thread that spins until another one has written must let it.
   ready_.push_back(running_->index);
   go_on();
+}
+
+void Cluster::fault(std::uint32_t kind, std::uint32_t site) {
+  if (kind == 0) return;
+  report(CpuFault::misuse, site, kind == 1 ? "divides an integer by zero" : "comes to a trap");
+  give_up();
 }
 
 std::string Cluster::where(const Thread& t) const {

@@ -39,6 +39,7 @@ class Cluster {
   std::byte* shared() const { return shared_ + running_->block * shared_stride_; }
   void at(std::uint32_t site) { running_->site = site; }
   void tick(std::uint32_t site);
+  void fault(std::uint32_t kind, std::uint32_t site);  // 0: none, 1: a division by zero, 2: a trap
   void access(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
 
   const std::byte* exchange(std::uint32_t mask, std::uint32_t operation, const void* mine, std::uint32_t bytes);
@@ -99,6 +100,7 @@ class Cluster {
     const Knowledge* merged = nullptr;  // the last one that went in
   };
   struct Block {
+    std::uint32_t alive = 0;  // threads
     Gate barrier;
     Gate named[16];
   };

@@ -104,6 +104,12 @@ Cluster::Place Cluster::place(std::uintptr_t address, std::size_t bytes) const {
 // Says what is wrong with an access that lies in no memory of the launch, or writes what is only to be read.
 bool Cluster::in_bounds(std::uintptr_t address, std::size_t bytes, bool write, const char* verb, std::uint32_t site) {
   const Place where = place(address, bytes);
+  if (where.shared && blocks_ > 1 &&
+      block_state_[(address - reinterpret_cast<std::uintptr_t>(shared_)) / shared_stride_].alive == 0) {
+    report(CpuFault::misuse, site, address, *running_,
+           fmt::format("{} {} bytes in shared memory of a block that has ended", verb, bytes));
+    return false;
+  }
   if (where.own || where.shared) return true;
   if (where.buffer != nullptr) {
     if (!write || where.buffer->given->writable) return true;

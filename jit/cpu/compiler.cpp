@@ -170,34 +170,15 @@ std::unique_ptr<llvm::Module> front_end(const Files& files, const Source& source
   for (const auto& [path, content] : files.text)
     memory->addFile(path, 0, llvm::MemoryBuffer::getMemBuffer(content, path));
 
-  std::vector<std::string> arguments{"-triple",
-                                     llvm::sys::getProcessTriple(),
-                                     "-target-cpu",
-                                     llvm::sys::getHostCPUName().str(),
-                                     "-x",
-                                     "cuda",
-                                     "-fcuda-is-device",
-                                     "-emit-llvm-only",
-                                     "-disable-llvm-passes",
-                                     "-nostdsysteminc",
-                                     "-nobuiltininc",
-                                     "-ffreestanding",
-                                     "-std=c++17",
-                                     "-ffp-contract=off",
-                                     "-mrelocation-model",
-                                     "pic",
-                                     "-pic-level",
-                                     "2",
-                                     "-w",
-                                     "-ferror-limit",
-                                     "20",
-                                     "-DSSMJIT_CPU=1",
-                                     "-I" + files.folder,
-                                     "-fdebug-compilation-dir=" + files.folder,
-                                     "-main-file-name",
-                                     "ssmjit_cpu_main.cu",
-                                     "-dwarf-version=4",
-                                     fmt::format("-O{}", options.optimisation)};
+  std::vector<std::string> arguments{
+      "-triple", llvm::sys::getProcessTriple(), "-target-cpu", llvm::sys::getHostCPUName().str(), "-x", "cuda",
+      "-fcuda-is-device", "-emit-llvm-only", "-disable-llvm-passes", "-nostdsysteminc", "-nobuiltininc",
+      "-ffreestanding", "-std=c++17", "-ffp-contract=off",
+      // What CUDA's compilers take for granted: an endless loop stays one, integers
+      // wrap, memory has no type.
+      "-fno-finite-loops", "-fwrapv", "-relaxed-aliasing", "-mrelocation-model", "pic", "-pic-level", "2", "-w",
+      "-ferror-limit", "20", "-DSSMJIT_CPU=1", "-I" + files.folder, "-fdebug-compilation-dir=" + files.folder,
+      "-main-file-name", "ssmjit_cpu_main.cu", "-dwarf-version=4", fmt::format("-O{}", options.optimisation)};
   for (const auto& feature : llvm::sys::getHostCPUFeatures()) {
     arguments.push_back("-target-feature");
     arguments.push_back((feature.second ? "+" : "-") + feature.first().str());
@@ -400,7 +381,7 @@ void optimise(llvm::Module& module, llvm::TargetMachine& machine, int level) {
 }
 
 // Behind the optimiser, so that what is left to check is what is left to run: every access that is not to a thread's
-// own variables, the line of every call into the runtime, and every way back in a loop.
+// own variables, the line of every call into the runtime, every way back in a loop, every division.
 class Instrument {
  public:
   Instrument(llvm::Module& module, const Lines& lines, bool checks, Code& code)
@@ -411,6 +392,7 @@ class Instrument {
     at_ = runtime(module, "ssmjit_cpu_at", nothing, {i32});
     tick_ = runtime(module, "ssmjit_cpu_tick", nothing, {i32});
     access_ = runtime(module, "ssmjit_cpu_access", nothing, {pointer, i32, i32});
+    fault_ = runtime(module, "ssmjit_cpu_fault", nothing, {i32, i32});
     range_ = runtime(module, "ssmjit_cpu_access_range", nothing, {pointer, build_.getInt64Ty(), i32});
     for (const RuntimeFunction& f : runtime_functions())
       if (f.marks_place) marked_.insert(f.name);
@@ -486,6 +468,20 @@ class Instrument {
             call->getCalledFunction()->getName() == "ssmjit_cpu_exchange");
   }
 
+  // What would end the process: a division by zero, a trap.
+  void divisor(llvm::Instruction& instruction) {
+    llvm::Value* by = instruction.getOperand(1);
+    const auto* constant = llvm::dyn_cast<llvm::ConstantInt>(by);
+    if (by->getType()->isVectorTy() || (constant != nullptr && !constant->isZero())) return;
+    place_before(&instruction);
+    llvm::Value* zero = build_.CreateICmpEQ(by, llvm::ConstantInt::get(by->getType(), 0));
+    build_.CreateCall(fault_, {build_.CreateZExt(zero, build_.getInt32Ty()), site(instruction, {})});
+  }
+  void trap(llvm::Instruction& instruction) {
+    place_before(&instruction);
+    build_.CreateCall(fault_, {build_.getInt32(2), site(instruction, {})});
+  }
+
   void look_at(llvm::Instruction& instruction) {
     if (auto* load = llvm::dyn_cast<llvm::LoadInst>(&instruction)) {
       access(instruction, load->getPointerOperand(), load->getType(), load->getAlign(), false,
@@ -501,7 +497,10 @@ class Instrument {
       if (auto* transfer = llvm::dyn_cast<llvm::MemTransferInst>(memory))
         range(instruction, transfer->getSource(), transfer->getLength(), transfer->getSourceAlign(), false);
       range(instruction, memory->getDest(), memory->getLength(), memory->getDestAlign(), true);
+    } else if (instruction.isIntDivRem()) {
+      divisor(instruction);
     } else if (auto* call = llvm::dyn_cast<llvm::CallBase>(&instruction)) {
+      if (call->getIntrinsicID() == llvm::Intrinsic::trap) trap(instruction);
       const llvm::Function* callee = call->getCalledFunction();
       if (callee == nullptr || marked_.count(std::string_view(callee->getName())) == 0) return;
       place_before(&instruction);
@@ -514,7 +513,7 @@ class Instrument {
   bool checks_;
   Code& code_;
   llvm::IRBuilder<> build_;
-  llvm::FunctionCallee at_, tick_, access_, range_;
+  llvm::FunctionCallee at_, tick_, access_, range_, fault_;
   std::set<std::string_view> marked_;
 };
 

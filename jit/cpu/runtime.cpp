@@ -19,6 +19,7 @@ const void* thread() { return Cluster::current().view(); }
 void* shared() { return Cluster::current().shared(); }
 void at(u32 site) { Cluster::current().at(site); }
 void tick(u32 site) { Cluster::current().tick(site); }
+void fault(u32 kind, u32 site) { Cluster::current().fault(kind, site); }
 void access(const void* p, u32 bytes, u32 site) { Cluster::current().access(number(p), bytes, site); }
 void access_range(const void* p, std::uint64_t bytes, u32 site) { Cluster::current().access(number(p), bytes, site); }
 
@@ -63,6 +64,7 @@ std::span<const RuntimeFunction> runtime_functions() {
       {"ssmjit_cpu_shared", address(shared), false},
       {"ssmjit_cpu_at", address(at), false},
       {"ssmjit_cpu_tick", address(tick), false},
+      {"ssmjit_cpu_fault", address(fault), false},
       {"ssmjit_cpu_access", address(access), false},
       {"ssmjit_cpu_access_range", address(access_range), false},
       {"ssmjit_cpu_exchange", address(exchange), true},

@@ -447,6 +447,16 @@ TEST_F(CpuFaults, FindingsAreOneALineAndAreLimited) {
   EXPECT_GT(report.not_shown, 0);
 }
 
+TEST_F(CpuFaults, WhatWouldEndTheProcessIsAFinding) {
+  PlantedKernel division("  out[t] = static_cast<float>(100 / static_cast<int>(in[t]));  // here\n");
+  EXPECT_THAT(find(division, CpuFault::misuse).text(), HasSubstr("divides an integer by zero"));
+  EXPECT_EQ(find(division, CpuFault::misuse).line, division.line("// here"));
+  PlantedKernel trap("  if (in[t] == 5.0f) __builtin_trap();  // here\n  out[t] = 0.0f;\n");
+  const CpuFinding f = find(trap, CpuFault::misuse);
+  EXPECT_EQ(f.line, trap.line("// here"));
+  EXPECT_EQ(f.thread, 5);
+}
+
 // ---- clusters ----
 
 TEST_F(CpuFaults, APeersSharedMemoryIsReadBehindTheClustersBarrier) {
@@ -474,6 +484,22 @@ TEST_F(CpuFaults, APeersSharedMemoryIsReadBehindTheClustersBarrier) {
   const std::vector<CpuFinding> findings = wrong.run_all();
   ASSERT_FALSE(findings.empty());
   EXPECT_THAT(findings[0].buffer, HasSubstr("tile"));
+}
+
+TEST_F(CpuFaults, APeerThatHasEndedHasNoSharedMemory) {
+  PlantedKernel k(R"(  __shared__ float tile[32];
+  tile[t] = in[t];
+  ssmjit_cpu_cluster_arrive();
+  ssmjit_cpu_cluster_wait();
+  if (block_x() == 0) return;
+  ssmjit_cpu_block_barrier();
+  out[t] = static_cast<const float*>(ssmjit_cpu_map_shared(tile, 0))[t];  // here
+)");
+  k.launch.grid_x = 2;
+  k.launch.cluster = 2;
+  const CpuFinding f = find(k, CpuFault::misuse);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_THAT(f.text(), HasSubstr("a block that has ended"));
 }
 
 }  // namespace

@@ -134,6 +134,23 @@ TEST_P(CpuUpdate, IsRightAndWithoutAFindingUnderEverySchedule) {
 INSTANTIATE_TEST_SUITE_P(Plans, CpuUpdate, testing::ValuesIn(cases()),
                          [](const auto& param) { return param.param.name; });
 
+TEST(CpuUpdateSample, PlansOfTp8AreRightAndWithoutAFinding) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  const Arch arch = Arch::parse("sm_90a");
+  std::uint64_t seed = 1;
+  for (DType state : {DType::f32, DType::bf16}) {
+    const Description description = tp8().state(state);
+    for (const Plan& plan : sample_plans(plan_space(description, arch), 5, seed)) {
+      const CpuProgram program = CpuProgram::compile(emit(description, plan, arch));
+      const UpdateCase test(description, {.batch = 2, .indexed = true}, ++seed);
+      Launched launched(test);
+      const CpuReport report = launched.run(program, launch_shape(plan, description, 2), CpuSchedule::random);
+      for (const CpuFinding& f : report.findings) ADD_FAILURE() << plan.text() << ": " << f.text();
+      for (const std::string& f : launched.check().failures) ADD_FAILURE() << plan.text() << ": " << f;
+    }
+  }
+}
+
 TEST(CpuUpdateTime, OnePlanOfTp8CompilesAndRunsUnderThreeSchedulesInTime) {
   if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
   const Description description = tp8();
