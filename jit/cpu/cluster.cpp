@@ -32,6 +32,7 @@ Cluster& Cluster::current() { return *current_cluster; }
 
 Cluster::Cluster(Run& run)
     : run_(run),
+      last_buffer_(run.code.sites.size()),
       block_threads_(static_cast<std::uint32_t>(run.launch.block_threads)),
       blocks_(static_cast<std::uint32_t>(run.launch.cluster)),
       count_(block_threads_ * blocks_),
@@ -535,7 +536,7 @@ Cluster::Mbarrier& Cluster::mbarrier(std::uintptr_t address, const char* operati
 
 void Cluster::mbarrier_init(std::uintptr_t barrier, std::uint32_t arrivals) {
   Thread& t = *running_;
-  const Place where = place(barrier, 8);
+  const Place where = place(barrier, 8, t.site);
   if (!where.shared || barrier % 8 != 0 || arrivals == 0) {
     report(
         CpuFault::misuse, t.site, barrier, t,

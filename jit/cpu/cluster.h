@@ -143,8 +143,10 @@ class Cluster {
   bool complete(Mbarrier& b);
   void finish(const Copy& c, std::uint32_t thread, std::uint32_t clock);
 
-  Place place(std::uintptr_t address, std::size_t bytes) const;
-  bool in_bounds(std::uintptr_t address, std::size_t bytes, bool write, const char* verb, std::uint32_t site);
+  Place place(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
+  bool in_bounds(const Place& where, std::uintptr_t address, std::size_t bytes, bool write, const char* verb,
+                 std::uint32_t site);
+  void start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read);
   void touch(const Place& where, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
              std::uint32_t thread, std::uint32_t clock);
   void check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
@@ -156,6 +158,7 @@ class Cluster {
   int line(std::uint32_t site) const { return site < run_.code.sites.size() ? run_.code.sites[site].line : 0; }
 
   Run& run_;
+  std::vector<const Buffer*> last_buffer_;        // that each site went to
   std::uint32_t block_threads_, blocks_, count_;  // count_: threads of the cluster
   std::size_t stack_bytes_, slots_bytes_, shared_bytes_, shared_stride_;
   Pages pages_;  // exchange slots, then stacks, then the launch's arguments

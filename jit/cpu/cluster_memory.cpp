@@ -80,7 +80,7 @@ void Cluster::report(CpuFault fault, std::uint32_t site, std::uintptr_t address,
 
 // ---- places ----
 
-Cluster::Place Cluster::place(std::uintptr_t address, std::size_t bytes) const {
+Cluster::Place Cluster::place(std::uintptr_t address, std::size_t bytes, std::uint32_t site) {
   Place where;
   if (address - reinterpret_cast<std::uintptr_t>(pages_.data()) < pages_.size()) {
     where.own = true;
@@ -91,8 +91,17 @@ Cluster::Place Cluster::place(std::uintptr_t address, std::size_t bytes) const {
     where.shared = offset % shared_stride_ + bytes <= shared_bytes_;
     return where;
   }
+  const auto inside = [&](const Buffer& b) {
+    return address >= b.begin && address < b.end && bytes <= b.end - address;
+  };
+  // A line of the source mostly goes to one buffer.
+  if (site < last_buffer_.size() && last_buffer_[site] != nullptr && inside(*last_buffer_[site])) {
+    where.buffer = last_buffer_[site];
+    return where;
+  }
   for (const Buffer& b : run_.buffers)
-    if (address >= b.begin && address + bytes <= b.end && bytes <= b.end - b.begin) {
+    if (inside(b)) {
+      if (site < last_buffer_.size()) last_buffer_[site] = &b;
       where.buffer = &b;
       return where;
     }
@@ -102,8 +111,8 @@ Cluster::Place Cluster::place(std::uintptr_t address, std::size_t bytes) const {
 }
 
 // Says what is wrong with an access that lies in no memory of the launch, or writes what is only to be read.
-bool Cluster::in_bounds(std::uintptr_t address, std::size_t bytes, bool write, const char* verb, std::uint32_t site) {
-  const Place where = place(address, bytes);
+bool Cluster::in_bounds(const Place& where, std::uintptr_t address, std::size_t bytes, bool write, const char* verb,
+                        std::uint32_t site) {
   if (where.shared && blocks_ > 1 &&
       block_state_[(address - reinterpret_cast<std::uintptr_t>(shared_)) / shared_stride_].alive == 0) {
     report(CpuFault::misuse, site, address, *running_,
@@ -129,17 +138,18 @@ bool Cluster::in_bounds(std::uintptr_t address, std::size_t bytes, bool write, c
 void Cluster::access(std::uintptr_t address, std::size_t bytes, std::uint32_t site_index) {
   const Site& site = run_.code.sites[site_index];
   if (address - reinterpret_cast<std::uintptr_t>(pages_.data()) < pages_.size() || bytes == 0) return;
+  if (!run_.bounds && !run_.races) return;
   const char* verb = site.write ? "writes" : "reads";
-  const bool bounds = run_.bounds || run_.races;
-  if (bounds && address % site.alignment != 0) {
+  if ((address & (site.alignment - 1)) != 0) {
     report(CpuFault::misaligned, site_index, address, *running_,
            fmt::format("{} {} bytes at an address that is no multiple of {}", verb, bytes, site.alignment));
     give_up();
   }
-  if (bounds && !in_bounds(address, bytes, site.write, verb, site_index)) give_up();
+  const Place where = place(address, bytes, site_index);
+  if (!in_bounds(where, address, bytes, site.write, verb, site_index)) give_up();
   if (run_.races)
-    touch(place(address, bytes), address, bytes, site.write ? Touch::write : Touch::read, site.atomic, site_index,
-          running_->index, running_->clock);
+    touch(where, address, bytes, site.write ? Touch::write : Touch::read, site.atomic, site_index, running_->index,
+          running_->clock);
 }
 
 // ---- order ----
@@ -233,6 +243,23 @@ void Cluster::check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch
 
 // ---- copies ----
 
+// Checks a copy that starts; the bytes are poison until it ends.
+void Cluster::start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read) {
+  const Thread& t = *running_;
+  if (run_.bounds || run_.races) {
+    const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(to), source = reinterpret_cast<std::uintptr_t>(from);
+    const Place target_place = place(target, bytes, t.site);
+    if (!in_bounds(target_place, target, bytes, true, "copies over", t.site)) give_up();
+    if (read > 0) {
+      const Place source_place = place(source, read, t.site);
+      if (!in_bounds(source_place, source, read, false, "copies", t.site)) give_up();
+      if (run_.races) touch(source_place, source, read, Touch::read, false, t.site, t.index, t.clock);
+    }
+    if (run_.races) touch(target_place, target, bytes, Touch::copy_start, false, t.site, t.index, t.clock);
+  }
+  std::memset(to, kPoison, bytes);
+}
+
 void Cluster::copy(std::uint32_t queue, std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read,
                    std::uint32_t alignment) {
   Thread& t = *running_;
@@ -245,14 +272,7 @@ void Cluster::copy(std::uint32_t queue, std::byte* to, const std::byte* from, st
                        which ? "to" : "from", alignment));
     give_up();
   }
-  if ((run_.bounds || run_.races) && ((read > 0 && !in_bounds(source, read, false, "copies", t.site)) ||
-                                      !in_bounds(target, bytes, true, "copies over", t.site)))
-    give_up();
-  if (run_.races) {
-    if (read > 0) touch(place(source, read), source, read, Touch::read, false, t.site, t.index, t.clock);
-    touch(place(target, bytes), target, bytes, Touch::copy_start, false, t.site, t.index, t.clock);
-  }
-  std::memset(to, kPoison, bytes);
+  start(to, from, bytes, read);
   t.queues[queue % 2].copies.push_back({to, from, bytes, read, t.site, t.index});
 }
 
@@ -282,14 +302,7 @@ void Cluster::copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_
            fmt::format("copies {} bytes in bulk; both addresses and the size must be multiples of 16", bytes));
     give_up();
   }
-  if ((run_.bounds || run_.races) &&
-      (!in_bounds(source, bytes, false, "copies", t.site) || !in_bounds(target, bytes, true, "copies over", t.site)))
-    give_up();
-  if (run_.races) {
-    touch(place(source, bytes), source, bytes, Touch::read, false, t.site, t.index, t.clock);
-    touch(place(target, bytes), target, bytes, Touch::copy_start, false, t.site, t.index, t.clock);
-  }
-  std::memset(to, kPoison, bytes);
+  start(to, from, bytes, bytes);
   b.copies.push_back({to, from, bytes, bytes, t.site, t.index});
   b.brought += bytes;
   if (!b.waiting.empty()) complete(b);
@@ -301,7 +314,7 @@ void Cluster::finish(const Copy& c, std::uint32_t thread, std::uint32_t clock) {
   if (c.read < c.bytes) std::memset(c.to + c.read, 0, c.bytes - c.read);
   if (!run_.races) return;
   const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(c.to);
-  touch(place(target, c.bytes), target, c.bytes, Touch::copy_end, false, c.site, thread, clock);
+  touch(place(target, c.bytes, c.site), target, c.bytes, Touch::copy_end, false, c.site, thread, clock);
 }
 
 void Cluster::load_maybe_appended(std::byte* to, const std::byte* from, std::uint32_t bytes) {
@@ -313,8 +326,8 @@ void Cluster::load_maybe_appended(std::byte* to, const std::byte* from, std::uin
            fmt::format("reads {} bytes at an address that is no multiple of {}", bytes, alignment));
     give_up();
   }
-  if ((run_.bounds || run_.races) && !in_bounds(source, bytes, false, "reads", t.site)) give_up();
-  const Place where = place(source, bytes);
+  const Place where = place(source, bytes, t.site);
+  if ((run_.bounds || run_.races) && !in_bounds(where, source, bytes, false, "reads", t.site)) give_up();
   std::unique_lock<std::mutex> lock(run_.shadow, std::defer_lock);
   if (!where.shared && run_.launch.threads > 1) lock.lock();
   std::memcpy(to, from, bytes);

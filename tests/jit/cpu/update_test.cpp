@@ -1,5 +1,5 @@
 // Emitted update kernels on the CPU executor: right by the double reference, and without a finding under any schedule.
-#include <chrono>
+#include <ctime>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -158,20 +158,37 @@ TEST(CpuUpdateTime, OnePlanOfTp8CompilesAndRunsUnderThreeSchedulesInTime) {
   const Plan plan = default_plan(description, arch, 32);
   const UpdateCase test(description, {.batch = 2}, 1);
   Launched launched(test);
+  // Time of the processor, not of the clock: others may be using the machine.
+  const auto now = [] { return 1e3 * static_cast<double>(std::clock()) / CLOCKS_PER_SEC; };
   double best = 1e9;
   for (int attempt = 0; attempt < 3; ++attempt) {
-    const auto start = std::chrono::steady_clock::now();
+    const double start = now();
     const CpuProgram program = CpuProgram::compile(emit(description, plan, arch));
-    const double compiled = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    const double compiled = now();
     for (CpuSchedule schedule : {CpuSchedule::forward, CpuSchedule::reverse, CpuSchedule::random})
       EXPECT_TRUE(launched.run(program, launch_shape(plan, description, 2), schedule).clean());
-    const double all = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-    RecordProperty("compile_ms_" + std::to_string(attempt), std::to_string(compiled));
-    RecordProperty("all_ms_" + std::to_string(attempt), std::to_string(all));
-    best = std::min(best, all);
+    RecordProperty("compile_ms_" + std::to_string(attempt), std::to_string(compiled - start));
+    RecordProperty("run_ms_" + std::to_string(attempt), std::to_string(now() - compiled));
+    best = std::min(best, now() - start);
   }
-  // Ten times the figure that holds on an idle core: shared machines and sanitizers are slow.
+  // The goal is 250 ms; a build with sanitizers takes several times as long.
   EXPECT_LT(best, 2500);
+}
+
+TEST(CpuUpdateDebug, AnEmittedKernelRunsUnoptimisedToo) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  const Description description = mamba2({.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 1}).state(DType::bf16);
+  const Arch arch = Arch::parse("sm_90a");
+  const Plan plan = default_plan(description, arch, 4);
+  CpuCompileOptions options;
+  options.debug = true;
+  options.debug_folder = testing::TempDir() + "/ssmjit_cpu_debug_update";
+  const CpuProgram program = CpuProgram::compile(emit(description, plan, arch), options);
+  const UpdateCase test(description, {.batch = 1}, 1);
+  Launched launched(test);
+  const CpuReport report = launched.run(program, launch_shape(plan, description, 1), CpuSchedule::forward);
+  for (const CpuFinding& f : report.findings) ADD_FAILURE() << f.text();
+  for (const std::string& f : launched.check().failures) ADD_FAILURE() << f;
 }
 
 }  // namespace
