@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -113,7 +114,7 @@ class Cluster {
     Gate gate;                                                     // of the phase under way
     Knowledge* done = nullptr;                                     // of the last phase
   };
-  enum class Touch { read, write, copy_start, copy_end };
+  enum class Touch { read, write, copy_source, copy_start, copy_end };
   // Where an address points.
   struct Place {
     const Buffer* buffer = nullptr;  // global
@@ -151,6 +152,8 @@ class Cluster {
              std::uint32_t thread, std::uint32_t clock);
   void check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
              std::uint32_t thread, std::uint32_t clock);
+  Shadow* shadow_of(const Place& where);
+  std::unique_lock<std::mutex> lock_for(const Place& where);
   bool ordered(std::uint64_t stamp) const;
   std::string who(std::uint64_t stamp, std::uint32_t site) const;
   void report(CpuFault fault, std::uint32_t site, std::string what);

@@ -178,26 +178,38 @@ std::string Cluster::who(std::uint64_t stamp, std::uint32_t site) const {
   return s;
 }
 
+// Null: nobody looks for races there.
+Shadow* Cluster::shadow_of(const Place& where) {
+  if (!run_.races) return nullptr;
+  if (where.shared) return &shared_shadow_;
+  return where.buffer != nullptr ? where.buffer->shadow.get() : nullptr;
+}
+
+// Cells of global memory belong to all workers.
+std::unique_lock<std::mutex> Cluster::lock_for(const Place& where) {
+  std::unique_lock<std::mutex> lock(run_.shadow, std::defer_lock);
+  if (!where.shared && run_.launch.threads > 1) lock.lock();
+  return lock;
+}
+
 void Cluster::touch(const Place& where, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic,
                     std::uint32_t site, std::uint32_t thread, std::uint32_t clock) {
-  Shadow* shadow = where.shared                                                 ? &shared_shadow_
-                   : where.buffer != nullptr && where.buffer->shadow != nullptr ? where.buffer->shadow.get()
-                                                                                : nullptr;
+  Shadow* shadow = shadow_of(where);
   if (shadow == nullptr) return;
   const auto visit = [&](Cell& cell, std::uintptr_t first, std::uintptr_t end) {
     check(cell, first, end - first, kind, atomic, site, thread, clock);
   };
-  std::unique_lock<std::mutex> lock(run_.shadow, std::defer_lock);
-  if (!where.shared && run_.launch.threads > 1) lock.lock();
-  shadow->each(address, bytes, kind != Touch::read, visit);
+  const std::unique_lock<std::mutex> lock = lock_for(where);
+  shadow->each(address, bytes, kind != Touch::read && kind != Touch::copy_source, visit);
 }
 
 void Cluster::check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
                     std::uint32_t thread, std::uint32_t clock) {
   const auto fault = [&](CpuFault f, std::string what) { report(f, site, address, *running_, std::move(what)); };
-  const std::uint64_t mine = Stamp::make(number_, thread, clock, atomic, kind == Touch::copy_start);
+  const bool under_way = kind == Touch::copy_start || kind == Touch::copy_source;
+  const std::uint64_t mine = Stamp::make(number_, thread, clock, atomic, under_way);
   const std::uint16_t place = static_cast<std::uint16_t>(std::min<std::uint32_t>(site, 0xffff));
-  if (kind == Touch::read) {
+  if (kind == Touch::read || kind == Touch::copy_source) {
     if (cell.read[0] == mine) return;
     if (cell.write == Stamp::kUnwritten) {
       fault(CpuFault::uninitialised, fmt::format("reads {} bytes that nobody wrote", bytes));
@@ -210,11 +222,11 @@ void Cluster::check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch
                                         who(cell.write, cell.write_site)));
       cell.write = Stamp::kInitial;
     }
-    const bool first_is_past = cell.read[0] == 0 || ordered(cell.read[0]);
-    if (first_is_past) {
+    const auto past = [&](std::uint64_t read) { return !Stamp::pending(read) && ordered(read); };
+    if (past(cell.read[0])) {
       cell.read[0] = mine;
       cell.read_site[0] = place;
-      if (cell.read[1] != 0 && ordered(cell.read[1])) cell.read[1] = 0;
+      if (past(cell.read[1])) cell.read[1] = 0;
     } else {
       cell.read[1] = mine;
       cell.read_site[1] = place;
@@ -231,6 +243,11 @@ void Cluster::check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch
                                         who(cell.write, cell.write_site)));
     } else {
       for (int i = 0; i < 2; ++i) {
+        if (Stamp::pending(cell.read[i])) {
+          fault(CpuFault::unwaited_copy, fmt::format("{} {} bytes that an asynchronous copy of {} is still to read",
+                                                     verb, bytes, who(cell.read[i], cell.read_site[i])));
+          break;
+        }
         if (cell.read[i] == 0 || ordered(cell.read[i]) || (atomic && Stamp::atomic(cell.read[i]))) continue;
         fault(CpuFault::race, fmt::format("{} {} bytes that {} reads, with no barrier between", verb, bytes,
                                           who(cell.read[i], cell.read_site[i])));
@@ -253,7 +270,7 @@ void Cluster::start(std::byte* to, const std::byte* from, std::uint32_t bytes, s
     if (read > 0) {
       const Place source_place = place(source, read, t.site);
       if (!in_bounds(source_place, source, read, false, "copies", t.site)) give_up();
-      if (run_.races) touch(source_place, source, read, Touch::read, false, t.site, t.index, t.clock);
+      if (run_.races) touch(source_place, source, read, Touch::copy_source, false, t.site, t.index, t.clock);
     }
     if (run_.races) touch(target_place, target, bytes, Touch::copy_start, false, t.site, t.index, t.clock);
   }
@@ -315,6 +332,17 @@ void Cluster::finish(const Copy& c, std::uint32_t thread, std::uint32_t clock) {
   if (!run_.races) return;
   const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(c.to);
   touch(place(target, c.bytes, c.site), target, c.bytes, Touch::copy_end, false, c.site, thread, clock);
+  if (c.read == 0) return;
+  const std::uintptr_t source = reinterpret_cast<std::uintptr_t>(c.from);
+  const Place where = place(source, c.read, c.site);
+  Shadow* shadow = shadow_of(where);
+  if (shadow == nullptr) return;
+  const std::unique_lock<std::mutex> lock = lock_for(where);
+  shadow->each(source, c.read, false, [&](Cell& cell, std::uintptr_t, std::uintptr_t) {
+    for (std::uint64_t& read : cell.read)
+      if (Stamp::pending(read) && Stamp::group(read) == number_ && Stamp::thread(read) == c.thread)
+        read = Stamp::make(number_, thread, clock, false, false);
+  });
 }
 
 void Cluster::load_maybe_appended(std::byte* to, const std::byte* from, std::uint32_t bytes) {
@@ -328,12 +356,9 @@ void Cluster::load_maybe_appended(std::byte* to, const std::byte* from, std::uin
   }
   const Place where = place(source, bytes, t.site);
   if ((run_.bounds || run_.races) && !in_bounds(where, source, bytes, false, "reads", t.site)) give_up();
-  std::unique_lock<std::mutex> lock(run_.shadow, std::defer_lock);
-  if (!where.shared && run_.launch.threads > 1) lock.lock();
+  const std::unique_lock<std::mutex> lock = lock_for(where);
   std::memcpy(to, from, bytes);
-  Shadow* shadow = where.buffer != nullptr      ? where.buffer->shadow.get()
-                   : where.shared && run_.races ? &shared_shadow_
-                                                : nullptr;
+  Shadow* shadow = shadow_of(where);
   if (shadow == nullptr) return;
   shadow->each(source, bytes, false, [&](const Cell& cell, std::uintptr_t first, std::uintptr_t end) {
     if (cell.write == Stamp::kUnwritten || Stamp::pending(cell.write) || !ordered(cell.write))

@@ -95,6 +95,38 @@ TEST_F(CpuFaults, AnotherThreadsCopyNeedsABarrierBehindTheWait) {
   EXPECT_EQ(f.buffer, "tile");
 }
 
+constexpr const char* kStore = R"(  __shared__ __align__(16) float tile[128];
+  for (int i = 0; i < 4; ++i) tile[4 * t + i] = in[4 * t + i];
+  ssmjit_cpu_copy(1, out + 4 * t, tile + 4 * t, 16, 16, 16);
+  ssmjit_cpu_copy_commit(1);
+)";
+
+TEST_F(CpuFaults, ACopyOutOfSharedMemoryNeedsItsSourceUntilItIsWaitedFor) {
+  PlantedKernel wrong(std::string(kStore) + "  tile[4 * t] = 1.0f;  // here\n  ssmjit_cpu_copy_wait(1, 0);\n", 128);
+  const CpuFinding f = find(wrong, CpuFault::unwaited_copy);
+  EXPECT_EQ(f.line, wrong.line("// here"));
+  EXPECT_THAT(f.text(), HasSubstr("still to read"));
+  PlantedKernel right(std::string(kStore) + "  ssmjit_cpu_copy_wait(1, 0);\n  tile[4 * t] = 1.0f;\n", 128);
+  expect_clean(right);
+  EXPECT_EQ(right.out, right.in);
+  PlantedKernel at_the_end(kStore, 128);
+  expect_clean(at_the_end);
+  EXPECT_EQ(at_the_end.out, at_the_end.in);
+}
+
+TEST_F(CpuFaults, ACopyOfFewerBytesThanItsTargetFillsWithZeros) {
+  PlantedKernel k(R"(  __shared__ __align__(16) float tile[128];
+  ssmjit_cpu_copy(0, tile + 4 * t, in + 4 * t, 16, 4, 4);
+  ssmjit_cpu_copy_commit(0);
+  ssmjit_cpu_copy_wait(0, 0);
+  for (int i = 0; i < 4; ++i) out[4 * t + i] = tile[4 * t + i];
+)",
+                  128);
+  expect_clean(k);
+  EXPECT_EQ(k.out[40], 40);
+  EXPECT_EQ(k.out[41], 0);
+}
+
 constexpr const char* kBulk = R"(  extern __shared__ __align__(128) unsigned char memory[];
   float* tile = reinterpret_cast<float*>(memory);
   Barrier* full = reinterpret_cast<Barrier*>(memory + 256);
