@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::size_t kMostLaneBytes = 512;
 constexpr std::size_t kMostMasks = 33;                          // that a warp meets under
-constexpr std::size_t kMeetingBytes = 2 * 32 * kMostLaneBytes;  // two, so that one may be read during the next
+constexpr std::size_t kMeetingBytes = kMostLaneBytes * 32 * 2;  // two, so that one may be read during the next
 constexpr std::size_t kWarpBytes = kMostMasks * kMeetingBytes;
 constexpr std::size_t kPage = 65536;  // of any machine, at most
 constexpr std::byte kPoison{0xff};    // NaN in every dtype
@@ -37,7 +37,7 @@ Cluster::Cluster(Run& run)
       blocks_(static_cast<std::uint32_t>(run.launch.cluster)),
       count_(block_threads_ * blocks_),
       stack_bytes_(round_up(run.code.stack_bytes, kPage) + kPage),
-      slots_bytes_((block_threads_ + 31) / 32 * blocks_ * kWarpBytes),
+      slots_bytes_(kWarpBytes * ((block_threads_ + 31) / 32) * blocks_),
       shared_bytes_(run.code.static_bytes + static_cast<std::size_t>(run.launch.smem_bytes)),
       shared_stride_(round_up(shared_bytes_ + 128, 1024)),
       pages_(slots_bytes_ + count_ * stack_bytes_ + run.launch.args_bytes),
@@ -60,7 +60,7 @@ Cluster::Cluster(Run& run)
     t.warp = t.block * warps + in_block / 32;
     t.lane = in_block % 32;
   }
-  warps_.resize(warps * blocks_);
+  warps_.resize(std::size_t{warps} * blocks_);
   for (const Thread& t : threads_) {
     if (t.lane == 0) warps_[t.warp].first = t.index;
     warps_[t.warp].lanes |= 1u << t.lane;
@@ -138,7 +138,7 @@ void Cluster::run_cluster(std::uint32_t number) {
               t.block,
               blocks_};
     // Neighbours' stacks start at different offsets: at the same they would compete for the same lines of the L1.
-    const std::size_t skew = t.index % 56 * 64;
+    const std::size_t skew = std::size_t{t.index % 56} * 64;
     std::byte* stack = pages_.data() + slots_bytes_ + t.index * stack_bytes_ + kPage;
     t.fiber.prepare(stack, stack_bytes_ - kPage - skew, &Cluster::enter);
     t.site = 0;
@@ -150,13 +150,13 @@ void Cluster::run_cluster(std::uint32_t number) {
       q.copies.clear();
       q.ends.clear();
     }
-    if (run_.races) {
+    if (nothing != nullptr) {
       clocks_.release(t.known);
       t.known = clocks_.hold(nothing);
     }
     all[t.index] = t.index;
   }
-  if (run_.races) clocks_.release(nothing);
+  clocks_.release(nothing);
   wake_all(all);
   running_ = nullptr;
   go_on();
@@ -385,7 +385,7 @@ const std::byte* Cluster::exchange(std::uint32_t mask, std::uint32_t operation, 
     give_up();
   }
   std::byte* slots = m.slots + m.phase % 2 * (kMeetingBytes / 2);
-  if (bytes > 0) std::memcpy(slots + t.lane * bytes, mine, bytes);
+  if (bytes > 0) std::memcpy(slots + std::size_t{t.lane} * bytes, mine, bytes);
   m.arrived |= 1u << t.lane;
   const std::uint32_t wanted = mask & w.lanes;
   if ((m.arrived & wanted) != wanted) {

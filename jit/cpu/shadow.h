@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -93,7 +94,7 @@ class Shadow {
       cell.write = Stamp::kSplit;
       cell.read[0] = reinterpret_cast<std::uintptr_t>(parts);
     }
-    Cells4* parts = reinterpret_cast<Cells4*>(static_cast<std::uintptr_t>(cell.read[0]));
+    Cells4* parts = std::bit_cast<Cells4*>(static_cast<std::uintptr_t>(cell.read[0]));
     const std::size_t part = size / 4;
     for (std::size_t i = 0; i < 4; ++i) {
       const std::uintptr_t from = base + i * part;
