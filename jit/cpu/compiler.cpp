@@ -194,6 +194,7 @@ std::unique_ptr<llvm::Module> front_end(const Files& files, const Source& source
     if (option.starts_with("-D")) arguments.push_back(option);
   arguments.push_back(files.main);
   std::vector<const char*> argv;
+  argv.reserve(arguments.size());
   for (const std::string& a : arguments) argv.push_back(a.c_str());
 
   FirstError errors(options.file);
@@ -528,8 +529,9 @@ std::size_t list_constants(llvm::Module& module) {
     entries.push_back(llvm::ConstantExpr::getIntToPtr(types.getInt64(bytes), types.getPtrTy()));
   }
   auto* type = llvm::ArrayType::get(types.getPtrTy(), entries.size());
-  new llvm::GlobalVariable(module, type, /*isConstant=*/true, llvm::GlobalValue::ExternalLinkage,
-                           llvm::ConstantArray::get(type, entries), kConstants);
+  auto* list = llvm::cast<llvm::GlobalVariable>(module.getOrInsertGlobal(kConstants, type));
+  list->setConstant(true);
+  list->setInitializer(llvm::ConstantArray::get(type, entries));
   return entries.size() / 2;
 }
 
