@@ -116,6 +116,24 @@ TEST(Layering, OnlyJitIncludesTheCudaHeaders) {
   }
 }
 
+TEST(Layering, OnlyTheCpuCompilerIncludesLlvmAndOnlyTheCpuExecutorBoost) {
+  static const std::regex kLlvm(R"(^(llvm|clang)/.*)"), kBoost(R"(^boost/.*)");
+  int seen = 0;
+  for (const auto& [folder, allowed] : kMayInclude) {
+    for (const Include& include : includes_of(folder)) {
+      const std::string file = fs::relative(include.file, kRoot).generic_string();
+      if (std::regex_match(include.name, kLlvm)) {
+        ++seen;
+        EXPECT_EQ(file, "jit/cpu/compiler.cpp") << include.where() << ": <" << include.name << ">";
+      }
+      if (std::regex_match(include.name, kBoost)) {
+        EXPECT_EQ(file.rfind("jit/cpu/", 0), 0u) << include.where() << ": <" << include.name << ">";
+      }
+    }
+  }
+  EXPECT_GT(seen, 0);
+}
+
 // `text` without comments, line breaks kept.
 std::string without_comments(const std::string& text) {
   std::string code;
