@@ -138,6 +138,13 @@ SSMJIT_DEVICE void store_global(void* address, const Vec16& v) {
                  : "memory");
 }
 
+// load_global of bytes that another thread of the same launch may be writing (a row that is appended while all rows are
+// read): the value counts only where nobody was, and the caller masks it elsewhere.
+template <bool kStreaming>
+SSMJIT_DEVICE Vec16 load_maybe_appended(const void* address) {
+  return load_global<kStreaming>(address);
+}
+
 // Ordinary cached loads that are asked for where they stand: the compiler moves neither these nor the loads above past
 // each other, so that none waits behind arithmetic on another's result.
 SSMJIT_DEVICE u32 load_now_b32(const void* address) {

@@ -1,0 +1,15 @@
+#pragma once
+#include "runtime.cuh"
+// CPU bodies of device/basic.cuh.
+
+SSMJIT_DEVICE int thread_index() { return static_cast<int>(ssmjit_cpu_thread()->thread); }
+SSMJIT_DEVICE int lane_index() { return static_cast<int>(ssmjit_cpu_thread()->thread & 31u); }
+SSMJIT_DEVICE int block_x() { return static_cast<int>(ssmjit_cpu_thread()->block_x); }
+SSMJIT_DEVICE int block_y() { return static_cast<int>(ssmjit_cpu_thread()->block_y); }
+SSMJIT_DEVICE int block_threads() { return static_cast<int>(ssmjit_cpu_thread()->block_threads); }
+SSMJIT_DEVICE int grid_x() { return static_cast<int>(ssmjit_cpu_thread()->grid_x); }
+SSMJIT_DEVICE void sync_warp() { ssmjit_cpu_exchange(0xffffffffu, kSsmjitCpuSync, nullptr, 0); }
+
+// A launch stands alone here: nothing before it to wait for, nothing after it to let start.
+SSMJIT_DEVICE void grid_dependency_wait() {}
+SSMJIT_DEVICE void grid_dependency_trigger() {}
