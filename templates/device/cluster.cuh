@@ -36,54 +36,56 @@ SSMJIT_DEVICE void cluster_wait() {
 #endif
 }
 
-// Where `shared`, an address in this block's shared memory, lies in that of block `rank` of the cluster. Only for the
-// operations below.
-SSMJIT_DEVICE u32 cluster_address(const void* shared, int rank) {
+// Where `shared`, an address in this block's shared memory, lies in that of block `rank` of the cluster.
+struct ClusterAddress {
+  u32 bits;
+};
+SSMJIT_DEVICE ClusterAddress cluster_address(const void* shared, int rank) {
   u32 r = shared_address(shared);
 #if __CUDA_ARCH__ >= 900
   asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(r) : "r"(rank));
 #endif
-  return r;
+  return {r};
 }
-SSMJIT_DEVICE u32 cluster_load_b32(u32 address) {
+SSMJIT_DEVICE u32 cluster_load_b32(ClusterAddress address) {
   u32 v;
 #if __CUDA_ARCH__ >= 900
-  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(v) : "r"(address.bits) : "memory");
 #else
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address.bits) : "memory");
 #endif
   return v;
 }
-SSMJIT_DEVICE void cluster_store_b32(u32 address, u32 v) {
+SSMJIT_DEVICE void cluster_store_b32(ClusterAddress address, u32 v) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address.bits), "r"(v) : "memory");
 #else
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address.bits), "r"(v) : "memory");
 #endif
 }
 // 16 bytes on a 16-byte boundary.
-SSMJIT_DEVICE Vec16 cluster_load(u32 address) {
+SSMJIT_DEVICE Vec16 cluster_load(ClusterAddress address) {
   Vec16 v;
 #if __CUDA_ARCH__ >= 900
   asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-               : "r"(address)
+               : "r"(address.bits)
                : "memory");
 #else
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-               : "r"(address)
+               : "r"(address.bits)
                : "memory");
 #endif
   return v;
 }
-SSMJIT_DEVICE void cluster_store(u32 address, const Vec16& v) {
+SSMJIT_DEVICE void cluster_store(ClusterAddress address, const Vec16& v) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.word[0]), "r"(v.word[1]),
+  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address.bits), "r"(v.word[0]), "r"(v.word[1]),
                "r"(v.word[2]), "r"(v.word[3])
                : "memory");
 #else
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.word[0]), "r"(v.word[1]),
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address.bits), "r"(v.word[0]), "r"(v.word[1]),
                "r"(v.word[2]), "r"(v.word[3])
                : "memory");
 #endif
@@ -91,9 +93,9 @@ SSMJIT_DEVICE void cluster_store(u32 address, const Vec16& v) {
 
 // An arrival at the barrier that lies at `address` (of cluster_address); what this thread wrote to the cluster before
 // is seen after barrier_wait_cluster on that barrier's block (sm_90).
-SSMJIT_DEVICE void barrier_arrive_cluster(u32 address) {
+SSMJIT_DEVICE void barrier_arrive_cluster(ClusterAddress address) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address.bits) : "memory");
 #endif
 }
 SSMJIT_DEVICE void barrier_wait_cluster(Barrier* b, u32 parity) {

@@ -23,7 +23,7 @@ SSMJIT_DEVICE T shuffle_down(T v, int delta) {
   return __shfl_down_sync(0xffffffffu, v, static_cast<unsigned>(delta), kLanes);
 }
 // Bit i: what lane i said.
-SSMJIT_DEVICE u32 ballot(bool v) { return __ballot_sync(0xffffffffu, v); }
+SSMJIT_DEVICE u32 ballot_lanes(bool v) { return __ballot_sync(0xffffffffu, v); }
 
 // The group's sum, the same bits in every lane: halves are added, then halves of halves (i and i + kLanes / 2 first).
 template <int kLanes = 32, class T>

@@ -50,7 +50,7 @@ KERNEL(reductions) {
   reduce<2>(args, 4);
   reduce<1>(args, 5);
 }
-KERNEL(votes) { at<u32>(args, 1)[thread_index()] = ballot((at<u32>(args, 0)[thread_index()] & 1u) != 0); }
+KERNEL(votes) { at<u32>(args, 1)[thread_index()] = ballot_lanes((at<u32>(args, 0)[thread_index()] & 1u) != 0); }
 )");
 
 constexpr int kThreads = 96;
