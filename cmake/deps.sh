@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(g++ make cmake ninja-build git libfmt-dev nlohmann-json3-dev libcli11-dev libgtest-dev libgmock-dev
-          libbenchmark-dev libxxhash-dev python3)
+          libbenchmark-dev libxxhash-dev python3
+          llvm-19-dev libclang-19-dev libclang-cpp19-dev libboost-context-dev)
 
 have_package() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 

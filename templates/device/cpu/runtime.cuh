@@ -13,7 +13,7 @@
 #define __global__ __attribute__((device))
 #define __device__ __attribute__((device))
 #define __host__ __attribute__((host))
-#define __shared__ __attribute__((shared, section("ssmjit_shared")))
+#define __shared__ __attribute__((shared, annotate("ssmjit_shared")))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)

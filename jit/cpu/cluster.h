@@ -1,0 +1,181 @@
+// The threads of one cluster (one block, mostly), each a fiber, all on one core; one cluster after another. What the
+// runtime functions of templates/device/cpu/runtime.cuh do is done here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "jit/cpu/clock.h"
+#include "jit/cpu/fiber.h"
+#include "jit/cpu/run.h"
+#include "jit/cpu/shadow.h"
+
+namespace ssmjit::cpu {
+
+// SsmjitCpuThread of runtime.cuh.
+struct ThreadView {
+  std::uint32_t thread, block_threads;
+  std::uint32_t block_x, block_y, grid_x, grid_y;
+  std::uint32_t cluster_rank, cluster_size;
+};
+
+class Cluster {
+ public:
+  explicit Cluster(Run& run);
+  ~Cluster();
+  Cluster(const Cluster&) = delete;
+  Cluster& operator=(const Cluster&) = delete;
+
+  // Runs clusters of the launch until none is left.
+  void work();
+
+  // ---- for the compiled code: the cluster and thread that run on this core now ----
+  static Cluster& current();
+  const ThreadView* view() const { return &running_->view; }
+  std::byte* shared() const { return shared_ + running_->block * shared_stride_; }
+  void at(std::uint32_t site) { running_->site = site; }
+  void tick(std::uint32_t site);
+  void access(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
+
+  const std::byte* exchange(std::uint32_t mask, std::uint32_t operation, const void* mine, std::uint32_t bytes);
+  void block_barrier();
+  void named_barrier(std::uint32_t id, std::uint32_t threads, bool wait);
+  void cluster_arrive();
+  void cluster_wait();
+  std::byte* map_shared(const std::byte* address, std::uint32_t rank);
+  void mbarrier_init(std::uintptr_t barrier, std::uint32_t arrivals);
+  void mbarrier_arrive(std::uintptr_t barrier, std::uint32_t count);
+  void mbarrier_expect(std::uintptr_t barrier, std::uint32_t bytes);
+  bool mbarrier_test(std::uintptr_t barrier, std::uint32_t parity);
+  void mbarrier_wait(std::uintptr_t barrier, std::uint32_t parity);
+  void copy(std::uint32_t queue, std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read,
+            std::uint32_t alignment);
+  void copy_commit(std::uint32_t queue);
+  void copy_wait(std::uint32_t queue, std::uint32_t pending);
+  void copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uintptr_t barrier);
+  void load_maybe_appended(std::byte* to, const std::byte* from, std::uint32_t bytes);
+
+ private:
+  enum class Wait { none, exchange, block_barrier, named_barrier, cluster, mbarrier, ended };
+
+  struct Copy {
+    std::byte* to;
+    const std::byte* from;
+    std::uint32_t bytes, read, site, thread;
+  };
+  // Copies in groups: group i ends where the next begins; those past the last end are not committed.
+  struct Queue {
+    std::vector<Copy> copies;
+    std::vector<std::size_t> ends;
+  };
+  struct Thread {
+    ThreadView view{};
+    Fiber fiber;
+    std::uint32_t index = 0, block = 0, warp = 0, lane = 0;
+    std::uint32_t site = 0;  // where it entered the runtime last
+    std::uint32_t clock = 1;
+    std::uint32_t ticks = 0;
+    std::uint32_t cluster_phase = 0;  // how often it has come to the cluster's barrier
+    Wait wait = Wait::none;
+    Knowledge* known = nullptr;
+    Queue queues[2];
+  };
+  struct Meeting {
+    std::uint32_t mask = 0, arrived = 0, operation = 0, bytes = 0, phase = 0, site = 0, first = 0;
+    std::byte* slots = nullptr;
+  };
+  struct Warp {
+    std::uint32_t first = 0, lanes = 0;  // its threads; the mask of lanes that exist
+    std::vector<Meeting> meetings;       // the first: of the full mask
+  };
+  struct Gate {
+    std::uint32_t arrived = 0, threads = 0;
+    std::vector<std::uint32_t> waiting;
+    Knowledge* gathered = nullptr;
+    const Knowledge* merged = nullptr;  // the last one that went in
+  };
+  struct Block {
+    Gate barrier;
+    Gate named[16];
+  };
+  struct Mbarrier {
+    std::uint32_t arrivals = 0, pending = 0, phase = 0;
+    std::int64_t expected = 0, brought = 0;
+    std::uint32_t thread = 0, clock = 0;  // who initialised it, and when
+    std::vector<Copy> copies;
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> waiting;  // thread, parity
+    Gate gate;                                                     // of the phase under way
+    Knowledge* done = nullptr;                                     // of the last phase
+  };
+  enum class Touch { read, write, copy_start, copy_end };
+  // Where an address points.
+  struct Place {
+    const Buffer* buffer = nullptr;  // global
+    bool shared = false;
+    bool own = false;  // stacks, exchange slots, the module's constants
+    bool known() const { return buffer != nullptr || shared || own; }
+  };
+
+  void run_cluster(std::uint32_t number);
+  void thread_main();
+  static void enter();
+  void suspend(Wait why);
+  void go_on();
+  void wake(std::uint32_t thread);
+  void wake_all(std::vector<std::uint32_t>& threads);
+  [[noreturn]] void give_up();
+  void stuck();
+  std::string where(const Thread& t) const;
+  std::uint64_t random();
+
+  void gate_arrive(Gate& gate, Thread& t);
+  void gate_open(Gate& gate);
+  void gate_reset(Gate& gate);
+  void know(Thread& t, Knowledge* more);
+
+  Mbarrier& mbarrier(std::uintptr_t address, const char* operation);
+  bool complete(Mbarrier& b);
+  void finish(const Copy& c, std::uint32_t thread, std::uint32_t clock);
+
+  Place place(std::uintptr_t address, std::size_t bytes) const;
+  bool in_bounds(std::uintptr_t address, std::size_t bytes, bool write, const char* verb, std::uint32_t site);
+  void touch(const Place& where, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
+             std::uint32_t thread, std::uint32_t clock);
+  void check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
+             std::uint32_t thread, std::uint32_t clock);
+  bool ordered(std::uint64_t stamp) const;
+  std::string who(std::uint64_t stamp, std::uint32_t site) const;
+  void report(CpuFault fault, std::uint32_t site, std::string what);
+  void report(CpuFault fault, std::uint32_t site, std::uintptr_t address, const Thread& t, std::string what);
+  int line(std::uint32_t site) const { return site < run_.code.sites.size() ? run_.code.sites[site].line : 0; }
+
+  Run& run_;
+  std::uint32_t block_threads_, blocks_, count_;  // count_: threads of the cluster
+  std::size_t stack_bytes_, slots_bytes_, shared_bytes_, shared_stride_;
+  Pages pages_;  // exchange slots, then stacks, then the launch's arguments
+  std::byte* args_;
+  std::vector<std::byte> shared_memory_;
+  std::byte* shared_ = nullptr;
+  Shadow shared_shadow_;
+  Clocks clocks_;
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  std::vector<Block> block_state_;
+  Gate cluster_gate_;
+  std::uint32_t cluster_phase_ = 0;  // how often all threads of the cluster have met
+  Knowledge* cluster_done_ = nullptr;
+  std::unordered_map<std::uintptr_t, Mbarrier> mbarriers_;
+  std::vector<std::uint32_t> ready_;
+  std::size_t ready_head_ = 0;
+  std::uint32_t alive_ = 0, number_ = 0, engine_clock_ = 0;
+  std::uint64_t random_ = 1;
+  bool gave_up_ = false;
+  Thread* running_ = nullptr;
+  Fiber home_;
+};
+
+}  // namespace ssmjit::cpu

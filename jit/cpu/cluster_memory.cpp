@@ -1,0 +1,325 @@
+// What a cluster's threads do to memory: is it theirs, is it ordered, was it written.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "jit/cpu/cluster.h"
+
+namespace ssmjit::cpu {
+namespace {
+
+constexpr int kPoison = 0xff;
+
+}  // namespace
+
+// ---- findings ----
+
+void Cluster::report(CpuFault fault, std::uint32_t site, std::string what) {
+  const Thread& t = *running_;
+  CpuFinding f;
+  f.fault = fault;
+  f.kernel = run_.entry.name;
+  f.file = run_.code.file;
+  f.line = line(site);
+  f.block_x = t.view.block_x;
+  f.block_y = t.view.block_y;
+  f.thread = static_cast<int>(t.view.thread);
+  f.what = std::move(what);
+  run_.findings.add(std::move(f));
+}
+
+void Cluster::report(CpuFault fault, std::uint32_t site, std::uintptr_t address, const Thread& t, std::string what) {
+  CpuFinding f;
+  f.fault = fault;
+  f.kernel = run_.entry.name;
+  f.file = run_.code.file;
+  f.line = line(site);
+  f.block_x = t.view.block_x;
+  f.block_y = t.view.block_y;
+  f.thread = static_cast<int>(t.view.thread);
+  const std::uintptr_t shared = reinterpret_cast<std::uintptr_t>(shared_);
+  if (address - shared < shared_stride_ * blocks_) {
+    const std::size_t offset = (address - shared) % shared_stride_;
+    const std::size_t block = (address - shared) / shared_stride_;
+    f.buffer = "shared memory";
+    f.offset = static_cast<std::int64_t>(offset);
+    if (offset >= run_.code.static_bytes && !run_.code.dynamic_name.empty()) {
+      f.buffer = run_.code.dynamic_name;
+      f.offset = static_cast<std::int64_t>(offset - run_.code.static_bytes);
+    }
+    for (const SharedVariable& v : run_.code.shared)
+      if (offset >= v.offset && offset < v.offset + v.bytes) {
+        f.buffer = v.name;
+        f.offset = static_cast<std::int64_t>(offset - v.offset);
+      }
+    if (block != t.block) f.buffer += fmt::format(" of the cluster's block {}", block);
+  } else {
+    // The buffer it is in, else the nearest one.
+    const Buffer* nearest = nullptr;
+    std::uint64_t distance = ~std::uint64_t{0};
+    for (const Buffer& b : run_.buffers) {
+      const std::uint64_t d = address < b.begin ? b.begin - address : address >= b.end ? address - b.end : 0;
+      if (d < distance || (d == distance && nearest != nullptr && address >= b.begin && address < b.end)) {
+        nearest = &b;
+        distance = d;
+      }
+    }
+    if (nearest != nullptr && distance < (std::uint64_t{1} << 32)) {
+      f.buffer = nearest->given->name;
+      f.offset = static_cast<std::int64_t>(address - nearest->begin);
+    } else {
+      f.buffer = address < 4096 ? "the null pointer" : "an address near no buffer";
+      f.offset = address < 4096 ? static_cast<std::int64_t>(address) : 0;
+    }
+  }
+  f.what = std::move(what);
+  run_.findings.add(std::move(f));
+}
+
+// ---- places ----
+
+Cluster::Place Cluster::place(std::uintptr_t address, std::size_t bytes) const {
+  Place where;
+  if (address - reinterpret_cast<std::uintptr_t>(pages_.data()) < pages_.size()) {
+    where.own = true;
+    return where;
+  }
+  const std::size_t offset = address - reinterpret_cast<std::uintptr_t>(shared_);
+  if (offset < shared_stride_ * blocks_) {
+    where.shared = offset % shared_stride_ + bytes <= shared_bytes_;
+    return where;
+  }
+  for (const Buffer& b : run_.buffers)
+    if (address >= b.begin && address + bytes <= b.end && bytes <= b.end - b.begin) {
+      where.buffer = &b;
+      return where;
+    }
+  for (const auto& [begin, size] : run_.code.constants)
+    if (address - begin < size) where.own = true;
+  return where;
+}
+
+// Says what is wrong with an access that lies in no memory of the launch, or writes what is only to be read.
+bool Cluster::in_bounds(std::uintptr_t address, std::size_t bytes, bool write, const char* verb, std::uint32_t site) {
+  const Place where = place(address, bytes);
+  if (where.own || where.shared) return true;
+  if (where.buffer != nullptr) {
+    if (!write || where.buffer->given->writable) return true;
+    report(CpuFault::out_of_bounds, site, address, *running_,
+           fmt::format("{} {} bytes of a buffer that is only read", verb, bytes));
+    return false;
+  }
+  const bool shared = address - reinterpret_cast<std::uintptr_t>(shared_) < shared_stride_ * blocks_;
+  if (!shared && !run_.bounds) return true;
+  report(CpuFault::out_of_bounds, site, address, *running_,
+         shared ? fmt::format("{} {} bytes past the end of shared memory, which has {} bytes a block", verb, bytes,
+                              shared_bytes_)
+                : fmt::format("{} {} bytes outside every buffer", verb, bytes));
+  return false;
+}
+
+void Cluster::access(std::uintptr_t address, std::size_t bytes, std::uint32_t site_index) {
+  const Site& site = run_.code.sites[site_index];
+  if (address - reinterpret_cast<std::uintptr_t>(pages_.data()) < pages_.size() || bytes == 0) return;
+  const char* verb = site.write ? "writes" : "reads";
+  const bool bounds = run_.bounds || run_.races;
+  if (bounds && address % site.alignment != 0) {
+    report(CpuFault::misaligned, site_index, address, *running_,
+           fmt::format("{} {} bytes at an address that is no multiple of {}", verb, bytes, site.alignment));
+    give_up();
+  }
+  if (bounds && !in_bounds(address, bytes, site.write, verb, site_index)) give_up();
+  if (run_.races)
+    touch(place(address, bytes), address, bytes, site.write ? Touch::write : Touch::read, site.atomic, site_index,
+          running_->index, running_->clock);
+}
+
+// ---- order ----
+
+bool Cluster::ordered(std::uint64_t stamp) const {
+  if (!Stamp::real(stamp)) return true;
+  if (Stamp::group(stamp) != number_) return false;
+  const std::uint32_t thread = Stamp::thread(stamp);
+  return thread == running_->index || running_->known->of[thread] >= Stamp::clock(stamp);
+}
+
+// "thread 3 (line 12)" of whoever left the stamp.
+std::string Cluster::who(std::uint64_t stamp, std::uint32_t site) const {
+  std::string s;
+  const std::uint32_t thread = Stamp::thread(stamp);
+  if (Stamp::group(stamp) != number_ || (blocks_ > 1 && thread < count_ && threads_[thread].block != running_->block)) {
+    const std::int64_t clusters_x = run_.launch.grid_x / blocks_;
+    const std::uint32_t group = Stamp::group(stamp);
+    const std::int64_t rank = thread < count_ ? thread / block_threads_ : 0;
+    s = fmt::format("block ({}, {})", group % clusters_x * blocks_ + rank, group / clusters_x);
+    s = thread < count_ ? fmt::format("thread {} of {}", thread % block_threads_, s) : "a copy of " + s;
+  } else {
+    s = thread < count_ ? fmt::format("thread {}", thread % block_threads_) : "an asynchronous copy";
+  }
+  if (line(site) > 0) s += fmt::format(" (line {})", line(site));
+  return s;
+}
+
+void Cluster::touch(const Place& where, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic,
+                    std::uint32_t site, std::uint32_t thread, std::uint32_t clock) {
+  Shadow* shadow = where.shared                                                 ? &shared_shadow_
+                   : where.buffer != nullptr && where.buffer->shadow != nullptr ? where.buffer->shadow.get()
+                                                                                : nullptr;
+  if (shadow == nullptr) return;
+  const auto visit = [&](Cell& cell, std::uintptr_t first, std::uintptr_t end) {
+    check(cell, first, end - first, kind, atomic, site, thread, clock);
+  };
+  std::unique_lock<std::mutex> lock(run_.shadow, std::defer_lock);
+  if (!where.shared && run_.launch.threads > 1) lock.lock();
+  shadow->each(address, bytes, kind != Touch::read, visit);
+}
+
+void Cluster::check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
+                    std::uint32_t thread, std::uint32_t clock) {
+  const auto fault = [&](CpuFault f, std::string what) { report(f, site, address, *running_, std::move(what)); };
+  const std::uint64_t mine = Stamp::make(number_, thread, clock, atomic, kind == Touch::copy_start);
+  const std::uint16_t place = static_cast<std::uint16_t>(std::min<std::uint32_t>(site, 0xffff));
+  if (kind == Touch::read) {
+    if (cell.read[0] == mine) return;
+    if (cell.write == Stamp::kUnwritten) {
+      fault(CpuFault::uninitialised, fmt::format("reads {} bytes that nobody wrote", bytes));
+      cell.write = Stamp::kInitial;
+    } else if (Stamp::pending(cell.write)) {
+      fault(CpuFault::unwaited_copy, fmt::format("reads {} bytes that an asynchronous copy of {} is still to bring",
+                                                 bytes, who(cell.write, cell.write_site)));
+    } else if (!ordered(cell.write) && !(atomic && Stamp::atomic(cell.write))) {
+      fault(CpuFault::race, fmt::format("reads {} bytes that {} writes, with no barrier between", bytes,
+                                        who(cell.write, cell.write_site)));
+      cell.write = Stamp::kInitial;
+    }
+    const bool first_is_past = cell.read[0] == 0 || ordered(cell.read[0]);
+    if (first_is_past) {
+      cell.read[0] = mine;
+      cell.read_site[0] = place;
+      if (cell.read[1] != 0 && ordered(cell.read[1])) cell.read[1] = 0;
+    } else {
+      cell.read[1] = mine;
+      cell.read_site[1] = place;
+    }
+    return;
+  }
+  if (kind != Touch::copy_end) {
+    const char* verb = kind == Touch::copy_start ? "starts a copy to" : "writes";
+    if (Stamp::pending(cell.write)) {
+      fault(CpuFault::unwaited_copy, fmt::format("{} {} bytes that an asynchronous copy of {} is still to bring", verb,
+                                                 bytes, who(cell.write, cell.write_site)));
+    } else if (!ordered(cell.write) && !(atomic && Stamp::atomic(cell.write))) {
+      fault(CpuFault::race, fmt::format("{} {} bytes that {} writes too, with no barrier between", verb, bytes,
+                                        who(cell.write, cell.write_site)));
+    } else {
+      for (int i = 0; i < 2; ++i) {
+        if (cell.read[i] == 0 || ordered(cell.read[i]) || (atomic && Stamp::atomic(cell.read[i]))) continue;
+        fault(CpuFault::race, fmt::format("{} {} bytes that {} reads, with no barrier between", verb, bytes,
+                                          who(cell.read[i], cell.read_site[i])));
+        break;
+      }
+    }
+  }
+  cell = Cell{mine, {0, 0}, place, {0, 0}, 0};
+}
+
+// ---- copies ----
+
+void Cluster::copy(std::uint32_t queue, std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read,
+                   std::uint32_t alignment) {
+  Thread& t = *running_;
+  const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(to), source = reinterpret_cast<std::uintptr_t>(from);
+  if (bytes == 0) return;
+  if (target % alignment != 0 || (read > 0 && source % alignment != 0)) {
+    const bool which = target % alignment != 0;
+    report(CpuFault::misaligned, t.site, which ? target : source, t,
+           fmt::format("copies {} bytes asynchronously {} an address that is no multiple of {}", bytes,
+                       which ? "to" : "from", alignment));
+    give_up();
+  }
+  if ((run_.bounds || run_.races) && ((read > 0 && !in_bounds(source, read, false, "copies", t.site)) ||
+                                      !in_bounds(target, bytes, true, "copies over", t.site)))
+    give_up();
+  if (run_.races) {
+    if (read > 0) touch(place(source, read), source, read, Touch::read, false, t.site, t.index, t.clock);
+    touch(place(target, bytes), target, bytes, Touch::copy_start, false, t.site, t.index, t.clock);
+  }
+  std::memset(to, kPoison, bytes);
+  t.queues[queue % 2].copies.push_back({to, from, bytes, read, t.site, t.index});
+}
+
+void Cluster::copy_commit(std::uint32_t queue) {
+  Queue& q = running_->queues[queue % 2];
+  q.ends.push_back(q.copies.size());
+}
+
+void Cluster::copy_wait(std::uint32_t queue, std::uint32_t pending) {
+  Queue& q = running_->queues[queue % 2];
+  if (q.ends.size() <= pending) return;
+  const std::size_t groups = q.ends.size() - pending;
+  const std::size_t done = q.ends[groups - 1];
+  for (std::size_t i = 0; i < done; ++i) finish(q.copies[i], running_->index, running_->clock);
+  q.copies.erase(q.copies.begin(), q.copies.begin() + static_cast<std::ptrdiff_t>(done));
+  q.ends.erase(q.ends.begin(), q.ends.begin() + static_cast<std::ptrdiff_t>(groups));
+  for (std::size_t& end : q.ends) end -= done;
+}
+
+void Cluster::copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uintptr_t barrier) {
+  Thread& t = *running_;
+  Mbarrier& b = mbarrier(barrier, "counts a copy at");
+  complete(b);
+  const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(to), source = reinterpret_cast<std::uintptr_t>(from);
+  if (target % 16 != 0 || source % 16 != 0 || bytes % 16 != 0) {
+    report(CpuFault::misaligned, t.site, source % 16 != 0 ? source : target, t,
+           fmt::format("copies {} bytes in bulk; both addresses and the size must be multiples of 16", bytes));
+    give_up();
+  }
+  if ((run_.bounds || run_.races) &&
+      (!in_bounds(source, bytes, false, "copies", t.site) || !in_bounds(target, bytes, true, "copies over", t.site)))
+    give_up();
+  if (run_.races) {
+    touch(place(source, bytes), source, bytes, Touch::read, false, t.site, t.index, t.clock);
+    touch(place(target, bytes), target, bytes, Touch::copy_start, false, t.site, t.index, t.clock);
+  }
+  std::memset(to, kPoison, bytes);
+  b.copies.push_back({to, from, bytes, bytes, t.site, t.index});
+  b.brought += bytes;
+  if (!b.waiting.empty()) complete(b);
+}
+
+// The bytes move now; whoever is ordered after (thread, clock) may use them.
+void Cluster::finish(const Copy& c, std::uint32_t thread, std::uint32_t clock) {
+  if (c.read > 0) std::memcpy(c.to, c.from, c.read);
+  if (c.read < c.bytes) std::memset(c.to + c.read, 0, c.bytes - c.read);
+  if (!run_.races) return;
+  const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(c.to);
+  touch(place(target, c.bytes), target, c.bytes, Touch::copy_end, false, c.site, thread, clock);
+}
+
+void Cluster::load_maybe_appended(std::byte* to, const std::byte* from, std::uint32_t bytes) {
+  Thread& t = *running_;
+  const std::uintptr_t source = reinterpret_cast<std::uintptr_t>(from);
+  const std::uint32_t alignment = std::min<std::uint32_t>(bytes, 16);
+  if (std::has_single_bit(alignment) && source % alignment != 0) {
+    report(CpuFault::misaligned, t.site, source, t,
+           fmt::format("reads {} bytes at an address that is no multiple of {}", bytes, alignment));
+    give_up();
+  }
+  if ((run_.bounds || run_.races) && !in_bounds(source, bytes, false, "reads", t.site)) give_up();
+  const Place where = place(source, bytes);
+  std::unique_lock<std::mutex> lock(run_.shadow, std::defer_lock);
+  if (!where.shared && run_.launch.threads > 1) lock.lock();
+  std::memcpy(to, from, bytes);
+  Shadow* shadow = where.buffer != nullptr      ? where.buffer->shadow.get()
+                   : where.shared && run_.races ? &shared_shadow_
+                                                : nullptr;
+  if (shadow == nullptr) return;
+  shadow->each(source, bytes, false, [&](const Cell& cell, std::uintptr_t first, std::uintptr_t end) {
+    if (cell.write == Stamp::kUnwritten || Stamp::pending(cell.write) || !ordered(cell.write))
+      std::memset(to + (first - source), kPoison, end - first);
+  });
+}
+
+}  // namespace ssmjit::cpu

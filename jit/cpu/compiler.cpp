@@ -1,0 +1,632 @@
+// The only file that knows LLVM and clang: an emitted source becomes machine code of this process. The source and the
+// device operations' CPU bodies are files of a file system in memory, so nothing is read from disk.
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+
+#include <unistd.h>
+
+#include <clang/Basic/Diagnostic.h>
+#include <clang/Basic/DiagnosticOptions.h>
+#include <clang/Basic/SourceManager.h>
+#include <clang/CodeGen/CodeGenAction.h>
+#include <clang/Frontend/CompilerInstance.h>
+#include <clang/Frontend/CompilerInvocation.h>
+#include <llvm/Analysis/LoopInfo.h>
+#include <llvm/Analysis/ValueTracking.h>
+#include <llvm/Demangle/Demangle.h>
+#include <llvm/ExecutionEngine/JITEventListener.h>
+#include <llvm/ExecutionEngine/Orc/CompileUtils.h>
+#include <llvm/ExecutionEngine/Orc/JITTargetMachineBuilder.h>
+#include <llvm/ExecutionEngine/Orc/LLJIT.h>
+#include <llvm/ExecutionEngine/Orc/RTDyldObjectLinkingLayer.h>
+#include <llvm/ExecutionEngine/SectionMemoryManager.h>
+#include <llvm/IR/DebugInfo.h>
+#include <llvm/IR/Dominators.h>
+#include <llvm/IR/IRBuilder.h>
+#include <llvm/IR/LLVMContext.h>
+#include <llvm/IR/Module.h>
+#include <llvm/IR/ReplaceConstant.h>
+#include <llvm/Passes/PassBuilder.h>
+#include <llvm/Support/ErrorHandling.h>
+#include <llvm/Support/TargetSelect.h>
+#include <llvm/Support/VirtualFileSystem.h>
+#include <llvm/TargetParser/Host.h>
+
+#include "codegen/embedded_templates.h"
+#include "codegen/fail.h"
+#include "jit/cpu/code.h"
+#include "jit/cpu/runtime.h"
+
+namespace ssmjit::cpu {
+namespace {
+
+constexpr std::string_view kBodies = "device/cpu/";  // below templates/
+constexpr std::string_view kCallPrefix = "ssmjit_cpu_call_";
+constexpr std::string_view kBytesPrefix = "ssmjit_cpu_bytes_";
+constexpr const char* kConstants = "ssmjit_cpu_constants";
+
+// An error inside LLVM would end the process; it becomes one of ours.
+void fatal(void*, const char* reason, bool) { fail(ErrorKind::machine, "CPU executor: LLVM gave up: {}", reason); }
+
+void initialise() {
+  static const bool once = [] {
+    llvm::InitializeNativeTarget();
+    llvm::InitializeNativeTargetAsmPrinter();
+    llvm::install_fatal_error_handler(fatal);
+    return true;
+  }();
+  static_cast<void>(once);
+}
+
+// ---- front end ----
+
+// The first error, at its line; the rest is counted.
+class FirstError : public clang::DiagnosticConsumer {
+ public:
+  explicit FirstError(std::string file) : file_(std::move(file)) {}
+  void HandleDiagnostic(clang::DiagnosticsEngine::Level level, const clang::Diagnostic& info) override {
+    DiagnosticConsumer::HandleDiagnostic(level, info);
+    if (level < clang::DiagnosticsEngine::Error || ++errors_ > 1) return;
+    llvm::SmallString<256> text;
+    info.FormatDiagnostic(text);
+    sentence_ = text.str().str();
+    if (info.hasSourceManager() && info.getLocation().isValid()) {
+      const clang::PresumedLoc at = info.getSourceManager().getPresumedLoc(info.getLocation());
+      if (at.isValid())
+        sentence_ = fmt::format("{}:{}: {}", std::filesystem::path(at.getFilename()).filename().string(), at.getLine(),
+                                sentence_);
+    }
+  }
+  std::string text() const {
+    if (sentence_.empty()) return file_ + ": clang gave no reason";
+    return errors_ > 1 ? fmt::format("{} (and {} more errors)", sentence_, errors_ - 1) : sentence_;
+  }
+
+ private:
+  std::string file_, sentence_;
+  int errors_ = 0;
+};
+
+// Calls a kernel with its parameters taken from memory, each at its alignment: the host's way to pass a struct is the
+// compiler's business, not ours.
+constexpr std::string_view kCallers = R"(
+template <class... A> __host__ __device__ constexpr u64 ssmjit_cpu_offset(int which) {
+  constexpr u64 sizes[] = {sizeof(A)..., 0}, alignments[] = {alignof(A)..., 1};
+  u64 at = 0;
+  for (int i = 0; i < which; ++i) at = (at + alignments[i] - 1) / alignments[i] * alignments[i] + sizes[i];
+  return which < static_cast<int>(sizeof...(A)) ? (at + alignments[which] - 1) / alignments[which] * alignments[which] : at;
+}
+template <int kWhich, class... A> constexpr u64 kSsmjitCpuOffset = ssmjit_cpu_offset<A...>(kWhich);
+template <class T, T... I> struct SsmjitCpuIndices {};
+template <class... A, int... I>
+SSMJIT_DEVICE void ssmjit_cpu_apply(void (*kernel)(A...), const u8* args, SsmjitCpuIndices<int, I...>) {
+  kernel(*reinterpret_cast<const A*>(args + kSsmjitCpuOffset<I, A...>)...);
+}
+template <class... A> SSMJIT_DEVICE void ssmjit_cpu_apply(void (*kernel)(A...), const u8* args) {
+  ssmjit_cpu_apply(kernel, args, __make_integer_seq<SsmjitCpuIndices, int, static_cast<int>(sizeof...(A))>());
+}
+template <class... A> SSMJIT_DEVICE u64 ssmjit_cpu_size(void (*)(A...)) {
+  return kSsmjitCpuOffset<static_cast<int>(sizeof...(A)), A...>;
+}
+)";
+
+struct Files {
+  std::string folder;  // absolute
+  std::string kernel, main;
+  std::map<std::string, std::string> text;  // by absolute path
+};
+
+Files files_of(const Source& source, const CodeOptions& options) {
+  Files f;
+  f.folder = "/ssmjit";
+  if (options.debug) {
+    namespace fs = std::filesystem;
+    fs::path folder = options.debug_folder.empty()
+                          ? fs::temp_directory_path() / fmt::format("ssmjit-debug-{}-{}", getuid(), source.digest)
+                          : fs::path(options.debug_folder);
+    f.folder = fs::absolute(folder).lexically_normal().string();
+  }
+  f.kernel = f.folder + "/" + std::filesystem::path(options.file).filename().string();
+  f.main = f.folder + "/ssmjit_cpu_main.cu";
+  std::string main;
+  for (const auto& [name, content] : embedded_templates()) {
+    if (!name.starts_with(kBodies)) continue;
+    f.text[f.folder + "/" + std::string(name)] = std::string(content);
+    main += fmt::format("#include \"{}\"\n", name);
+  }
+  main += fmt::format("#include \"{}\"\n", std::filesystem::path(f.kernel).filename().string());
+  main += kCallers;
+  for (const Entry& e : source.entries) {
+    main += fmt::format(
+        "extern \"C\" __device__ void {0}{1}(const u8* args) {{ ssmjit_cpu_apply({1}, args); }}\n"
+        "extern \"C\" __device__ u64 {2}{1}() {{ return ssmjit_cpu_size({1}); }}\n",
+        kCallPrefix, e.name, kBytesPrefix);
+  }
+  f.text[f.kernel] = source.text;
+  f.text[f.main] = std::move(main);
+  return f;
+}
+
+// Where gdb finds them.
+void write_to_disk(const Files& files) {
+  for (const auto& [path, content] : files.text) {
+    std::error_code code;
+    std::filesystem::create_directories(std::filesystem::path(path).parent_path(), code);
+    std::ofstream out(path, std::ios::binary);
+    out << content;
+    if (!out.flush()) fail(ErrorKind::machine, "{} can't be written, which gdb needs; name another folder", path);
+  }
+}
+
+std::unique_ptr<llvm::Module> front_end(const Files& files, const Source& source, const CodeOptions& options,
+                                        llvm::LLVMContext& context) {
+  auto memory = llvm::makeIntrusiveRefCnt<llvm::vfs::InMemoryFileSystem>();
+  memory->setCurrentWorkingDirectory(files.folder);
+  for (const auto& [path, content] : files.text)
+    memory->addFile(path, 0, llvm::MemoryBuffer::getMemBuffer(content, path));
+
+  std::vector<std::string> arguments{"-triple",
+                                     llvm::sys::getProcessTriple(),
+                                     "-target-cpu",
+                                     llvm::sys::getHostCPUName().str(),
+                                     "-x",
+                                     "cuda",
+                                     "-fcuda-is-device",
+                                     "-emit-llvm-only",
+                                     "-disable-llvm-passes",
+                                     "-nostdsysteminc",
+                                     "-nobuiltininc",
+                                     "-ffreestanding",
+                                     "-std=c++17",
+                                     "-ffp-contract=off",
+                                     "-mrelocation-model",
+                                     "pic",
+                                     "-pic-level",
+                                     "2",
+                                     "-w",
+                                     "-ferror-limit",
+                                     "20",
+                                     "-DSSMJIT_CPU=1",
+                                     "-I" + files.folder,
+                                     "-fdebug-compilation-dir=" + files.folder,
+                                     "-main-file-name",
+                                     "ssmjit_cpu_main.cu",
+                                     "-dwarf-version=4",
+                                     fmt::format("-O{}", options.optimisation)};
+  for (const auto& feature : llvm::sys::getHostCPUFeatures()) {
+    arguments.push_back("-target-feature");
+    arguments.push_back((feature.second ? "+" : "-") + feature.first().str());
+  }
+  if (options.debug) {
+    arguments.push_back("-debug-info-kind=constructor");
+    arguments.push_back("-debugger-tuning=gdb");
+    arguments.push_back("-mframe-pointer=all");
+  } else {
+    arguments.push_back("-debug-info-kind=line-tables-only");
+  }
+  for (const std::string& option : source.options)
+    if (option.starts_with("-D")) arguments.push_back(option);
+  arguments.push_back(files.main);
+  std::vector<const char*> argv;
+  for (const std::string& a : arguments) argv.push_back(a.c_str());
+
+  FirstError errors(options.file);
+  llvm::IntrusiveRefCntPtr<clang::DiagnosticsEngine> diagnostics(new clang::DiagnosticsEngine(
+      new clang::DiagnosticIDs(), new clang::DiagnosticOptions(), &errors, /*ShouldOwnClient=*/false));
+  auto invocation = std::make_shared<clang::CompilerInvocation>();
+  if (!clang::CompilerInvocation::CreateFromArgs(*invocation, argv, *diagnostics))
+    fail(ErrorKind::internal, "CPU executor: clang refuses its arguments: {}", errors.text());
+  clang::CompilerInstance compiler;
+  compiler.setInvocation(invocation);
+  compiler.setDiagnostics(diagnostics.get());
+  compiler.createFileManager(memory);
+  compiler.setVerboseOutputStream(std::make_unique<llvm::raw_null_ostream>());
+  clang::EmitLLVMOnlyAction action(&context);
+  const bool ok = compiler.ExecuteAction(action);
+  std::unique_ptr<llvm::Module> module = action.takeModule();
+  if (!ok || !module) fail(ErrorKind::invalid, "the CPU executor's compiler refuses the source: {}", errors.text());
+  return module;
+}
+
+// ---- places in the source ----
+
+// Lines of the kernel's own file: an operation of device/cpu stands for the line that called it.
+class Lines {
+ public:
+  explicit Lines(std::string kernel) : kernel_(std::move(kernel)) {}
+
+  int of(const llvm::Instruction& instruction) const {
+    if (const int line = of(instruction.getDebugLoc().get())) return line;
+    // The optimiser dropped it: the nearest before it in the block, else behind it.
+    for (const llvm::Instruction* i = instruction.getPrevNode(); i != nullptr; i = i->getPrevNode())
+      if (const int line = of(i->getDebugLoc().get())) return line;
+    for (const llvm::Instruction* i = instruction.getNextNode(); i != nullptr; i = i->getNextNode())
+      if (const int line = of(i->getDebugLoc().get())) return line;
+    const llvm::DISubprogram* function = instruction.getFunction()->getSubprogram();
+    return function != nullptr && is_kernel(function->getFilename()) ? static_cast<int>(function->getLine()) : 0;
+  }
+
+ private:
+  int of(const llvm::DILocation* location) const {
+    for (; location != nullptr; location = location->getInlinedAt())
+      if (location->getLine() != 0 && is_kernel(location->getFilename())) return static_cast<int>(location->getLine());
+    return 0;
+  }
+  bool is_kernel(llvm::StringRef file) const { return llvm::StringRef(kernel_).ends_with(file) && !file.empty(); }
+
+  std::string kernel_;
+};
+
+void refuse_inline_assembly(const llvm::Module& module, const Lines& lines, const std::string& file) {
+  for (const llvm::Function& function : module)
+    for (const llvm::BasicBlock& block : function)
+      for (const llvm::Instruction& instruction : block)
+        if (const auto* call = llvm::dyn_cast<llvm::CallBase>(&instruction); call != nullptr && call->isInlineAsm())
+          fail(ErrorKind::invalid,
+               "{}:{}: inline assembly, which the CPU executor can't run; it belongs into an operation of "
+               "templates/device, which has a CPU body",
+               file, lines.of(instruction));
+  if (!module.getModuleInlineAsm().empty())
+    fail(ErrorKind::invalid, "{}: assembly outside any function, which the CPU executor can't run", file);
+}
+
+// Functions that neither the source nor the runtime has.
+void refuse_undefined(const llvm::Module& module, const Lines& lines, const std::string& file) {
+  std::set<std::string_view> known;
+  for (const RuntimeFunction& f : runtime_functions()) known.insert(f.name);
+  for (const llvm::Function& function : module) {
+    if (!function.isDeclaration() || function.isIntrinsic() || known.count(std::string_view(function.getName())) > 0)
+      continue;
+    int line = 0;
+    for (const llvm::User* user : function.users())
+      if (const auto* instruction = llvm::dyn_cast<llvm::Instruction>(user); instruction != nullptr && line == 0)
+        line = lines.of(*instruction);
+    fail(ErrorKind::invalid, "{}:{}: {} is called and defined nowhere", file, line,
+         llvm::demangle(function.getName().str()));
+  }
+}
+
+// ---- passes of our own ----
+
+llvm::FunctionCallee runtime(llvm::Module& module, const char* name, llvm::Type* result,
+                             std::initializer_list<llvm::Type*> parameters) {
+  llvm::FunctionCallee callee =
+      module.getOrInsertFunction(name, llvm::FunctionType::get(result, parameters, /*isVarArg=*/false));
+  if (auto* function = llvm::dyn_cast<llvm::Function>(callee.getCallee())) {
+    function->setDoesNotThrow();
+    function->setWillReturn();
+  }
+  return callee;
+}
+
+// Shared variables become offsets from a base that each block has its own of.
+void lower_shared(llvm::Module& module, Code& code) {
+  const llvm::DataLayout& layout = module.getDataLayout();
+  llvm::IRBuilder<> types(module.getContext());
+  std::vector<llvm::GlobalVariable*> fixed, dynamic;
+  // Those of a size are annotated by __shared__; what is declared and nowhere defined is `extern __shared__`.
+  if (llvm::GlobalVariable* annotations = module.getGlobalVariable("llvm.global.annotations")) {
+    const auto* list = llvm::dyn_cast<llvm::ConstantArray>(annotations->getInitializer());
+    for (unsigned i = 0; list != nullptr && i < list->getNumOperands(); ++i) {
+      auto* g = llvm::dyn_cast<llvm::GlobalVariable>(list->getOperand(i)->getOperand(0)->stripPointerCasts());
+      if (g != nullptr && !g->isDeclaration() && std::find(fixed.begin(), fixed.end(), g) == fixed.end())
+        fixed.push_back(g);
+    }
+    annotations->eraseFromParent();
+  }
+  for (llvm::GlobalVariable& g : module.globals())
+    if (g.isDeclaration() && !g.getName().starts_with("llvm.")) dynamic.push_back(&g);
+  if (fixed.empty() && dynamic.empty()) return;
+  llvm::FunctionCallee base = runtime(module, "ssmjit_cpu_shared", types.getPtrTy(), {});
+  llvm::cast<llvm::Function>(base.getCallee())->setDoesNotAccessMemory();
+  const auto name_of = [](const llvm::GlobalVariable& g) {
+    std::string name = llvm::demangle(g.getName().str());
+    return name.substr(name.rfind(':') == std::string::npos ? 0 : name.rfind(':') + 1);
+  };
+  const auto replace = [&](llvm::GlobalVariable* g, std::size_t offset) {
+    llvm::convertUsersOfConstantsToInstructions({g});
+    std::map<llvm::Function*, llvm::Value*> in_function;
+    llvm::SmallVector<llvm::Use*> uses;
+    for (llvm::Use& use : g->uses()) uses.push_back(&use);
+    for (llvm::Use* use : uses) {
+      auto* user = llvm::dyn_cast<llvm::Instruction>(use->getUser());
+      if (user == nullptr) continue;
+      llvm::Value*& address = in_function[user->getFunction()];
+      if (address == nullptr) {
+        llvm::IRBuilder<> at(&*user->getFunction()->getEntryBlock().getFirstInsertionPt());
+        address = at.CreateConstInBoundsGEP1_64(at.getInt8Ty(), at.CreateCall(base), offset);
+      }
+      use->set(address);
+    }
+    g->removeDeadConstantUsers();
+    if (g->use_empty()) g->eraseFromParent();
+  };
+  std::size_t end = 0;
+  for (llvm::GlobalVariable* g : fixed) {
+    const std::size_t alignment = layout.getValueOrABITypeAlignment(g->getAlign(), g->getValueType()).value();
+    const std::size_t offset = llvm::alignTo(end, alignment);
+    const std::size_t bytes = layout.getTypeAllocSize(g->getValueType());
+    code.shared.push_back({name_of(*g), offset, bytes});
+    end = offset + bytes;
+    replace(g, offset);
+  }
+  std::size_t alignment = 16;
+  for (const llvm::GlobalVariable* g : dynamic)
+    alignment = std::max<std::size_t>(alignment, g->getAlign().valueOrOne().value());
+  code.static_bytes = dynamic.empty() ? end : llvm::alignTo(end, alignment);
+  for (llvm::GlobalVariable* g : dynamic) {
+    code.dynamic_name = name_of(*g);
+    replace(g, code.static_bytes);
+  }
+}
+
+void keep_only_entries(llvm::Module& module) {
+  for (llvm::Function& function : module) {
+    if (function.isDeclaration()) continue;
+    const llvm::StringRef name = function.getName();
+    if (!name.starts_with(kCallPrefix) && !name.starts_with(kBytesPrefix))
+      function.setLinkage(llvm::GlobalValue::InternalLinkage);
+    function.setComdat(nullptr);
+  }
+  // Nothing is kept for its own sake: what a kernel does not reach goes.
+  for (const char* list : {"llvm.used", "llvm.compiler.used"})
+    if (llvm::GlobalVariable* used = module.getGlobalVariable(list, true)) used->eraseFromParent();
+}
+
+void optimise(llvm::Module& module, llvm::TargetMachine& machine, int level) {
+  llvm::LoopAnalysisManager loops;
+  llvm::FunctionAnalysisManager functions;
+  llvm::CGSCCAnalysisManager sccs;
+  llvm::ModuleAnalysisManager modules;
+  llvm::PipelineTuningOptions tuning;
+  tuning.LoopVectorization = tuning.SLPVectorization = level >= 2;
+  llvm::PassBuilder builder(&machine, tuning);
+  builder.registerModuleAnalyses(modules);
+  builder.registerCGSCCAnalyses(sccs);
+  builder.registerFunctionAnalyses(functions);
+  builder.registerLoopAnalyses(loops);
+  builder.crossRegisterProxies(loops, functions, sccs, modules);
+  const llvm::OptimizationLevel target = level == 0   ? llvm::OptimizationLevel::O0
+                                         : level == 1 ? llvm::OptimizationLevel::O1
+                                                      : llvm::OptimizationLevel::O2;
+  llvm::ModulePassManager passes =
+      level == 0 ? builder.buildO0DefaultPipeline(target) : builder.buildPerModuleDefaultPipeline(target);
+  passes.run(module, modules);
+}
+
+// Behind the optimiser, so that what is left to check is what is left to run: every access that is not to a thread's
+// own variables, the line of every call into the runtime, and every way back in a loop.
+class Instrument {
+ public:
+  Instrument(llvm::Module& module, const Lines& lines, bool checks, Code& code)
+      : module_(module), lines_(lines), checks_(checks), code_(code), build_(module.getContext()) {
+    llvm::Type* nothing = build_.getVoidTy();
+    llvm::Type* pointer = build_.getPtrTy();
+    llvm::Type* i32 = build_.getInt32Ty();
+    at_ = runtime(module, "ssmjit_cpu_at", nothing, {i32});
+    tick_ = runtime(module, "ssmjit_cpu_tick", nothing, {i32});
+    access_ = runtime(module, "ssmjit_cpu_access", nothing, {pointer, i32, i32});
+    range_ = runtime(module, "ssmjit_cpu_access_range", nothing, {pointer, build_.getInt64Ty(), i32});
+    for (const RuntimeFunction& f : runtime_functions())
+      if (f.marks_place) marked_.insert(f.name);
+    code_.sites.emplace_back();  // 0: not known
+  }
+
+  void run() {
+    for (llvm::Function& function : module_) {
+      if (function.isDeclaration()) continue;
+      std::vector<llvm::Instruction*> all;
+      for (llvm::BasicBlock& block : function)
+        for (llvm::Instruction& instruction : block) all.push_back(&instruction);
+      llvm::DominatorTree tree(function);
+      llvm::LoopInfo loops(tree);
+      for (llvm::Loop* loop : loops.getLoopsInPreorder()) {
+        llvm::SmallVector<llvm::BasicBlock*> latches;
+        loop->getLoopLatches(latches);
+        for (llvm::BasicBlock* latch : latches) {
+          place_before(latch->getTerminator());
+          build_.CreateCall(tick_, {site(*latch->getTerminator(), {})});
+        }
+      }
+      for (llvm::Instruction* instruction : all) look_at(*instruction);
+    }
+  }
+
+ private:
+  llvm::Value* site(const llvm::Instruction& instruction, Site s) {
+    s.line = lines_.of(instruction);
+    code_.sites.push_back(s);
+    return build_.getInt32(static_cast<std::uint32_t>(code_.sites.size() - 1));
+  }
+
+  void place_before(llvm::Instruction* instruction) {
+    build_.SetInsertPoint(instruction);
+    build_.SetCurrentDebugLocation(instruction->getDebugLoc());
+    // A call within a function that has debug information must have a place of its own.
+    if (!instruction->getDebugLoc() && instruction->getFunction()->getSubprogram() != nullptr)
+      build_.SetCurrentDebugLocation(
+          llvm::DILocation::get(module_.getContext(), 0, 0, instruction->getFunction()->getSubprogram()));
+  }
+
+  void access(llvm::Instruction& instruction, llvm::Value* pointer, llvm::Type* type, llvm::Align alignment, bool write,
+              bool atomic) {
+    if (!checks_ || own(pointer)) return;
+    const auto bytes = static_cast<std::uint32_t>(module_.getDataLayout().getTypeStoreSize(type).getFixedValue());
+    place_before(&instruction);
+    llvm::Value* where = site(
+        instruction,
+        {.bytes = bytes, .alignment = static_cast<std::uint32_t>(alignment.value()), .write = write, .atomic = atomic});
+    build_.CreateCall(access_, {pointer, build_.getInt32(bytes), where});
+  }
+
+  void range(llvm::Instruction& instruction, llvm::Value* pointer, llvm::Value* bytes, llvm::MaybeAlign alignment,
+             bool write) {
+    if (!checks_ || own(pointer)) return;
+    place_before(&instruction);
+    llvm::Value* where =
+        site(instruction, {.alignment = static_cast<std::uint32_t>(alignment.valueOrOne().value()), .write = write});
+    build_.CreateCall(range_, {pointer, build_.CreateZExtOrTrunc(bytes, build_.getInt64Ty()), where});
+  }
+
+  // Whether it points to what needs no check: a thread's stack, the module's own variables, what the runtime hands out.
+  static bool own(const llvm::Value* pointer) {
+    const llvm::Value* object = llvm::getUnderlyingObject(pointer, 0);
+    if (llvm::isa<llvm::AllocaInst>(object) || llvm::isa<llvm::GlobalVariable>(object)) return true;
+    // The parameters of a launch, which the runtime keeps.
+    if (const auto* argument = llvm::dyn_cast<llvm::Argument>(object))
+      return argument->getParent()->getName().starts_with(kCallPrefix);
+    const auto* call = llvm::dyn_cast<llvm::CallBase>(object);
+    return call != nullptr && call->getCalledFunction() != nullptr &&
+           (call->getCalledFunction()->getName() == "ssmjit_cpu_thread" ||
+            call->getCalledFunction()->getName() == "ssmjit_cpu_exchange");
+  }
+
+  void look_at(llvm::Instruction& instruction) {
+    if (auto* load = llvm::dyn_cast<llvm::LoadInst>(&instruction)) {
+      access(instruction, load->getPointerOperand(), load->getType(), load->getAlign(), false,
+             load->isVolatile() || load->isAtomic());
+    } else if (auto* store = llvm::dyn_cast<llvm::StoreInst>(&instruction)) {
+      access(instruction, store->getPointerOperand(), store->getValueOperand()->getType(), store->getAlign(), true,
+             store->isVolatile() || store->isAtomic());
+    } else if (auto* rmw = llvm::dyn_cast<llvm::AtomicRMWInst>(&instruction)) {
+      access(instruction, rmw->getPointerOperand(), rmw->getValOperand()->getType(), rmw->getAlign(), true, true);
+    } else if (auto* swap = llvm::dyn_cast<llvm::AtomicCmpXchgInst>(&instruction)) {
+      access(instruction, swap->getPointerOperand(), swap->getNewValOperand()->getType(), swap->getAlign(), true, true);
+    } else if (auto* memory = llvm::dyn_cast<llvm::MemIntrinsic>(&instruction)) {
+      if (auto* transfer = llvm::dyn_cast<llvm::MemTransferInst>(memory))
+        range(instruction, transfer->getSource(), transfer->getLength(), transfer->getSourceAlign(), false);
+      range(instruction, memory->getDest(), memory->getLength(), memory->getDestAlign(), true);
+    } else if (auto* call = llvm::dyn_cast<llvm::CallBase>(&instruction)) {
+      const llvm::Function* callee = call->getCalledFunction();
+      if (callee == nullptr || marked_.count(std::string_view(callee->getName())) == 0) return;
+      place_before(&instruction);
+      build_.CreateCall(at_, {site(instruction, {})});
+    }
+  }
+
+  llvm::Module& module_;
+  const Lines& lines_;
+  bool checks_;
+  Code& code_;
+  llvm::IRBuilder<> build_;
+  llvm::FunctionCallee at_, tick_, access_, range_;
+  std::set<std::string_view> marked_;
+};
+
+// The addresses of the module's own variables, for pointers that come to them on a roundabout way.
+std::size_t list_constants(llvm::Module& module) {
+  llvm::IRBuilder<> types(module.getContext());
+  std::vector<llvm::Constant*> entries;
+  for (llvm::GlobalVariable& g : module.globals()) {
+    if (g.isDeclaration() || g.getName().starts_with("llvm.")) continue;
+    entries.push_back(&g);
+    const std::uint64_t bytes = module.getDataLayout().getTypeAllocSize(g.getValueType());
+    entries.push_back(llvm::ConstantExpr::getIntToPtr(types.getInt64(bytes), types.getPtrTy()));
+  }
+  auto* type = llvm::ArrayType::get(types.getPtrTy(), entries.size());
+  new llvm::GlobalVariable(module, type, /*isConstant=*/true, llvm::GlobalValue::ExternalLinkage,
+                           llvm::ConstantArray::get(type, entries), kConstants);
+  return entries.size() / 2;
+}
+
+// What all functions together keep on the stack: no call chain needs more, unless it recurses.
+std::size_t stack_of(const llvm::Module& module) {
+  std::size_t bytes = 0;
+  for (const llvm::Function& function : module)
+    for (const llvm::BasicBlock& block : function)
+      for (const llvm::Instruction& instruction : block)
+        if (const auto* local = llvm::dyn_cast<llvm::AllocaInst>(&instruction))
+          bytes += local->getAllocationSize(module.getDataLayout())
+                       .value_or(llvm::TypeSize::getFixed(65536))
+                       .getFixedValue();
+  return bytes;
+}
+
+class JitCode : public Code {
+ public:
+  std::unique_ptr<llvm::orc::LLJIT> jit;
+};
+
+template <class T>
+T take(llvm::Expected<T> expected, const char* what) {
+  if (!expected)
+    fail(ErrorKind::machine, "CPU executor: LLVM could not {}: {}", what, llvm::toString(expected.takeError()));
+  return std::move(*expected);
+}
+
+}  // namespace
+
+std::unique_ptr<Code> build(const Source& source, const CodeOptions& options) {
+  initialise();
+  auto code = std::make_unique<JitCode>();
+  code->file = options.file;
+  const Files files = files_of(source, options);
+  if (options.debug) write_to_disk(files);
+
+  auto context = std::make_unique<llvm::LLVMContext>();
+  std::unique_ptr<llvm::Module> module = front_end(files, source, options, *context);
+  const Lines lines(files.kernel);
+  refuse_inline_assembly(*module, lines, options.file);
+
+  llvm::orc::JITTargetMachineBuilder target =
+      take(llvm::orc::JITTargetMachineBuilder::detectHost(), "describe this machine");
+  target.setRelocationModel(llvm::Reloc::PIC_);
+  target.setCodeGenOptLevel(options.optimisation == 0   ? llvm::CodeGenOptLevel::None
+                            : options.optimisation == 1 ? llvm::CodeGenOptLevel::Less
+                                                        : llvm::CodeGenOptLevel::Default);
+  const std::unique_ptr<llvm::TargetMachine> machine = take(target.createTargetMachine(), "make code for this machine");
+  module->setDataLayout(machine->createDataLayout());
+
+  for (const Entry& e : source.entries) {
+    const llvm::Function* kernel = module->getFunction(e.name);
+    const llvm::DISubprogram* place = kernel != nullptr ? kernel->getSubprogram() : nullptr;
+    code->entries.push_back({.name = e.name, .line = place != nullptr ? static_cast<int>(place->getLine()) : 0});
+  }
+  lower_shared(*module, *code);
+  keep_only_entries(*module);
+  optimise(*module, *machine, options.optimisation);
+  Instrument(*module, lines, options.checks, *code).run();
+  refuse_undefined(*module, lines, options.file);
+  code->stack_bytes = 32768 + 2 * stack_of(*module);
+  const std::size_t constants = list_constants(*module);
+  if (!options.debug) llvm::StripDebugInfo(*module);
+
+  llvm::orc::LLJITBuilder builder;
+  builder.setJITTargetMachineBuilder(target);
+  builder.setObjectLinkingLayerCreator(
+      [&](llvm::orc::ExecutionSession& session,
+          const llvm::Triple&) -> llvm::Expected<std::unique_ptr<llvm::orc::ObjectLayer>> {
+        auto layer = std::make_unique<llvm::orc::RTDyldObjectLinkingLayer>(
+            session, [] { return std::make_unique<llvm::SectionMemoryManager>(); });
+        if (options.debug) layer->registerJITEventListener(*llvm::JITEventListener::createGDBRegistrationListener());
+        return layer;
+      });
+  code->jit = take(builder.create(), "set up its JIT");
+  code->jit->getExecutionSession().setErrorReporter([](llvm::Error e) { llvm::consumeError(std::move(e)); });
+  llvm::orc::SymbolMap symbols;
+  for (const RuntimeFunction& f : runtime_functions())
+    symbols[code->jit->mangleAndIntern(llvm::StringRef(f.name.data(), f.name.size()))] = {
+        llvm::orc::ExecutorAddr::fromPtr(f.address), llvm::JITSymbolFlags::Exported | llvm::JITSymbolFlags::Callable};
+  if (llvm::Error e = code->jit->getMainJITDylib().define(llvm::orc::absoluteSymbols(symbols)))
+    fail(ErrorKind::machine, "CPU executor: LLVM could not take the runtime: {}", llvm::toString(std::move(e)));
+  if (llvm::Error e = code->jit->addIRModule(llvm::orc::ThreadSafeModule(std::move(module), std::move(context))))
+    fail(ErrorKind::machine, "CPU executor: LLVM could not take the kernel: {}", llvm::toString(std::move(e)));
+
+  const auto address = [&](const std::string& name) { return take(code->jit->lookup(name), "link the kernel"); };
+  for (EntryCode& e : code->entries) {
+    e.call = address(std::string(kCallPrefix) + e.name).toPtr<void (*)(const void*)>();
+    e.args_bytes = address(std::string(kBytesPrefix) + e.name).toPtr<std::uint64_t (*)()>()();
+  }
+  if (constants > 0) {
+    const std::uintptr_t* list = address(kConstants).toPtr<const std::uintptr_t*>();
+    for (std::size_t i = 0; i < constants; ++i) code->constants.emplace_back(list[2 * i], list[2 * i + 1]);
+  }
+  return code;
+}
+
+}  // namespace ssmjit::cpu

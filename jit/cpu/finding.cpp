@@ -1,0 +1,26 @@
+// How findings read.
+#include <fmt/format.h>
+
+#include "jit/cpu/executor.h"
+
+namespace ssmjit {
+
+const char* name(CpuSchedule schedule) {
+  static constexpr const char* kNames[] = {"forward", "reverse", "random"};
+  return kNames[static_cast<int>(schedule)];
+}
+
+const char* name(CpuFault fault) {
+  static constexpr const char* kNames[] = {"race",      "unwaited copy", "uninitialised", "out of bounds", "misaligned",
+                                           "divergent", "deadlock",      "endless",       "misuse"};
+  return kNames[static_cast<int>(fault)];
+}
+
+std::string CpuFinding::text() const {
+  std::string s = fmt::format("{}:{}: {}: in kernel {}, thread {} of block ({}, {}) {}", file, line, name(fault),
+                              kernel, thread, block_x, block_y, what);
+  if (!buffer.empty()) s += fmt::format(", at byte {} of {}", offset, buffer);
+  return s;
+}
+
+}  // namespace ssmjit

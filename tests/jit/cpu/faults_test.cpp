@@ -1,0 +1,480 @@
+// Each planted fault is found by its own name, at its own line, thread and buffer; and what is right has no finding.
+#include <cmath>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "planted_kernel.h"
+
+namespace ssmjit {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+std::string all_texts(const std::vector<CpuFinding>& findings) {
+  std::string s;
+  for (const CpuFinding& f : findings) s += f.text() + "\n";
+  return s;
+}
+
+// The first finding of this kind under any schedule.
+CpuFinding find(PlantedKernel& kernel, CpuFault fault) {
+  const std::vector<CpuFinding> findings = kernel.run_all();
+  for (const CpuFinding& f : findings)
+    if (f.fault == fault) return f;
+  ADD_FAILURE() << "no finding is \"" << name(fault) << "\" among:\n" << all_texts(findings);
+  return {};
+}
+
+// Which of the two lines of a race is reported depends on who came first; the sentence names both.
+void expect_between(const PlantedKernel& k, const CpuFinding& f, const std::string& one, const std::string& other) {
+  const int lines[] = {k.line(one), k.line(other)};
+  ASSERT_TRUE(f.line == lines[0] || f.line == lines[1]) << f.text();
+  EXPECT_THAT(f.text(), HasSubstr("(line " + std::to_string(f.line == lines[0] ? lines[1] : lines[0]) + ")"));
+}
+
+void expect_clean(PlantedKernel& kernel) {
+  const std::vector<CpuFinding> findings = kernel.run_all();
+  EXPECT_TRUE(findings.empty()) << all_texts(findings);
+}
+
+class CpuFaults : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  }
+};
+
+// ---- copies ----
+
+constexpr const char* kCopy = R"(  extern __shared__ __align__(16) float tile[];
+  copy_async(tile + 4 * t, in + 4 * t);
+  copy_async_commit();
+)";
+
+TEST_F(CpuFaults, ACopyThatIsNotWaitedForIsFoundWhereItsBytesAreRead) {
+  PlantedKernel k(std::string(kCopy) + "  out[t] = tile[4 * t];  // here\n", 128);
+  k.launch.smem_bytes = 512;
+  const CpuFinding f = find(k, CpuFault::unwaited_copy);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_EQ(f.buffer, "tile");
+  EXPECT_EQ(f.offset, 16 * f.thread);
+  EXPECT_THAT(f.text(), HasSubstr("kernel.cu:" + std::to_string(f.line)));
+}
+
+TEST_F(CpuFaults, TheBytesOfAnUnwaitedCopyAreNanWithoutChecksToo) {
+  PlantedKernel k(std::string(kCopy) + "  out[t] = tile[4 * t];\n", 128);
+  k.launch.smem_bytes = 512;
+  k.options.checks = false;
+  EXPECT_TRUE(k.run().clean());
+  EXPECT_TRUE(std::isnan(k.out[5]));
+}
+
+TEST_F(CpuFaults, AWaitForAnEarlierGroupDoesNotCoverTheLatest) {
+  PlantedKernel k(std::string(kCopy) + R"(  copy_async_wait<1>();
+  out[t] = tile[4 * t];  // here
+)",
+                  128);
+  k.launch.smem_bytes = 512;
+  EXPECT_EQ(find(k, CpuFault::unwaited_copy).line, k.line("// here"));
+}
+
+TEST_F(CpuFaults, ACopyThatIsWaitedForIsClean) {
+  PlantedKernel k(std::string(kCopy) + "  copy_async_wait<0>();\n  out[t] = tile[4 * t];\n", 128);
+  k.launch.smem_bytes = 512;
+  expect_clean(k);
+  EXPECT_EQ(k.out[5], 20);
+}
+
+TEST_F(CpuFaults, AnotherThreadsCopyNeedsABarrierBehindTheWait) {
+  PlantedKernel k(std::string(kCopy) + "  copy_async_wait<0>();\n  out[t] = tile[4 * (t ^ 1)];  // here\n", 128);
+  k.launch.smem_bytes = 512;
+  const CpuFinding f = find(k, CpuFault::race);
+  expect_between(k, f, "// here", "copy_async(tile");
+  EXPECT_EQ(f.buffer, "tile");
+}
+
+constexpr const char* kBulk = R"(  extern __shared__ __align__(128) unsigned char memory[];
+  float* tile = reinterpret_cast<float*>(memory);
+  Barrier* full = reinterpret_cast<Barrier*>(memory + 256);
+  if (t == 0) barrier_init(full, 1);
+  barrier_init_fence();
+  sync_warp();
+  if (t == 0) {
+    barrier_arrive_expect(full, 256);
+    bulk_load(tile, in, 256, full);
+  }
+)";
+
+TEST_F(CpuFaults, ABulkCopyIsThereOnceItsBarrierIsWaitedFor) {
+  PlantedKernel k(std::string(kBulk) + "  barrier_wait(full, 0);\n  out[t] = tile[t];\n");
+  k.launch.smem_bytes = 264;
+  expect_clean(k);
+  EXPECT_EQ(k.out[31], 31);
+}
+
+TEST_F(CpuFaults, ABulkCopyThatIsNotWaitedForIsFound) {
+  PlantedKernel k(std::string(kBulk) + "  out[t] = tile[t];  // here\n");
+  k.launch.smem_bytes = 264;
+  const CpuFinding f = find(k, CpuFault::unwaited_copy);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_EQ(f.buffer, "memory");
+}
+
+TEST_F(CpuFaults, AnMbarrierUsedBeforeEveryoneKnowsOfItIsFound) {
+  PlantedKernel k(R"(  extern __shared__ __align__(128) unsigned char memory[];
+  Barrier* full = reinterpret_cast<Barrier*>(memory);
+  if (t == 0) barrier_init(full, 32);
+  barrier_arrive_expect(full, 0);  // here
+  barrier_wait(full, 0);
+  out[t] = 0.0f;
+)");
+  k.launch.smem_bytes = 8;
+  CpuReport report = k.run(CpuSchedule::forward);
+  ASSERT_FALSE(report.clean());
+  EXPECT_EQ(report.findings[0].fault, CpuFault::race) << report.findings[0].text();
+  EXPECT_EQ(report.findings[0].line, k.line("// here"));
+  report = k.run(CpuSchedule::reverse);
+  ASSERT_FALSE(report.clean());
+  EXPECT_EQ(report.findings[0].fault, CpuFault::misuse) << report.findings[0].text();
+  EXPECT_THAT(report.findings[0].text(), HasSubstr("was not initialised"));
+}
+
+// ---- order ----
+
+TEST_F(CpuFaults, AMissingBlockBarrierIsARace) {
+  PlantedKernel k(R"(  __shared__ float tile[64];
+  tile[t] = in[t];  // writes
+  out[t] = tile[63 - t];  // reads
+)");
+  k.launch.block_threads = 64;
+  const CpuFinding f = find(k, CpuFault::race);
+  expect_between(k, f, "// reads", "// writes");
+  EXPECT_EQ(f.buffer, "tile");
+}
+
+TEST_F(CpuFaults, ABarrierBetweenMakesItClean) {
+  PlantedKernel k(R"(  __shared__ float tile[64];
+  tile[t] = in[t];
+  ssmjit_cpu_block_barrier();
+  out[t] = tile[63 - t];
+)");
+  k.launch.block_threads = 64;
+  expect_clean(k);
+  EXPECT_EQ(k.out[1], 62);
+}
+
+TEST_F(CpuFaults, AWriteBehindManyReadersNeedsABarrierToo) {
+  PlantedKernel k(R"(  __shared__ float tile[1];
+  if (t == 0) tile[0] = in[0];
+  ssmjit_cpu_block_barrier();
+  out[t] = tile[0];
+  if (t == 0) tile[0] = 1.0f;  // here
+)");
+  k.launch.block_threads = 64;
+  EXPECT_EQ(find(k, CpuFault::race).buffer, "tile");
+}
+
+TEST_F(CpuFaults, AMissingWarpBarrierIsARaceWithinTheWarp) {
+  PlantedKernel k(R"(  __shared__ float tile[32];
+  tile[t] = in[t];
+  out[t] = tile[t ^ 1];  // here
+)");
+  const CpuFinding f = find(k, CpuFault::race);
+  EXPECT_EQ(f.buffer, "tile");
+  expect_between(k, f, "tile[t] = in[t]", "// here");
+}
+
+TEST_F(CpuFaults, AWarpBarrierOrdersTheWarpButNotTheBlock) {
+  const std::string body = R"(  __shared__ float tile[64];
+  tile[t] = in[t];
+  sync_warp();
+  out[t] = tile[t ^ DISTANCE];  // here
+)";
+  const auto with = [&](const char* distance) {
+    std::string s = body;
+    return s.replace(s.find("DISTANCE"), 8, distance);
+  };
+  PlantedKernel within(with("1"));
+  within.launch.block_threads = 64;
+  expect_clean(within);
+  PlantedKernel across(with("32"));
+  across.launch.block_threads = 64;
+  expect_between(across, find(across, CpuFault::race), "tile[t] = in[t]", "// here");
+}
+
+TEST_F(CpuFaults, ANamedBarrierOrdersThoseThatMeetThere) {
+  const std::string body = R"(  __shared__ float tile[96];
+  tile[t] = in[t];
+  if (t < 64) ssmjit_cpu_named_barrier(1, 64);
+  if (t < 64) out[t] = tile[WHOSE];  // here
+)";
+  const auto with = [&](const char* whose) {
+    std::string s = body;
+    return s.replace(s.find("WHOSE"), 5, whose);
+  };
+  PlantedKernel met(with("63 - t"), 96);
+  met.launch.block_threads = 96;
+  expect_clean(met);
+  PlantedKernel stranger(with("64 + t / 2"), 96);
+  stranger.launch.block_threads = 96;
+  EXPECT_EQ(find(stranger, CpuFault::race).buffer, "tile");
+}
+
+TEST_F(CpuFaults, TwoBlocksThatWriteTheSameBytesAreARace) {
+  PlantedKernel k("  out[t] = in[t] + static_cast<float>(block_x());  // here\n");
+  k.launch.grid_x = 3;
+  const CpuFinding f = find(k, CpuFault::race);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_EQ(f.buffer, "out");
+  EXPECT_EQ(f.offset, 4 * f.thread);
+  EXPECT_THAT(f.text(), HasSubstr("of block ("));
+}
+
+TEST_F(CpuFaults, ABlockThatReadsWhatAnotherWritesIsARace) {
+  PlantedKernel k(R"(  if (block_x() == 0) out[t] = in[t];
+  if (block_x() == 1) out[32 + t] = out[t];
+)");
+  k.launch.grid_x = 2;
+  EXPECT_EQ(find(k, CpuFault::race).buffer, "out");
+}
+
+TEST_F(CpuFaults, AtomicAdditionsAreNoRace) {
+  PlantedKernel k("  add_global(reinterpret_cast<u64*>(out), 1);\n", 2);
+  k.launch.grid_x = 4;
+  k.launch.buffers[1].initialised = true;
+  k.out.assign(2, 0.0f);
+  EXPECT_TRUE(k.run().clean());
+  std::uint64_t sum;
+  std::memcpy(&sum, k.out.data(), 8);
+  EXPECT_EQ(sum, 128u);
+}
+
+TEST_F(CpuFaults, HalvesOfAWordMayBelongToTwoThreads) {
+  PlantedKernel k("  reinterpret_cast<u16*>(out)[t] = static_cast<u16>(t);\n");
+  expect_clean(k);
+}
+
+TEST_F(CpuFaults, ALoadThatMayMeetAnAppendIsPoisonAndNoRace) {
+  PlantedKernel k(R"(  if (block_x() == 0 && t == 0) store_global<false>(out, Vec16{{1, 2, 3, 4}});
+  if (block_x() == 1 && t == 0) store_global<false>(out + 4, load_maybe_appended<true>(out));
+)");
+  k.launch.grid_x = 2;
+  k.launch.buffers[1].initialised = true;
+  k.out.assign(k.out.size(), 7.0f);
+  CpuReport report = k.run(CpuSchedule::forward);
+  EXPECT_TRUE(report.clean()) << all_texts(report.findings);
+  EXPECT_TRUE(std::isnan(k.out[4]));
+  k.out.assign(k.out.size(), 7.0f);
+  report = k.run(CpuSchedule::reverse);
+  EXPECT_TRUE(report.clean()) << all_texts(report.findings);
+  EXPECT_EQ(k.out[4], 7.0f);
+}
+
+// ---- meetings ----
+
+TEST_F(CpuFaults, ADivergentShuffleIsFound) {
+  PlantedKernel k(R"(  float v = in[t];
+  if (t < 16) v = *ssmjit_cpu_all_lanes(0xffffffffu, kSsmjitCpuShuffle, v);  // here
+  out[t] = v;
+)");
+  const CpuFinding f = find(k, CpuFault::divergent);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_LT(f.thread, 16);
+  EXPECT_THAT(f.text(), HasSubstr("thread 16 has ended"));
+}
+
+TEST_F(CpuFaults, LanesThatComeToDifferentOperationsAreFound) {
+  PlantedKernel k(R"(  float v = in[t];
+  if (t < 16)
+    v = *ssmjit_cpu_all_lanes(0xffffffffu, kSsmjitCpuShuffle, v);  // one
+  else
+    sync_warp();  // other
+  out[t] = v;
+)");
+  const CpuFinding f = find(k, CpuFault::divergent);
+  EXPECT_TRUE(f.line == k.line("// one") || f.line == k.line("// other")) << f.text();
+}
+
+TEST_F(CpuFaults, ABlockBarrierThatSomeThreadsMissIsFound) {
+  PlantedKernel k("  if (t < 40) ssmjit_cpu_block_barrier();  // here\n  out[t] = in[t];\n");
+  k.launch.block_threads = 64;
+  const CpuFinding f = find(k, CpuFault::divergent);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_THAT(f.text(), HasSubstr("thread 40"));
+}
+
+TEST_F(CpuFaults, ThreadsThatWaitForEachOtherAreADeadlock) {
+  PlantedKernel k(R"(  if (t < 32)
+    ssmjit_cpu_named_barrier(1, 64);  // one
+  else
+    ssmjit_cpu_named_barrier(2, 64);  // other
+  out[t] = in[t];
+)");
+  k.launch.block_threads = 64;
+  const CpuFinding f = find(k, CpuFault::deadlock);
+  EXPECT_EQ(f.line, k.line("// one"));
+  EXPECT_THAT(f.text(), HasSubstr("line " + std::to_string(k.line("// other"))));
+}
+
+TEST_F(CpuFaults, APhaseThatNeverEndsIsADeadlockThatSaysWhatIsMissing) {
+  PlantedKernel k(R"(  extern __shared__ __align__(128) unsigned char memory[];
+  Barrier* full = reinterpret_cast<Barrier*>(memory);
+  if (t == 0) {
+    barrier_init(full, 1);
+    barrier_arrive_expect(full, 64);
+  }
+  sync_warp();
+  barrier_wait(full, 0);  // here
+  out[t] = in[t];
+)");
+  k.launch.smem_bytes = 8;
+  const CpuFinding f = find(k, CpuFault::deadlock);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_THAT(f.text(), HasSubstr("64 of 64 bytes are missing"));
+}
+
+TEST_F(CpuFaults, AnInfiniteLoopEndsAtTheTimeOut) {
+  PlantedKernel k(R"(  volatile int going = 1;
+  while (going) {  // here
+  }
+  out[t] = in[t];
+)");
+  k.launch.timeout_s = 0.2;
+  const CpuReport report = k.run();
+  ASSERT_EQ(report.findings.size(), 1u);
+  EXPECT_EQ(report.findings[0].fault, CpuFault::endless);
+  EXPECT_EQ(report.findings[0].line, k.line("// here"));
+  EXPECT_LT(report.seconds, 5);
+}
+
+TEST_F(CpuFaults, AThreadThatSpinsLetsTheOthersGoOn) {
+  PlantedKernel k(R"(  __shared__ volatile int flag[1];
+  if (t == 0) flag[0] = 0;
+  sync_warp();
+  if (t == 31) flag[0] = 1;
+  while (flag[0] == 0) {
+  }
+  out[t] = in[t];
+)");
+  expect_clean(k);
+}
+
+// ---- places ----
+
+TEST_F(CpuFaults, AnOffByOneLoadIsOutOfBounds) {
+  PlantedKernel k("  out[t] = in[t + 33];  // here\n");
+  const CpuFinding f = find(k, CpuFault::out_of_bounds);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_EQ(f.thread, 31);
+  EXPECT_EQ(f.buffer, "in");
+  EXPECT_EQ(f.offset, 256);
+}
+
+TEST_F(CpuFaults, AnOffByOneStoreIsOutOfBounds) {
+  PlantedKernel k("  out[t + 33] = in[t];  // here\n");
+  const CpuFinding f = find(k, CpuFault::out_of_bounds);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_EQ(f.thread, 31);
+  EXPECT_EQ(f.buffer, "out");
+  EXPECT_EQ(f.offset, 256);
+}
+
+TEST_F(CpuFaults, AStoreToAnInputIsOutOfBounds) {
+  PlantedKernel k("  const_cast<float*>(in)[t] = 0.0f;  // here\n  out[t] = 0.0f;\n");
+  const CpuFinding f = find(k, CpuFault::out_of_bounds);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_EQ(f.buffer, "in");
+}
+
+TEST_F(CpuFaults, ANullPointerIsOutOfBounds) {
+  PlantedKernel k(
+      "  out[t] = in[t];\n  const float* none = nullptr;\n  out[t] += load_now_b32(none + t + block_y());  // here\n");
+  const CpuFinding f = find(k, CpuFault::out_of_bounds);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_THAT(f.text(), HasSubstr("null pointer"));
+}
+
+TEST_F(CpuFaults, AnAccessPastSharedMemoryIsOutOfBounds) {
+  PlantedKernel k(R"(  extern __shared__ float tile[];
+  tile[t + 1] = in[t];  // here
+  out[t] = 0.0f;
+)");
+  k.launch.smem_bytes = 128;
+  const CpuFinding f = find(k, CpuFault::out_of_bounds);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_EQ(f.thread, 31);
+  EXPECT_EQ(f.buffer, "tile");
+  EXPECT_EQ(f.offset, 128);
+}
+
+TEST_F(CpuFaults, AMisalignedVectorAccessIsFound) {
+  PlantedKernel k("  if (t == 3) store_global<false>(out, load_global<true>(in + t));  // here\n");
+  const CpuFinding f = find(k, CpuFault::misaligned);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_EQ(f.thread, 3);
+  EXPECT_EQ(f.buffer, "in");
+  EXPECT_EQ(f.offset, 12);
+}
+
+TEST_F(CpuFaults, AReadOfUninitialisedSharedMemoryIsFound) {
+  PlantedKernel k(R"(  __shared__ float tile[64];
+  tile[t] = in[t];
+  sync_warp();
+  out[t] = tile[t + 1];  // here
+)");
+  const CpuFinding f = find(k, CpuFault::uninitialised);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_EQ(f.thread, 31);
+  EXPECT_EQ(f.buffer, "tile");
+  EXPECT_EQ(f.offset, 128);
+}
+
+TEST_F(CpuFaults, AReadOfAnOutputNobodyWroteIsFound) {
+  PlantedKernel k("  out[t] += in[t];  // here\n");
+  const CpuFinding f = find(k, CpuFault::uninitialised);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_EQ(f.buffer, "out");
+}
+
+TEST_F(CpuFaults, FindingsAreOneALineAndAreLimited) {
+  std::string body;
+  for (int i = 0; i < 40; ++i) body += "  out[t] += in[t];\n  sync_warp();\n  if (t == 31) out[0] = 0.0f;\n";
+  PlantedKernel k(body);
+  const CpuReport report = k.run();
+  EXPECT_LE(report.findings.size(), 16u);
+  EXPECT_GT(report.not_shown, 0);
+}
+
+// ---- clusters ----
+
+TEST_F(CpuFaults, APeersSharedMemoryIsReadBehindTheClustersBarrier) {
+  const std::string body = R"(  __shared__ float tile[32];
+  tile[t] = in[32 * block_x() + t];
+  BARRIER
+  const float* peer = static_cast<const float*>(ssmjit_cpu_map_shared(tile, 1 - ssmjit_cpu_thread()->cluster_rank));
+  out[32 * block_x() + t] = peer[t];  // here
+  ssmjit_cpu_cluster_arrive();
+  ssmjit_cpu_cluster_wait();
+)";
+  const auto with = [&](const char* barrier) {
+    std::string s = body;
+    return s.replace(s.find("BARRIER"), 7, barrier);
+  };
+  PlantedKernel right(with("ssmjit_cpu_cluster_arrive(); ssmjit_cpu_cluster_wait();"), 128);
+  right.launch.grid_x = 4;
+  right.launch.cluster = 2;
+  expect_clean(right);
+  EXPECT_EQ(right.out[0], 32);
+  EXPECT_EQ(right.out[96], 64);
+  PlantedKernel wrong(with(""), 128);
+  wrong.launch.grid_x = 4;
+  wrong.launch.cluster = 2;
+  const std::vector<CpuFinding> findings = wrong.run_all();
+  ASSERT_FALSE(findings.empty());
+  EXPECT_THAT(findings[0].buffer, HasSubstr("tile"));
+}
+
+}  // namespace
+}  // namespace ssmjit
