@@ -22,7 +22,8 @@ SSMJIT_DEVICE int cluster_size() {
 }
 
 // A barrier of all threads of the cluster, in two halves: what a thread wrote before arrive, every thread sees after
-// wait. Each thread calls them in turn. A block must not exit while another may still reach into its shared memory.
+// wait. Each thread calls them in turn, whole warps at a time. A block must not exit while another may still reach into
+// its shared memory.
 SSMJIT_DEVICE void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");

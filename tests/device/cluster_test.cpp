@@ -68,6 +68,7 @@ KERNEL(gather) {
       for (int j = 0; j < 32 * n; ++j) sum += word[j];
       at<u32>(args, 1)[block_x() / n] = sum;
     }
+    sync_block();
   }
   cluster_arrive();
   cluster_wait();

@@ -20,7 +20,7 @@ TEST(DeviceOperations, CompileForEveryArchitectureWithoutAWarningOrASpill) {
   }
   EXPECT_FALSE(TestKernel::all().empty());
   for (const TestKernel* kernel : TestKernel::all())
-    for (const char* arch : {"sm_80", "sm_90a", "sm_100a", "sm_120a"}) {
+    for (const char* arch : {"sm_80", "sm_90a", "sm_100a", "sm_103a", "sm_120a"}) {
       try {
         const Cubin cubin = compile(kernel->source(Arch::parse(arch)), {.use_cache = false});
         EXPECT_FALSE(cubin.image.empty());

@@ -1,7 +1,9 @@
 #include "tests/device/test_kernel.h"
 
+#include <algorithm>
 #include <map>
 #include <memory>
+#include <regex>
 #include <stdexcept>
 #include <utility>
 
@@ -10,6 +12,7 @@
 #include <ssmjit/error.h>
 
 #include "codegen/pieces.h"
+#include "jit/cpu/executor.h"
 #include "jit/gpu.h"
 
 namespace ssmjit {
@@ -64,11 +67,14 @@ Source TestKernel::source(const Arch& arch) const {
   source.digest = name_;
   source.arch = arch;
   source.options = {"-std=c++17"};
+  static const std::regex kEntry(R"(\nKERNEL\((\w+)\))");
+  for (std::sregex_iterator match(text_.begin(), text_.end(), kEntry), end; match != end; ++match)
+    source.entries.push_back({.name = (*match)[1], .block_threads = 0, .smem_bytes = 0});
   return source;
 }
 
 std::string TestKernel::lacking(Where where) const {
-  if (where == Where::cpu) return "no CPU executor";
+  if (where == Where::cpu) return cpu_executor_missing();
   std::string why;
   if (devices(&why).empty()) return why;
   try {
@@ -110,7 +116,47 @@ void TestKernel::run_on_gpu(const std::string& entry, const Shape& shape, const 
   for (std::size_t i = 0; i < buffers.size(); ++i) memory[i].download(buffers[i].data, buffers[i].bytes);
 }
 
-void TestKernel::run_on_cpu(const std::string&, const Shape&, const std::vector<HostBuffer>&,
-                            const std::vector<std::uint64_t>&) const {}
+// With all checks, under every schedule: the results must be the same.
+void TestKernel::run_on_cpu(const std::string& entry, const Shape& shape, const std::vector<HostBuffer>& buffers,
+                            const std::vector<std::uint64_t>& numbers) const {
+  static auto& programs = *new std::map<const TestKernel*, CpuProgram>;
+  auto program = programs.find(this);
+  if (program == programs.end()) {
+    CpuCompileOptions options;
+    options.file = name_ + ".cu";
+    program = programs.emplace(this, CpuProgram::compile(source(Arch{}), options)).first;
+  }
+  std::vector<std::vector<std::byte>> first;
+  for (const CpuSchedule schedule : {CpuSchedule::forward, CpuSchedule::reverse, CpuSchedule::random}) {
+    Args args = filled(numbers);
+    std::vector<std::vector<std::byte>> memory;
+    CpuLaunch launch;
+    launch.entry = entry;
+    launch.grid_x = shape.blocks;
+    launch.block_threads = shape.threads;
+    launch.cluster = shape.cluster;
+    launch.args = &args;
+    launch.args_bytes = sizeof(args);
+    launch.schedule = schedule;
+    memory.reserve(buffers.size());
+    for (const HostBuffer& b : buffers) {
+      memory.emplace_back(b.data, b.data + b.bytes);
+      args.buffer[memory.size() - 1] = memory.back().data();
+      CpuBuffer buffer;
+      buffer.name = "buffer " + std::to_string(memory.size() - 1);
+      buffer.data = memory.back().data();
+      buffer.bytes = b.bytes;
+      buffer.writable = true;
+      launch.buffers.push_back(buffer);
+    }
+    const CpuReport report = program->second.run(launch);
+    for (const CpuFinding& finding : report.findings) ADD_FAILURE() << ssmjit::name(schedule) << ": " << finding.text();
+    if (first.empty())
+      first = std::move(memory);
+    else
+      EXPECT_EQ(memory, first) << name_ << " " << entry << ", schedule " << ssmjit::name(schedule);
+  }
+  for (std::size_t i = 0; i < buffers.size(); ++i) std::copy(first[i].begin(), first[i].end(), buffers[i].data);
+}
 
 }  // namespace ssmjit
