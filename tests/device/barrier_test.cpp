@@ -23,7 +23,8 @@ KERNEL(ring_of_threads) {
   }
   at<u32>(args, 1)[i] = v;
 }
-// Warps 0 and 1 make, warps 2 and 3 take, through two slots, each with a barrier for full and one for free. Warp 4 takes
+// Warps 0 and 1 make, warps 2 and 3 take, through two slots, each with a barrier for full and one for free. Warp 4
+// takes
 // no part.
 KERNEL(makers_and_takers) {
   __shared__ u32 slot[2][64];

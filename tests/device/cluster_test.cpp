@@ -17,7 +17,8 @@ KERNEL(places) {
     at<int>(args, 0)[2 * block_x() + 1] = cluster_size();
   }
 }
-// Each block reads from the next one's shared memory, and writes into the one before's. buffer 0: a word a thread; 1: words
+// Each block reads from the next one's shared memory, and writes into the one before's. buffer 0: a word a thread;
+// 1: words
 // read; 2: words received.
 KERNEL(neighbours) {
   __shared__ u32 mine[64];
@@ -32,7 +33,8 @@ KERNEL(neighbours) {
   cluster_wait();
   at<u32>(args, 2)[thread] = received[i];
 }
-// The same by 16 bytes; a block's own place is among those that it reaches. buffer 0: four words a thread; 1, 2 likewise.
+// The same by 16 bytes; a block's own place is among those that it reaches. buffer 0: four words a thread; 1, 2
+// likewise.
 KERNEL(neighbours_by_16_bytes) {
   __shared__ Vec16 mine[32];
   __shared__ Vec16 received[32];

@@ -239,7 +239,8 @@ TEST_P(Matrix, LoadsGiveEachLaneItsElements) {
 }
 
 const TestKernel kStoreMatrix("store_matrix", {"device/mma.cuh"}, R"(
-// buffer 0: the lanes' words; 1: row of each lane's address; 2: 40 rows of 8 elements, taken into shared memory and back.
+// buffer 0: the lanes' words; 1: row of each lane's address; 2: 40 rows of 8 elements, taken into shared memory and
+// back.
 template <int kMatrices, bool kTransposed>
 __device__ void store(const Args& args) {
   __shared__ __align__(16) u16 rows[40][24];

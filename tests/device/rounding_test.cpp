@@ -79,7 +79,8 @@ KERNEL(stochastic_to_fp16) { eights<f16>(args); }
 KERNEL(stochastic_to_e4m3) { eights<e4m3>(args); }
 KERNEL(stochastic_to_int8) { eights<i8>(args); }
 KERNEL(stochastic_to_int16) { eights<i16>(args); }
-// The software of all formats, an element and its random bits at a time. buffer 2: random bits; 1: five words an element.
+// The software of all formats, an element and its random bits at a time. buffer 2: random bits; 1: five words an
+// element.
 KERNEL(software) {
   for (int i = thread_index(); i < static_cast<int>(args.number[0]); i += block_threads()) {
     const float v = at<float>(args, 0)[i];
