@@ -10,6 +10,7 @@
 #include "codegen/digest.h"
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
+#include "codegen/pieces.h"
 
 namespace ssmjit {
 namespace {
@@ -154,6 +155,13 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
   source.options = kOptions;
   source.entries = {{entry, shape.block_threads, shape.smem_bytes}};
   return source;
+}
+
+std::string template_pieces(const std::vector<std::string>& files) {
+  std::string text;
+  Pieces pieces(text);
+  for (const std::string& file : files) pieces.add(file);
+  return text;
 }
 
 std::string_view without_banner(std::string_view text) {

@@ -177,10 +177,17 @@ void* RawModule::entry(const std::string& name) const {
 }
 
 void launch_raw(void* entry, std::int64_t grid_x, std::int64_t grid_y, int threads, const void* parameters,
-                void* stream, bool dependent) {
-  CUlaunchAttribute attribute{};
-  attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-  attribute.value.programmaticStreamSerializationAllowed = 1;
+                void* stream, bool dependent, int cluster) {
+  CUlaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (dependent) {
+    attributes[count].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attributes[count++].value.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attributes[count++].value.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
   CUlaunchConfig config{};
   config.gridDimX = static_cast<unsigned>(grid_x);
   config.gridDimY = static_cast<unsigned>(grid_y);
@@ -188,8 +195,8 @@ void launch_raw(void* entry, std::int64_t grid_x, std::int64_t grid_y, int threa
   config.blockDimX = static_cast<unsigned>(threads);
   config.blockDimY = config.blockDimZ = 1;
   config.hStream = as_stream(stream);
-  config.attrs = &attribute;
-  config.numAttrs = dependent ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   void* pointers[] = {const_cast<void*>(parameters)};
   driver().check(driver().launch(&config, static_cast<CUfunction>(entry), pointers, nullptr), "cuLaunchKernelEx");
 }

@@ -110,8 +110,8 @@ class RawModule {
  private:
   void* module_ = nullptr;
 };
-// `dependent`: programmatic stream serialization (sm_90 and later).
+// `dependent`: programmatic stream serialization; `cluster`: blocks of a cluster, along x. Both sm_90 and later.
 void launch_raw(void* entry, std::int64_t grid_x, std::int64_t grid_y, int threads, const void* parameters,
-                void* stream, bool dependent);
+                void* stream, bool dependent, int cluster = 1);
 
 }  // namespace ssmjit

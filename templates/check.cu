@@ -1,6 +1,12 @@
 // The templates by hand, for nvcc alone: nvcc -std=c++17 -arch=sm_90a -c templates/check.cu
 // A Config here is what codegen/source.cpp writes from a description and a plan.
 #include "bench.cuh"
+#include "device/async_copy.cuh"
+#include "device/barrier.cuh"
+#include "device/cluster.cuh"
+#include "device/mma.cuh"
+#include "device/shuffle.cuh"
+#include "rounding.cuh"
 #include "update.cuh"
 
 // Mamba-2's usual maths, without a gate.

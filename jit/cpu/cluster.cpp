@@ -21,8 +21,9 @@ thread_local Cluster* current_cluster = nullptr;
 std::size_t round_up(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
 
 std::string operation_name(std::uint32_t operation) {
-  static const char* const names[] = {"warp operation", "warp barrier", "shuffle",
-                                      "warp sum",       "vote",         "matrix operation"};
+  static const char* const names[] = {"warp operation", "warp barrier", "shuffle", "warp sum",
+                                      "warp maximum",   "warp scan",    "vote",    "matrix product",
+                                      "matrix load",    "matrix store"};
   return operation < std::size(names) ? names[operation] : names[0];
 }
 

@@ -91,4 +91,14 @@ SSMJIT_DEVICE const T* ssmjit_cpu_all_lanes(u32 mask, u32 operation, const T& mi
   return static_cast<const T*>(ssmjit_cpu_exchange(mask, operation, &mine, sizeof(T)));
 }
 // Operations of one warp; lanes may meet only at the same.
-enum : u32 { kSsmjitCpuSync = 1, kSsmjitCpuShuffle, kSsmjitCpuSum, kSsmjitCpuVote, kSsmjitCpuMatrix };
+enum : u32 {
+  kSsmjitCpuSync = 1,
+  kSsmjitCpuShuffle,
+  kSsmjitCpuSum,
+  kSsmjitCpuLargest,
+  kSsmjitCpuScan,
+  kSsmjitCpuVote,
+  kSsmjitCpuMatrix,
+  kSsmjitCpuLoadMatrix,
+  kSsmjitCpuStoreMatrix
+};

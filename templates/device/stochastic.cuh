@@ -1,0 +1,38 @@
+#pragma once
+#include "basic.cuh"
+// Stochastic rounding in hardware (PTX cvt.rs): sm_100a and sm_103a only. Elsewhere the operations give 0 and
+// kStochasticInHardware is false. The random bits are added below the kept bits of the mantissa; the carry rounds up.
+
+#if defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
+constexpr bool kStochasticInHardware = true;
+#else
+constexpr bool kStochasticInHardware = false;
+#endif
+
+// Two elements, the first in the low half. fp16 takes bits 0 to 12 for the first and 16 to 28 for the second, bf16 the
+// halves of `bits`.
+SSMJIT_DEVICE u32 stochastic_pack_f16(float low, float high, u32 bits) {
+  u32 r = 0;
+#if defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
+  asm("cvt.rs.f16x2.f32 %0, %1, %2, %3;" : "=r"(r) : "f"(high), "f"(low), "r"(bits));
+#endif
+  return r;
+}
+SSMJIT_DEVICE u32 stochastic_pack_bf16(float low, float high, u32 bits) {
+  u32 r = 0;
+#if defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
+  asm("cvt.rs.bf16x2.f32 %0, %1, %2, %3;" : "=r"(r) : "f"(high), "f"(low), "r"(bits));
+#endif
+  return r;
+}
+// Four elements, the first in the lowest byte; saturates at 448. Elements 0 and 1 share the low 16 bits, 2 and 3 the
+// high ones, the odd ones reading them in reverse.
+SSMJIT_DEVICE u32 stochastic_pack_e4m3(const float (&v)[4], u32 bits) {
+  u32 r = 0;
+#if defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
+  asm("cvt.rs.satfinite.e4m3x4.f32 %0, {%1, %2, %3, %4}, %5;"
+      : "=r"(r)
+      : "f"(v[3]), "f"(v[2]), "f"(v[1]), "f"(v[0]), "r"(bits));
+#endif
+  return r;
+}

@@ -1,0 +1,198 @@
+#pragma once
+#include "device/convert.cuh"
+#include "device/fp8.cuh"
+#include "device/scalar.cuh"
+#include "device/stochastic.cuh"
+#include "random.cuh"
+// Narrow storage beside fp16 and bf16 (fp8, int8, int16), and stochastic rounding to all of them. Where hardware has a
+// conversion it is used; the software beside it gives the same bits.
+
+struct e4m3 {
+  unsigned char bits;
+};
+struct e5m2 {
+  unsigned char bits;
+};
+using i8 = signed char;
+using i16 = short;
+
+// ---- one element, in software ----
+
+// fp8 with kMantissa mantissa bits, exponent bias kBias and largest finite pattern kLargest, to nearest even. Past the
+// largest and infinities give the largest, NaN gives 0x7f.
+template <int kMantissa, int kBias, u32 kLargest>
+SSMJIT_DEVICE u32 nearest_fp8(float v) {
+  constexpr int kDropped = 23 - kMantissa;
+  constexpr u32 kSmallestNormal = static_cast<u32>(128 - kBias) << 23;
+  constexpr u32 kRebias = static_cast<u32>(127 - kBias) << 23;
+  // A number whose last place is the last place of fp8's subnormals: adding it rounds.
+  constexpr u32 kSubnormalRounder = static_cast<u32>(127 + 1 - kBias - kMantissa + 23) << 23;
+  const u32 bits = float_bits(v), magnitude = bits & 0x7fffffffu, sign = (bits >> 24) & 0x80u;
+  if (magnitude > 0x7f800000u) return 0x7fu;
+  u32 r;
+  if (magnitude >= kSmallestNormal)
+    r = (magnitude - kRebias + ((1u << (kDropped - 1)) - 1u) + ((magnitude >> kDropped) & 1u)) >> kDropped;
+  else
+    r = float_bits(bits_float(magnitude) + bits_float(kSubnormalRounder)) - kSubnormalRounder;
+  return sign | (r < kLargest ? r : kLargest);
+}
+SSMJIT_DEVICE u32 nearest_e4m3(float v) { return nearest_fp8<3, 7, 0x7e>(v); }
+SSMJIT_DEVICE u32 nearest_e5m2(float v) { return nearest_fp8<2, 15, 0x7b>(v); }
+
+// Magnitudes, each from so many random bits added below the last kept bit; a carry rounds up, so a value that the
+// format holds never changes. Bits of the value below the random ones are cut off. NaN gives 0x7fff (fp16, bf16) or
+// 0x7f (e4m3). fp16: 13 random bits; 2^16 and more is infinity, as is what rounds up to it.
+SSMJIT_DEVICE u32 stochastic_f16(float v, u32 random) {
+  const u32 bits = float_bits(v), magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
+  random &= 0x1fffu;
+  if (magnitude > 0x7f800000u) return 0x7fffu;
+  u32 r;
+  if (magnitude >= 0x38800000u)  // 2^-14
+    r = magnitude < 0x47800000u ? (magnitude - 0x38000000u + random) >> 13 : 0x7c00u;
+  else  // in units of 2^-37, 2^-13 of the last place
+    r = (static_cast<u32>(floor_to_int(bits_float(magnitude) * 0x1p37f)) + random) >> 13;
+  return sign | r;
+}
+// bf16: 16 random bits; what rounds up past the largest is infinity.
+SSMJIT_DEVICE u32 stochastic_bf16(float v, u32 random) {
+  const u32 bits = float_bits(v);
+  return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : (bits + (random & 0xffffu)) >> 16;
+}
+// e4m3: 16 random bits; saturates at 448, infinities too.
+SSMJIT_DEVICE u32 stochastic_e4m3(float v, u32 random) {
+  const u32 bits = float_bits(v), magnitude = bits & 0x7fffffffu, sign = (bits >> 24) & 0x80u;
+  random &= 0xffffu;
+  if (magnitude > 0x7f800000u) return 0x7fu;
+  u32 r;
+  if (magnitude >= 0x3c800000u)  // 2^-6
+    r = (magnitude - 0x3c000000u + (random << 4)) >> 20;
+  else  // in units of 2^-25, 2^-16 of the last place
+    r = (static_cast<u32>(floor_to_int(bits_float(magnitude) * 0x1p25f)) + random) >> 16;
+  return sign | (r < 0x7eu ? r : 0x7eu);
+}
+
+// Integers are clamped to -kLargest..kLargest; NaN gives 0. The caller has divided by the scale.
+template <int kLargest>
+SSMJIT_DEVICE int nearest_int(float v) {
+  const int r = round_to_int(v);
+  return r < -kLargest ? -kLargest : r > kLargest ? kLargest : r;
+}
+// floor(v + random / 2^16), exactly: what v drops below 2^-16 never adds up to a carry.
+template <int kLargest>
+SSMJIT_DEVICE int stochastic_int(float v, u32 random) {
+  constexpr int kBound = kLargest * 65536;
+  const int r = floor_to_int(v * 65536.0f);
+  return ((r < -kBound ? -kBound : r > kBound ? kBound : r) + static_cast<int>(random & 0xffffu)) >> 16;
+}
+
+// ---- words of packed storage, to nearest even; exactly back ----
+
+SSMJIT_DEVICE u32 pack_word(const float (&v)[4], e4m3) {
+  if constexpr (kFp8InHardware)
+    return fp8_pack_e4m3(v[0], v[1]) | fp8_pack_e4m3(v[2], v[3]) << 16;
+  else
+    return nearest_e4m3(v[0]) | nearest_e4m3(v[1]) << 8 | nearest_e4m3(v[2]) << 16 | nearest_e4m3(v[3]) << 24;
+}
+SSMJIT_DEVICE u32 pack_word(const float (&v)[4], e5m2) {
+  if constexpr (kFp8InHardware)
+    return fp8_pack_e5m2(v[0], v[1]) | fp8_pack_e5m2(v[2], v[3]) << 16;
+  else
+    return nearest_e5m2(v[0]) | nearest_e5m2(v[1]) << 8 | nearest_e5m2(v[2]) << 16 | nearest_e5m2(v[3]) << 24;
+}
+SSMJIT_DEVICE u32 pack_bytes(int b0, int b1, int b2, int b3) {
+  return (static_cast<u32>(b0) & 0xffu) | (static_cast<u32>(b1) & 0xffu) << 8 | (static_cast<u32>(b2) & 0xffu) << 16 |
+         static_cast<u32>(b3) << 24;
+}
+SSMJIT_DEVICE u32 pack_word(const float (&v)[4], i8) {
+  return pack_bytes(nearest_int<127>(v[0]), nearest_int<127>(v[1]), nearest_int<127>(v[2]), nearest_int<127>(v[3]));
+}
+SSMJIT_DEVICE u32 pack_word(const float (&v)[2], i16) {
+  return (static_cast<u32>(nearest_int<32767>(v[0])) & 0xffffu) | static_cast<u32>(nearest_int<32767>(v[1])) << 16;
+}
+
+SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[4], e4m3) {
+  if constexpr (kFp8InHardware) {
+    float low[2], high[2];
+    unpack_word(fp8_unpack_e4m3(word & 0xffffu), low, f16{});
+    unpack_word(fp8_unpack_e4m3(word >> 16), high, f16{});
+    v[0] = low[0], v[1] = low[1], v[2] = high[0], v[3] = high[1];
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const u32 byte = word >> (8 * i), magnitude = byte & 0x7fu, sign = (byte & 0x80u) << 24;
+      // The pattern as an fp32 of the same fraction, whose exponent the product sets right, subnormals too.
+      const float exact = bits_float(magnitude << 20) * 0x1p120f;
+      v[i] = magnitude == 0x7fu ? bits_float(0x7fffffffu) : bits_float(float_bits(exact) | sign);
+    }
+  }
+}
+// The upper half of an fp16 is an e5m2.
+SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[4], e5m2) {
+  float even[2], odd[2];
+  unpack_word((word & 0x00ff00ffu) << 8, even, f16{});
+  unpack_word(word & 0xff00ff00u, odd, f16{});
+  v[0] = even[0], v[1] = odd[0], v[2] = even[1], v[3] = odd[1];
+}
+SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[4], i8) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v[i] = static_cast<float>(static_cast<i8>(word >> (8 * i)));
+}
+SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
+  v[0] = static_cast<float>(static_cast<i16>(word));
+  v[1] = static_cast<float>(static_cast<i16>(word >> 16));
+}
+
+// ---- eight neighbouring elements of one draw, stochastically ----
+
+// fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
+SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
+
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kStochasticInHardware)
+      word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
+    else
+      word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
+                stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
+  }
+}
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kStochasticInHardware)
+      word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
+    else
+      word[i] = stochastic_bf16(v[2 * i], random_half(draw, 2 * i)) |
+                stochastic_bf16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
+  }
+}
+// e4m3 takes word i of the draw for elements 4i to 4i + 3, as the hardware does: the low 16 bits for the first, in
+// reverse for the second, the high 16 likewise for the other two.
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], e4m3) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const u32 bits = draw.word[i];
+    const float four[4] = {v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]};
+    if constexpr (kStochasticInHardware)
+      word[i] = stochastic_pack_e4m3(four, bits);
+    else
+      word[i] = stochastic_e4m3(four[0], bits) | stochastic_e4m3(four[1], reverse_bits(bits) >> 16) << 8 |
+                stochastic_e4m3(four[2], bits >> 16) << 16 | stochastic_e4m3(four[3], reverse_bits(bits)) << 24;
+  }
+}
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], i8) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    int q[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) q[j] = stochastic_int<127>(v[4 * i + j], random_half(draw, 4 * i + j));
+    word[i] = pack_bytes(q[0], q[1], q[2], q[3]);
+  }
+}
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    word[i] = (static_cast<u32>(stochastic_int<32767>(v[2 * i], random_half(draw, 2 * i))) & 0xffffu) |
+              static_cast<u32>(stochastic_int<32767>(v[2 * i + 1], random_half(draw, 2 * i + 1))) << 16;
+}
