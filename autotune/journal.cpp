@@ -15,9 +15,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr Outcome kOutcomes[] = {
-    Outcome::ok,    Outcome::dropped,          Outcome::not_compiled,  Outcome::spills,
-    Outcome::wrong, Outcome::nondeterministic, Outcome::launch_failed, Outcome::memory_failed};
+constexpr Outcome kOutcomes[] = {Outcome::ok,     Outcome::dropped,       Outcome::not_compiled,
+                                 Outcome::spills, Outcome::wrong,         Outcome::nondeterministic,
+                                 Outcome::faulty, Outcome::launch_failed, Outcome::memory_failed};
 
 // A rate as it is worth writing down: nanoseconds.
 double tidy(double us) { return std::round(us * 1e3) / 1e3; }
@@ -38,6 +38,8 @@ const char* name(Outcome outcome) {
       return "wrong";
     case Outcome::nondeterministic:
       return "nondeterministic";
+    case Outcome::faulty:
+      return "faulty";
     case Outcome::launch_failed:
       return "launch_failed";
     case Outcome::memory_failed:

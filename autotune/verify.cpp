@@ -12,21 +12,20 @@
 #include <ssmjit/source.h>
 
 #include "autotune/compile_pool.h"
+#include "autotune/cpu_verify.h"
 #include "codegen/fail.h"
 #include "jit/gpu.h"
 
 namespace ssmjit {
 namespace {
 
-constexpr int kLaunches = 5;
-
 // The GPU of the current context.
 class GpuTarget : public Target {
  public:
   void use(const Kernel* kernel) { kernel_ = kernel; }
-  std::byte* allocate(const std::vector<std::byte>& contents) override {
-    buffers_.emplace_back(contents.size());
-    buffers_.back().upload(contents.data(), contents.size());
+  std::byte* allocate(const UpdateCase::Block& block) override {
+    buffers_.emplace_back(block.before.size());
+    buffers_.back().upload(block.before.data(), block.before.size());
     return buffers_.back().data();
   }
   void write(std::byte* address, const std::vector<std::byte>& contents) override {
@@ -37,11 +36,13 @@ class GpuTarget : public Target {
     of(address).download(contents.data(), contents.size());
   }
   void release_all() override { buffers_.clear(); }
-  void launch(const UpdateArgs& args) override {
+  int launches() const override { return 5; }
+  std::vector<std::string> launch(const UpdateArgs& args) override {
     UpdateArgs launched = args;
     launched.pdl = kernel_->plan().early_state ? Pdl::early_state : Pdl::off;
     kernel_->launch(launched, stream_.handle());
     stream_.synchronize();
+    return {};
   }
 
  private:
@@ -63,21 +64,24 @@ std::vector<CaseRun> run_cases(Target& target, const std::vector<UpdateCase>& ca
     for (const UpdateCase& c : cases) {
       target.release_all();
       std::vector<std::byte*> base;
-      for (const UpdateCase::Block& block : c.blocks()) base.push_back(target.allocate(block.before));
+      for (const UpdateCase::Block& block : c.blocks()) base.push_back(target.allocate(block));
       const UpdateArgs args = c.args(base);
       CaseRun run{&c, std::vector<std::vector<std::byte>>(base.size())};
       std::vector<std::byte> again;
-      for (int launch = 0; launch < kLaunches && verdict.outcome == Outcome::ok; ++launch) {
+      for (int launch = 0; launch < target.launches() && verdict.outcome == Outcome::ok; ++launch) {
         if (launch > 0)
           for (std::size_t i = 0; i < base.size(); ++i)
             if (c.blocks()[i].may_change) target.write(base[i], c.blocks()[i].before);
-        target.launch(args);
+        for (const std::string& fault : target.launch(args)) {
+          verdict.outcome = Outcome::faulty;
+          verdict.failures.push_back(fmt::format("{}: {}", c.layout().name(), fault));
+        }
         for (std::size_t i = 0; i < base.size(); ++i) {
           if (launch == 0) {
             target.read(base[i], run.after[i]);
           } else if (c.blocks()[i].may_change) {
             target.read(base[i], again);
-            if (again == run.after[i]) continue;
+            if (again == run.after[i] || verdict.outcome == Outcome::faulty) continue;
             verdict.outcome = Outcome::nondeterministic;
             verdict.failures.push_back(fmt::format("{}: {}: launch {} gave other bits than the first",
                                                    c.layout().name(), c.blocks()[i].name, launch + 1));
@@ -109,6 +113,7 @@ void judge_runs(const std::vector<CaseRun>& runs, Verdict& verdict) {
 std::vector<Verdict> verify(const Description& description, const std::vector<Plan>& plans,
                             const VerifyOptions& options) {
   description.validate();
+  if (options.on == VerifyOn::cpu) return verify_on_cpu(description, plans, options);
   nvrtc_version();  // one sentence where there is none, not one a plan
   use_device(options.device);
   const DeviceFacts gpu = device(options.device);

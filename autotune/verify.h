@@ -16,8 +16,9 @@ struct CaseRun {
   std::vector<std::vector<std::byte>> after;
 };
 
-// Runs what `target` launches on every case, five times each. Launches that give different bits are nondeterministic,
-// an Error from the target is launch_failed: both end the runs and stand in the verdict.
+// Runs what `target` launches on every case, as often as the target asks for. Launches that give different bits are
+// nondeterministic, what a run shows to be wrong is faulty, an Error from the target is launch_failed: each ends the
+// runs and stands in the verdict.
 std::vector<CaseRun> run_cases(Target& target, const std::vector<UpdateCase>& cases, Verdict& verdict);
 // Judges the runs and fills the verdict's errors, and its outcome and failures where they are wrong.
 void judge_runs(const std::vector<CaseRun>& runs, Verdict& verdict);

@@ -1,3 +1,4 @@
+#include <filesystem>
 #include <memory>
 
 #include <fmt/format.h>
@@ -16,26 +17,62 @@ struct Options {
   std::size_t sample = 0;
   std::uint64_t seed = 1;
   std::string source;
+  std::string arch = "sm_90a";
+  std::string check = "races,bounds";
+  std::string schedule = "forward,reverse,random";
+  bool debug = false;
   int device = 0;
   bool json = false;
 };
 
+CpuVerify cpu_options(const Options& o) {
+  CpuVerify cpu;
+  cpu.arch = Arch::parse(o.arch);
+  cpu.races = cpu.bounds = false;
+  for (const std::string& check : split(o.check, ',')) {
+    if (check == "races")
+      cpu.races = true;
+    else if (check == "bounds")
+      cpu.bounds = true;
+    else if (check != "none")
+      fail(ErrorKind::invalid, "--check: got {}; wants races, bounds, both with a comma between, or none",
+           in_quotes(check));
+  }
+  cpu.schedules.clear();
+  for (const std::string& schedule : split(o.schedule, ',')) cpu.schedules.push_back(parse_cpu_schedule(schedule));
+  cpu.debug = o.debug;
+  if (o.debug) {
+    cpu.debug_folder = (std::filesystem::temp_directory_path() / "ssmjit-debug").string();
+    std::filesystem::create_directories(cpu.debug_folder);
+  }
+  return cpu;
+}
+
+// Where there is a GPU on it, else on the CPU, unless the caller says.
+enum class Where { gpu, cpu, nowhere };
+const char* name(Where where) { return where == Where::gpu ? "gpu" : where == Where::cpu ? "cpu" : "no gpu"; }
+
 int run(const Options& o) {
-  if (o.on == "cpu")
-    fail(ErrorKind::missing, "verify: --on cpu: this build has no CPU executor; verify on a machine with a GPU");
   std::string why;
-  const std::vector<DeviceFacts> gpus = devices(&why);
-  const Arch arch = gpus.empty() ? Arch{} : device(o.device).arch();
+  const bool gpu = o.on != "cpu" && !devices(&why).empty();
+  const bool cpu = o.on == "cpu" || o.debug || (o.on.empty() && cpu_executor_missing().empty());
+  if (o.debug && o.on == "gpu")
+    fail(ErrorKind::invalid, "--debug: kernels are stepped through on the CPU, not --on gpu");
+  const Where where = gpu && !o.debug ? Where::gpu : cpu ? Where::cpu : Where::nowhere;
+  const Arch arch = where == Where::gpu ? device(o.device).arch() : Arch::parse(o.arch);
   int verified = 0, failed = 0, skipped = 0;
   for (const SpecOption::Kernel& kernel : o.spec.kernels()) {
     const Description& d = kernel.description;
     VerifyOptions options;
+    options.on = where == Where::cpu ? VerifyOn::cpu : VerifyOn::gpu;
     options.device = o.device;
+    options.cpu = cpu_options(o);
     options.seed = o.seed;
     options.progress = progress_line();
     std::vector<Plan> plans;
     if (!o.source.empty()) {
       options.source = read_text(o.source);
+      options.source_name = std::filesystem::path(o.source).filename().string();
       const Banner banner = read_banner(options.source);
       if (banner.description.kernel_digest() != d.kernel_digest())
         fail(ErrorKind::invalid, "{}: its banner describes {}; SPEC is {}", o.source, banner.description.summary(),
@@ -47,7 +84,10 @@ int run(const Options& o) {
       plans = {Plan::parse(o.plan, default_plan(d, arch, 8 * d.nheads))};
       check_plan(plans.front(), d, arch);
     }
-    if (gpus.empty()) {
+    if (o.debug)
+      say(fmt::format("for gdb: break {}:LINE; the source is in {}",
+                      options.source_name.empty() ? "kernel.cu" : options.source_name, options.cpu.debug_folder));
+    if (where == Where::nowhere) {
       skipped += static_cast<int>(plans.size());
       continue;
     }
@@ -69,12 +109,11 @@ int run(const Options& o) {
       }
     }
   }
-  if (skipped > 0) say(fmt::format("skipped: {}", why));
-  const std::string_view where = gpus.empty() ? "no gpu" : "gpu";
+  if (skipped > 0) say(fmt::format("skipped: {}{}", why, o.on.empty() ? "; " + cpu_executor_missing() : ""));
   if (o.json)
-    print_json(Json{{"verified", verified}, {"failed", failed}, {"skipped", skipped}, {"on", where}});
+    print_json(Json{{"verified", verified}, {"failed", failed}, {"skipped", skipped}, {"on", name(where)}});
   else
-    print(fmt::format("verified {}, failed {}, skipped {} ({})", verified, failed, skipped, where));
+    print(fmt::format("verified {}, failed {}, skipped {} ({})", verified, failed, skipped, name(where)));
   if (failed > 0) return kFellShort;
   return verified > 0 ? kOk : kMissing;
 }
@@ -85,12 +124,17 @@ Verb verify_verb(CLI::App& root) {
   const auto o = std::make_shared<Options>();
   CLI::App* app = root.add_subcommand("verify", "checks kernels against the double reference");
   o->spec.add(*app);
-  app->add_option("--on", o->on, "where to run them")->check(CLI::IsMember({"gpu", "cpu"}));
+  app->add_option("--on", o->on, "where to run them; the GPU where there is one, else the CPU")
+      ->check(CLI::IsMember({"gpu", "cpu"}));
   app->add_option("--plan", o->plan, "tunables to change from the default plan's");
   app->add_flag("--all", o->all, "every legal plan");
   app->add_option("--sample", o->sample, "that many of the legal plans, by --seed");
   app->add_option("--seed", o->seed, "of the sample and the inputs");
   app->add_option("--source", o->source, "a kernel of your own: an emitted file, edited; the plan is its banner's");
+  app->add_option("--arch", o->arch, "on the CPU: what the kernels are emitted for");
+  app->add_option("--check", o->check, "on the CPU: races, bounds, both with a comma between, or none");
+  app->add_option("--schedule", o->schedule, "on the CPU: forward, reverse, random; several with commas between");
+  app->add_flag("--debug", o->debug, "on the CPU: unoptimised and with source lines, for gdb");
   app->add_option("--device", o->device, "GPU ordinal");
   app->add_flag("--json", o->json, "one JSON object a line");
   return {app, [o] { return run(*o); }};

@@ -13,12 +13,9 @@
 
 #include "codegen/fail.h"
 #include "jit/driver.h"
+#include "jit/kernel_args.h"
 
 namespace ssmjit {
-
-namespace device_args {
-#include "templates/update_args.cuh"
-}  // namespace device_args
 
 namespace {
 
@@ -541,21 +538,7 @@ Kernel Kernel::load(const Description& description, const Plan& plan, const Sour
   return kernel;
 }
 
-void Kernel::launch(const UpdateArgs& args, void* stream) const {
-  if (state_ == nullptr) [[unlikely]]
-    fail(ErrorKind::invalid, "an empty Kernel can't be launched; make one with Kernel::load()");
-  const State& state = *state_;
-  bool fits = true;
-  check_launch(state.wants, args, [&](auto&&) { fits = false; });
-  if (!fits) [[unlikely]]
-    refuse(state.wants, args);
-  const std::int64_t batch = args.x.shape[0];
-  if (batch == 0) return;
-  const auto cu_stream = static_cast<CUstream>(stream);
-  if (args.checked) [[unlikely]]
-    check_indices(*state.driver, args, batch, cu_stream);
-
-  const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
+device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl) {
   const bool indexed = args.state_batch_indices.data != nullptr;
   const bool redirected = args.dst_state_batch_indices.data != nullptr;
   const Tensor& any_indices = indexed ? args.state_batch_indices : args.dst_state_batch_indices;
@@ -585,6 +568,25 @@ void Kernel::launch(const UpdateArgs& args, void* stream) const {
   device.pad_slot_id = args.pad_slot_id;
   device.wide_indices = (indexed || redirected) && any_indices.dtype == DType::i64 ? 1 : 0;
   device.pdl = device_pdl(pdl);
+  return device;
+}
+
+void Kernel::launch(const UpdateArgs& args, void* stream) const {
+  if (state_ == nullptr) [[unlikely]]
+    fail(ErrorKind::invalid, "an empty Kernel can't be launched; make one with Kernel::load()");
+  const State& state = *state_;
+  bool fits = true;
+  check_launch(state.wants, args, [&](auto&&) { fits = false; });
+  if (!fits) [[unlikely]]
+    refuse(state.wants, args);
+  const std::int64_t batch = args.x.shape[0];
+  if (batch == 0) return;
+  const auto cu_stream = static_cast<CUstream>(stream);
+  if (args.checked) [[unlikely]]
+    check_indices(*state.driver, args, batch, cu_stream);
+
+  const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
+  device_args::UpdateArgs device = to_device(args, pdl);
 
   CUlaunchAttribute attribute{};
   attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;

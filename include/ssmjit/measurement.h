@@ -13,8 +13,9 @@
 namespace ssmjit {
 
 // How far a candidate came. Only `ok` was timed in full and checked at that size, and can win; `dropped` was slower
-// than the best from its first replays on, and has the time of those.
-enum class Outcome { ok, dropped, not_compiled, spills, wrong, nondeterministic, launch_failed, memory_failed };
+// than the best from its first replays on, and has the time of those. `faulty`: the CPU executor saw a race or the
+// like.
+enum class Outcome { ok, dropped, not_compiled, spills, wrong, nondeterministic, faulty, launch_failed, memory_failed };
 const char* name(Outcome outcome);
 
 struct Measurement {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include <ssmjit/cpu.h>
 #include <ssmjit/cubin.h>
 #include <ssmjit/description.h>
 #include <ssmjit/device.h>
@@ -39,18 +40,24 @@ struct Verdict {
   int spill_bytes = 0;
 };
 
+enum class VerifyOn { gpu, cpu };
+
 struct VerifyOptions {
+  VerifyOn on = VerifyOn::gpu;
   int device = 0;
+  CpuVerify cpu;  // with VerifyOn::cpu
   std::uint64_t seed = 1;
   CompileOptions compile;
   ProgressCallback progress;
   // A kernel of the caller's in place of what emit() gives: its text, with the banner's plan.
   std::string source;
+  std::string source_name;  // what findings call it
 };
 
-// Each plan in odd small batches, in full: values, untouched bytes, canaries, five launches hash-equal.
-// A plan that fails is a verdict, never an exception. Fails: ErrorKind::missing without a GPU or NVRTC,
-// ErrorKind::invalid for an invalid description.
+// Each plan in odd small batches, in full: values, untouched bytes, canaries, several launches that leave the same
+// bits; on the CPU also races, missing waits and accesses out of bounds, by the line of the emitted source. A plan that
+// fails is a verdict, never an exception. Fails: ErrorKind::missing without a GPU or NVRTC (on the CPU: without the
+// executor), ErrorKind::invalid for an invalid description or a plan that is not legal.
 std::vector<Verdict> verify(const Description& description, const std::vector<Plan>& plans,
                             const VerifyOptions& options = {});
 

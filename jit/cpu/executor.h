@@ -12,12 +12,10 @@
 #include <string>
 #include <vector>
 
+#include <ssmjit/cpu.h>
 #include <ssmjit/source.h>
 
 namespace ssmjit {
-
-// Why this build has no executor; empty when it has one.
-std::string cpu_executor_missing();
 
 // Memory that a launch may touch.
 struct CpuBuffer {
@@ -27,10 +25,6 @@ struct CpuBuffer {
   bool writable = false;
   bool initialised = true;  // false: reading a byte before the kernel wrote it is reported
 };
-
-// In which order blocks, and the threads that may run, take their turn.
-enum class CpuSchedule { forward, reverse, random };
-const char* name(CpuSchedule schedule);
 
 struct CpuLaunch {
   std::string entry;  // empty: the source's first

@@ -1,6 +1,7 @@
 // How findings read.
 #include <fmt/format.h>
 
+#include "codegen/fail.h"
 #include "jit/cpu/executor.h"
 
 namespace ssmjit {
@@ -8,6 +9,12 @@ namespace ssmjit {
 const char* name(CpuSchedule schedule) {
   static constexpr const char* kNames[] = {"forward", "reverse", "random"};
   return kNames[static_cast<int>(schedule)];
+}
+
+CpuSchedule parse_cpu_schedule(std::string_view text) {
+  for (CpuSchedule schedule : {CpuSchedule::forward, CpuSchedule::reverse, CpuSchedule::random})
+    if (text == name(schedule)) return schedule;
+  fail(ErrorKind::invalid, "schedule: got {}; wants forward, reverse or random", in_quotes(text));
 }
 
 const char* name(CpuFault fault) {

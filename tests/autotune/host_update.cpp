@@ -90,8 +90,8 @@ std::int64_t index_of(const Tensor& t, std::int64_t row, bool narrow) {
 
 }  // namespace
 
-std::byte* HostTarget::allocate(const std::vector<std::byte>& contents) {
-  memory_.push_back(std::make_unique<std::vector<std::byte>>(contents));
+std::byte* HostTarget::allocate(const UpdateCase::Block& block) {
+  memory_.push_back(std::make_unique<std::vector<std::byte>>(block.before));
   return memory_.back()->data();
 }
 
@@ -104,7 +104,7 @@ void HostTarget::read(const std::byte* address, std::vector<std::byte>& contents
     if (block->data() == address) contents = *block;
 }
 
-void HostTarget::launch(const UpdateArgs& args) {
+std::vector<std::string> HostTarget::launch(const UpdateArgs& args) {
   if (is(Mutation::never_launched)) throw Error(ErrorKind::machine, "cuLaunchKernelEx: an illegal address");
   const std::int64_t batch = args.x.shape[0];
   for (std::int64_t row = 0; row < batch; ++row) step(args, row);
@@ -116,6 +116,7 @@ void HostTarget::launch(const UpdateArgs& args) {
     auto* first = static_cast<std::byte*>(const_cast<void*>(args.out.data));
     *first ^= std::byte{1};
   }
+  return {};
 }
 
 void HostTarget::step(const UpdateArgs& args, std::int64_t row) const {

@@ -9,14 +9,11 @@
 #include <ssmjit/source.h>
 
 #include "jit/driver.h"
+#include "jit/kernel_args.h"
 #include "tests/jit/allocation_count.h"
 #include "tests/jit/stub_driver.h"
 
 namespace ssmjit {
-
-namespace device_args {
-#include "templates/update_args.cuh"
-}  // namespace device_args
 
 namespace {
 

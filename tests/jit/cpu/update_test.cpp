@@ -11,42 +11,10 @@
 
 #include "autotune/update_case.h"
 #include "jit/cpu/executor.h"
+#include "jit/kernel_args.h"
 
 namespace ssmjit {
-namespace device_args {
-#include "templates/update_args.cuh"
-}  // namespace device_args
 namespace {
-
-device_args::UpdateArgs device_args_of(const UpdateArgs& args) {
-  const auto stride = [](const Tensor& t) { return t.data != nullptr ? t.stride[0] : 0; };
-  device_args::UpdateArgs device{};
-  device.state = const_cast<void*>(args.state.data);
-  device.slots = args.state.shape[0];
-  device.state_stride = stride(args.state);
-  device.x = args.x.data;
-  device.x_stride = stride(args.x);
-  device.z = args.z.data;
-  device.z_stride = stride(args.z);
-  device.dt = args.dt.data;
-  device.dt_stride = stride(args.dt);
-  device.B = args.B.data;
-  device.B_stride = stride(args.B);
-  device.C = args.C.data;
-  device.C_stride = stride(args.C);
-  device.A = args.A.data;
-  device.D = args.D.data;
-  device.dt_bias = args.dt_bias.data;
-  device.out = const_cast<void*>(args.out.data);
-  device.out_stride = stride(args.out);
-  device.state_batch_indices = args.state_batch_indices.data;
-  device.index_stride = stride(args.state_batch_indices);
-  device.dst_state_batch_indices = args.dst_state_batch_indices.data;
-  device.dst_index_stride = stride(args.dst_state_batch_indices);
-  device.pad_slot_id = args.pad_slot_id;
-  device.wide_indices = args.state_batch_indices.dtype == DType::i64 ? 1 : 0;
-  return device;
-}
 
 struct Case {
   std::string name;
@@ -83,7 +51,7 @@ class Launched {
     for (const UpdateCase::Block& block : c.blocks()) memory_.push_back(block.before);
     std::vector<std::byte*> base;
     for (std::vector<std::byte>& m : memory_) base.push_back(m.data());
-    args_ = device_args_of(c.args(base));
+    args_ = to_device(c.args(base), Pdl::off);
   }
   CpuReport run(const CpuProgram& program, const LaunchShape& shape, CpuSchedule schedule) {
     CpuLaunch launch;

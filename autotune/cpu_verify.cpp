@@ -1,0 +1,173 @@
+#include "autotune/cpu_verify.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include <ssmjit/source.h>
+
+#include "autotune/verify.h"
+#include "codegen/banner.h"
+#include "codegen/digest.h"
+#include "codegen/fail.h"
+#include "jit/cpu/executor.h"
+#include "jit/kernel_args.h"
+
+namespace ssmjit {
+namespace {
+
+// Its pad rows and odd batches need no wave to overflow: blocks take their turns in every order anyway.
+constexpr int kMultiprocessors = 1;
+constexpr double kTimeout_s = 20;
+constexpr double kForever_s = 1e9;  // while somebody looks at it in gdb
+
+// The CPU executor, one kernel, one schedule after the other.
+class CpuTarget : public Target {
+ public:
+  CpuTarget(const CpuProgram& program, const Description& description, const Plan& plan, const CpuVerify& how)
+      : program_(program), description_(description), plan_(plan), how_(how) {}
+
+  std::byte* allocate(const UpdateCase::Block& block) override {
+    memory_.push_back(std::make_unique<std::vector<std::byte>>(block.before));
+    std::vector<std::byte>& m = *memory_.back();
+    // What lies between the canaries; the output must not be read before it is written.
+    buffers_.push_back({block.name, m.data() + block.tensor_offset, m.size() - 2 * block.tensor_offset,
+                        block.may_change, block.name != "out"});
+    return m.data();
+  }
+  void write(std::byte* address, const std::vector<std::byte>& contents) override {
+    std::copy(contents.begin(), contents.end(), address);
+  }
+  void read(const std::byte* address, std::vector<std::byte>& contents) override {
+    const auto found =
+        std::find_if(memory_.begin(), memory_.end(), [&](const auto& m) { return m->data() == address; });
+    if (found == memory_.end()) fail(ErrorKind::internal, "verify: an address that was not allocated");
+    contents = **found;
+  }
+  void release_all() override {
+    memory_.clear();
+    buffers_.clear();
+    launched_ = 0;
+  }
+  int launches() const override { return static_cast<int>(how_.schedules.size()); }
+  std::vector<std::string> launch(const UpdateArgs& args) override {
+    const device_args::UpdateArgs device = to_device(args, plan_.early_state ? Pdl::early_state : Pdl::off);
+    const LaunchShape shape = launch_shape(plan_, description_, static_cast<int>(args.x.shape[0]));
+    CpuLaunch launch;
+    launch.grid_x = shape.grid_x;
+    launch.grid_y = shape.grid_y;
+    launch.block_threads = shape.block_threads;
+    launch.smem_bytes = shape.smem_bytes;
+    launch.args = &device;
+    launch.args_bytes = sizeof device;
+    launch.buffers = buffers_;
+    launch.schedule = how_.schedules[launched_++];
+    launch.races = how_.races;
+    launch.bounds = how_.bounds;
+    launch.timeout_s = how_.debug ? kForever_s : kTimeout_s;
+    const CpuReport report = program_.run(launch);
+    std::vector<std::string> faults;
+    for (const CpuFinding& finding : report.findings)
+      faults.push_back(fmt::format("{} schedule: {}", name(launch.schedule), finding.text()));
+    if (report.not_shown > 0) faults.push_back(fmt::format("and {} more", report.not_shown));
+    return faults;
+  }
+
+ private:
+  const CpuProgram& program_;
+  const Description& description_;
+  Plan plan_;
+  const CpuVerify& how_;
+  std::size_t launched_ = 0;
+  std::vector<std::unique_ptr<std::vector<std::byte>>> memory_;
+  std::vector<CpuBuffer> buffers_;
+};
+
+}  // namespace
+
+std::vector<Verdict> verify_on_cpu(const Description& description, const std::vector<Plan>& plans,
+                                   const VerifyOptions& options) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) fail(ErrorKind::missing, "{}", missing);
+  const CpuVerify& how = options.cpu;
+  if (how.schedules.empty()) fail(ErrorKind::invalid, "verify: no schedule; name one of forward, reverse, random");
+  for (const Plan& plan : plans) check_plan(plan, description, how.arch);
+
+  // A kernel does not know nheads: two groups of heads stand for all.
+  Description few = description;
+  few.ngroups = std::min(2, description.ngroups);
+  few.nheads = few.ngroups * description.heads_per_group();
+  std::vector<UpdateCase> cases;
+  for (const CaseLayout& layout : standard_layouts(few, kMultiprocessors))
+    cases.emplace_back(few, layout, options.seed + cases.size());
+
+  std::vector<Verdict> verdicts(plans.size());
+  const auto verify_one = [&](std::size_t i) {
+    Verdict& v = verdicts[i];
+    v.plan = plans[i];
+    try {
+      Source source = emit(description, plans[i], how.arch);
+      CpuCompileOptions compile;
+      compile.checks = how.races || how.bounds;
+      compile.debug = how.debug;
+      compile.debug_folder = how.debug_folder;
+      if (!options.source.empty()) {
+        source.text = options.source;
+        source.digest = digest16(without_banner(source.text));
+        compile.file = options.source_name;
+      }
+      const CpuProgram program = CpuProgram::compile(source, compile);
+      CpuTarget target(program, few, plans[i], how);
+      judge_runs(run_cases(target, cases, v), v);
+    } catch (const Error& e) {
+      v.outcome = Outcome::not_compiled;
+      v.failures.emplace_back(e.what());
+    }
+  };
+
+  // Workers take plan after plan; this thread waits and tells how far they are.
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::size_t next = 0, done = 0;
+  std::exception_ptr broken;
+  const auto work = [&] {
+    std::unique_lock lock(mutex);
+    while (next < plans.size() && broken == nullptr) {
+      const std::size_t i = next++;
+      lock.unlock();
+      std::exception_ptr failure;
+      try {
+        verify_one(i);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      lock.lock();
+      if (failure != nullptr && broken == nullptr) broken = failure;
+      ++done;
+      changed.notify_all();
+    }
+  };
+  const std::size_t cores = how.debug ? 1 : std::max(1u, std::thread::hardware_concurrency());
+  std::vector<std::jthread> workers;
+  for (std::size_t i = 0; i < std::min(cores, plans.size()); ++i) workers.emplace_back(work);
+  const auto start = std::chrono::steady_clock::now();
+  std::unique_lock lock(mutex);
+  for (std::size_t seen = 0; seen < plans.size() && broken == nullptr;) {
+    changed.wait(lock, [&] { return done > seen || broken != nullptr; });
+    seen = done;
+    if (!options.progress) continue;
+    const double t = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const auto so_far = static_cast<std::int64_t>(seen), total = static_cast<std::int64_t>(plans.size());
+    options.progress(
+        {"verify on the CPU", so_far, total, t, t / static_cast<double>(so_far) * static_cast<double>(total - so_far)});
+  }
+  lock.unlock();
+  workers.clear();
+  if (broken != nullptr) std::rethrow_exception(broken);
+  return verdicts;
+}
+
+}  // namespace ssmjit
