@@ -44,6 +44,9 @@ int run(bool json) {
                     g.key, g.major, g.minor, g.sms, g.l2_bytes >> 20, g.driver, g.arch().text()),
         true);
   }
+  const std::string executor = cpu_executor_missing();
+  add("cpu executor", executor.empty() ? "built in: verify runs kernels on the CPU where there is no GPU" : executor,
+      executor.empty());
   const std::string cache = default_cache_dir();
   add("cache", cache.empty() ? "memory only: HOME, XDG_CACHE_HOME and SSMJIT_CACHE_DIR are unset" : cache,
       !cache.empty());

@@ -298,7 +298,7 @@ TEST(Verifier, RejectsAKernelThatWritesNothing) {
   class Idle : public HostTarget {
    public:
     Idle() : HostTarget(small(), Mutation::none) {}
-    void launch(const UpdateArgs&) override {}
+    std::vector<std::string> launch(const UpdateArgs&) override { return {}; }
   } idle;
   const Verdict verdict = judge_target(idle, small());
   EXPECT_EQ(verdict.outcome, Outcome::wrong);
