@@ -84,6 +84,7 @@ SSMJIT_DEVICE void add_global(u64* address, u64 value) { atomicAdd(address, valu
 SSMJIT_DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
 SSMJIT_DEVICE Vec16 load_shared(const void* address) { return *static_cast<const Vec16*>(address); }
+SSMJIT_DEVICE void store_shared(void* address, const Vec16& v) { *static_cast<Vec16*>(address) = v; }
 
 // cp.async: 16 bytes from global to shared memory; each thread waits for its own groups.
 SSMJIT_DEVICE void copy_async(void* shared, const void* global) {
