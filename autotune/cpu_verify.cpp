@@ -22,7 +22,6 @@ namespace {
 
 // Its pad rows and odd batches need no wave to overflow: blocks take their turns in every order anyway.
 constexpr int kMultiprocessors = 1;
-constexpr double kTimeout_s = 20;
 constexpr double kForever_s = 1e9;  // while somebody looks at it in gdb
 
 // The CPU executor, one kernel, one schedule after the other.
@@ -68,7 +67,7 @@ class CpuTarget : public Target {
     launch.schedule = how_.schedules[launched_++];
     launch.races = how_.races;
     launch.bounds = how_.bounds;
-    launch.timeout_s = how_.debug ? kForever_s : kTimeout_s;
+    launch.timeout_s = how_.debug ? kForever_s : how_.timeout_s;
     const CpuReport report = program_.run(launch);
     std::vector<std::string> faults;
     for (const CpuFinding& finding : report.findings)
@@ -94,6 +93,9 @@ std::vector<Verdict> verify_on_cpu(const Description& description, const std::ve
   if (const std::string missing = cpu_executor_missing(); !missing.empty()) fail(ErrorKind::missing, "{}", missing);
   const CpuVerify& how = options.cpu;
   if (how.schedules.empty()) fail(ErrorKind::invalid, "verify: no schedule; name one of forward, reverse, random");
+  if (!(how.timeout_s > 0) || how.timeout_s > kForever_s)
+    fail(ErrorKind::invalid, "verify: a time-out of {} s; wants more than 0, at most {:.0f}", how.timeout_s,
+         kForever_s);
   for (const Plan& plan : plans) check_plan(plan, description, how.arch);
 
   // A kernel does not know nheads: two groups of heads stand for all.

@@ -1,6 +1,7 @@
 #include "jit/cpu/cluster.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
 
@@ -191,6 +192,20 @@ void Cluster::wake_all(std::vector<std::uint32_t>& threads) {
   threads.clear();
 }
 
+// Tells gdb who runs.
+void Cluster::show(const ThreadView& view) const {
+  const auto set = [](std::uint32_t& to, std::uint32_t value) {
+    std::atomic_ref(to).store(value, std::memory_order_relaxed);
+  };
+  const Here& here = *run_.code.here;
+  set(here.thread[0], view.thread);
+  set(here.block[0], view.block_x);
+  set(here.block[1], view.block_y);
+  set(here.block_size[0], view.block_threads);
+  set(here.grid_size[0], view.grid_x);
+  set(here.grid_size[1], view.grid_y);
+}
+
 // The next thread that may run takes over; the first fiber of all where none may. Returns when it is the caller's turn.
 void Cluster::go_on() {
   Fiber& from = running_ != nullptr ? running_->fiber : home_;
@@ -208,6 +223,7 @@ void Cluster::go_on() {
     ready_head_ = 0;
   }
   running_ = next;
+  if (run_.code.here) show(next->view);
   if (next != before) Fiber::change(from, next->fiber);
 }
 

@@ -128,6 +128,7 @@ class Cluster {
   static void enter();
   void suspend(Wait why);
   void go_on();
+  void show(const ThreadView& view) const;
   void wake(std::uint32_t thread);
   void wake_all(std::vector<std::uint32_t>& threads);
   [[noreturn]] void give_up();

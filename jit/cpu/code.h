@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,6 +35,12 @@ struct EntryCode {
   void (*call)(const void* args) = nullptr;
 };
 
+// Variables of a program compiled for debugging that say who runs, by the names that CUDA gives them.
+struct Here {
+  std::uint32_t *thread = nullptr, *block = nullptr;          // threadIdx {x}, blockIdx {x, y}
+  std::uint32_t *block_size = nullptr, *grid_size = nullptr;  // blockDim {x}, gridDim {x, y}
+};
+
 // The code lives as long as this object.
 class Code {
  public:
@@ -46,6 +53,7 @@ class Code {
   std::size_t static_bytes = 0;                                   // of shared memory; the dynamic part starts here
   std::size_t stack_bytes = 0;                                    // that a thread needs at most
   std::vector<std::pair<std::uintptr_t, std::size_t>> constants;  // variables of the module itself
+  std::optional<Here> here;                                       // of debug mode
 };
 
 struct CodeOptions {

@@ -115,6 +115,16 @@ template <class... A> SSMJIT_DEVICE u64 ssmjit_cpu_size(void (*)(A...)) {
 }
 )";
 
+// For gdb, and unknown to the kernel, which stands before it: the thread that runs, by CUDA's names.
+constexpr std::string_view kHere = R"(
+struct SsmjitCpuIndex { u32 x; };
+struct SsmjitCpuIndex2 { u32 x, y; };
+extern "C" {
+__device__ SsmjitCpuIndex threadIdx, blockDim;
+__device__ SsmjitCpuIndex2 blockIdx, gridDim;
+}
+)";
+
 struct Files {
   std::string folder;  // absolute
   std::string kernel, main;
@@ -139,7 +149,11 @@ Files files_of(const Source& source, const CodeOptions& options) {
     f.text[f.folder + "/" + std::string(name)] = std::string(content);
     main += fmt::format("#include \"{}\"\n", name);
   }
+  // A function of the kernel is a frame of its own: gdb knows little of one that was inlined. The device operations
+  // stay inlined, so that findings are at the line that called them.
+  if (options.debug) main += "#undef __forceinline__\n#define __forceinline__ inline\n";
   main += fmt::format("#include \"{}\"\n", std::filesystem::path(f.kernel).filename().string());
+  if (options.debug) main += kHere;
   main += kCallers;
   for (const Entry& e : source.entries) {
     main += fmt::format(
@@ -159,7 +173,8 @@ void write_to_disk(const Files& files) {
     std::filesystem::create_directories(std::filesystem::path(path).parent_path(), code);
     std::ofstream out(path, std::ios::binary);
     out << content;
-    if (!out.flush()) fail(ErrorKind::machine, "{} can't be written, which gdb needs; name another folder", path);
+    if (!out.flush())
+      fail(ErrorKind::machine, "{} can't be written, which gdb needs: set TMPDIR to another folder", path);
   }
 }
 
@@ -622,6 +637,10 @@ std::unique_ptr<Code> build(const Source& source, const CodeOptions& options) {
   for (EntryCode& e : code->entries) {
     e.call = address(std::string(kCallPrefix) + e.name).toPtr<void (*)(const void*)>();
     e.args_bytes = address(std::string(kBytesPrefix) + e.name).toPtr<std::uint64_t (*)()>()();
+  }
+  if (options.debug) {
+    const auto variable = [&](const char* name) { return address(name).toPtr<std::uint32_t*>(); };
+    code->here = {variable("threadIdx"), variable("blockIdx"), variable("blockDim"), variable("gridDim")};
   }
   if (constants > 0) {
     const std::uintptr_t* list = address(kConstants).toPtr<const std::uintptr_t*>();
