@@ -32,6 +32,7 @@
 #include <llvm/IR/Module.h>
 #include <llvm/IR/ReplaceConstant.h>
 #include <llvm/Passes/PassBuilder.h>
+#include <llvm/Passes/PassPlugin.h>
 #include <llvm/Support/ErrorHandling.h>
 #include <llvm/Support/TargetSelect.h>
 #include <llvm/Support/VirtualFileSystem.h>
@@ -41,6 +42,14 @@
 #include "codegen/fail.h"
 #include "jit/cpu/code.h"
 #include "jit/cpu/runtime.h"
+
+#ifdef SSMJIT_STATIC_LLVM
+// clang's archives ask for the Polly that Debian's LLVM is built with. It is not linked: no pass of it is ever run.
+llvm::PassPluginLibraryInfo getPollyPluginInfo();
+llvm::PassPluginLibraryInfo getPollyPluginInfo() {
+  return {LLVM_PLUGIN_API_VERSION, "Polly", "", [](auto&) {}};
+}
+#endif
 
 namespace ssmjit::cpu {
 namespace {
