@@ -98,10 +98,12 @@ std::vector<Verdict> verify_on_cpu(const Description& description, const std::ve
          kForever_s);
   for (const Plan& plan : plans) check_plan(plan, description, how.arch);
 
-  // A kernel does not know nheads: two groups of heads stand for all.
+  // An emitted kernel does not know nheads: three groups of heads, no power of two, stand for all. Another's may.
   Description few = description;
-  few.ngroups = std::min(2, description.ngroups);
-  few.nheads = few.ngroups * description.heads_per_group();
+  if (options.source.empty()) {
+    few.ngroups = std::min(3, description.ngroups);
+    few.nheads = few.ngroups * description.heads_per_group();
+  }
   std::vector<UpdateCase> cases;
   for (const CaseLayout& layout : standard_layouts(few, kMultiprocessors))
     cases.emplace_back(few, layout, options.seed + cases.size());
@@ -125,7 +127,7 @@ std::vector<Verdict> verify_on_cpu(const Description& description, const std::ve
       CpuTarget target(program, few, plans[i], how);
       judge_runs(run_cases(target, cases, v), v);
     } catch (const Error& e) {
-      v.outcome = Outcome::not_compiled;
+      v.outcome = e.kind() == ErrorKind::invalid ? Outcome::not_compiled : Outcome::launch_failed;
       v.failures.emplace_back(e.what());
     }
   };

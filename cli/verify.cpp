@@ -12,6 +12,8 @@
 namespace ssmjit::cli {
 namespace {
 
+constexpr const char* kEveryCheck = "races,bounds";
+
 struct Options {
   SpecOption spec;
   std::string on;
@@ -21,7 +23,7 @@ struct Options {
   std::uint64_t seed = 1;
   std::string source;
   std::string arch = "sm_90a";
-  std::string check = "races,bounds";
+  std::string check = kEveryCheck;
   std::optional<std::string> schedule;  // none: all, or the first of them for gdb
   double timeout_s = CpuVerify{}.timeout_s;
   bool debug = false;
@@ -72,6 +74,10 @@ int run(const Options& o) {
     fail(ErrorKind::invalid, "--debug: one plan at a time; name it by --plan or --source, not --all or --sample");
   const Where where = gpu && !o.debug ? Where::gpu : cpu ? Where::cpu : Where::nowhere;
   const Arch arch = where == Where::gpu ? device(o.device).arch() : Arch::parse(o.arch);
+  if (!o.source.empty() && (o.all || o.sample > 0 || !o.plan.empty()))
+    fail(ErrorKind::invalid, "--source: the plan is that of the file's banner; leave out --plan, --all and --sample");
+  if (where == Where::gpu && (o.check != kEveryCheck || o.schedule))
+    fail(ErrorKind::invalid, "--check and --schedule are of the CPU executor; add --on cpu");
   int verified = 0, failed = 0, skipped = 0;
   for (const SpecOption::Kernel& kernel : o.spec.kernels()) {
     const Description& d = kernel.description;
