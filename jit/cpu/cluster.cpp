@@ -14,8 +14,9 @@ constexpr std::size_t kMostLaneBytes = 512;
 constexpr std::size_t kMostMasks = 33;                          // that a warp meets under
 constexpr std::size_t kMeetingBytes = kMostLaneBytes * 32 * 2;  // two, so that one may be read during the next
 constexpr std::size_t kWarpBytes = kMostMasks * kMeetingBytes;
-constexpr std::size_t kPage = 65536;  // of any machine, at most
-constexpr std::byte kPoison{0xff};    // NaN in every dtype
+constexpr std::size_t kPage = 65536;       // of any machine, at most
+constexpr std::byte kPoison{0xff};         // NaN in every dtype
+constexpr std::uint32_t kWarpBarrier = 1;  // kSsmjitCpuSync of runtime.cuh
 
 thread_local Cluster* current_cluster = nullptr;
 
@@ -338,9 +339,9 @@ void Cluster::gate_arrive(Gate& gate, Thread& t) {
   if (!run_.races) return;
   if (gate.gathered == nullptr)
     gate.gathered = clocks_.copy(*t.known);
-  else if (gate.merged != t.known)
+  else if (gate.merged != t.known->version)
     clocks_.merge(*gate.gathered, *t.known);
-  gate.merged = t.known;
+  gate.merged = t.known->version;
   gate.gathered->of[t.index] = t.clock++;
 }
 
@@ -353,7 +354,7 @@ void Cluster::gate_open(Gate& gate) {
     }
     clocks_.release(gate.gathered);
     gate.gathered = nullptr;
-    gate.merged = nullptr;
+    gate.merged = 0;
   }
   gate.arrived = 0;
   gate.threads = 0;
@@ -363,10 +364,39 @@ void Cluster::gate_open(Gate& gate) {
 void Cluster::gate_reset(Gate& gate) {
   clocks_.release(gate.gathered);
   gate.gathered = nullptr;
-  gate.merged = nullptr;
+  gate.merged = 0;
   gate.arrived = 0;
   gate.threads = 0;
   gate.waiting.clear();
+}
+
+// These lanes know what all of them knew.
+void Cluster::know_each_other(const Warp& w, std::uint32_t lanes) {
+  const auto each = [&](auto&& visit) {
+    for (std::uint32_t left = lanes; left != 0; left &= left - 1)
+      visit(threads_[w.first + static_cast<std::uint32_t>(std::countr_zero(left))]);
+  };
+  Knowledge* known = threads_[w.first + static_cast<std::uint32_t>(std::countr_zero(lanes))].known;
+  bool alike = true;
+  each([&](const Thread& t) { alike = alike && t.known == known; });
+  if (alike && known->references == static_cast<std::uint32_t>(std::popcount(lanes))) {
+    each([&](Thread& t) { known->of[t.index] = t.clock++; });
+    clocks_.changed(*known);
+    return;
+  }
+  Knowledge* all = clocks_.copy(*known);
+  const Knowledge* merged = known;
+  each([&](Thread& t) {
+    if (t.known != merged) clocks_.merge(*all, *t.known);
+    merged = t.known;
+    all->of[t.index] = std::max(all->of[t.index], t.clock);
+    ++t.clock;
+  });
+  each([&](Thread& t) {
+    clocks_.release(t.known);
+    t.known = clocks_.hold(all);
+  });
+  clocks_.release(all);
 }
 
 const std::byte* Cluster::exchange(std::uint32_t mask, std::uint32_t operation, const void* mine, std::uint32_t bytes) {
@@ -411,35 +441,8 @@ const std::byte* Cluster::exchange(std::uint32_t mask, std::uint32_t operation, 
   }
   m.arrived = 0;
   ++m.phase;
-  if (run_.races) {
-    const std::uint32_t lanes = static_cast<std::uint32_t>(std::popcount(wanted));
-    Knowledge* known = t.known;
-    bool alike = true;
-    for (std::uint32_t lane = 0; lane < 32; ++lane)
-      if (wanted >> lane & 1) alike = alike && threads_[w.first + lane].known == known;
-    if (alike && known->references == lanes) {
-      for (std::uint32_t lane = 0; lane < 32; ++lane)
-        if (wanted >> lane & 1) known->of[w.first + lane] = threads_[w.first + lane].clock++;
-    } else {
-      Knowledge* all = clocks_.copy(*known);
-      const Knowledge* merged = known;
-      for (std::uint32_t lane = 0; lane < 32; ++lane) {
-        if ((wanted >> lane & 1) == 0) continue;
-        Thread& other = threads_[w.first + lane];
-        if (other.known != merged) clocks_.merge(*all, *other.known);
-        merged = other.known;
-        all->of[other.index] = std::max(all->of[other.index], other.clock);
-        ++other.clock;
-      }
-      for (std::uint32_t lane = 0; lane < 32; ++lane) {
-        if ((wanted >> lane & 1) == 0) continue;
-        Thread& other = threads_[w.first + lane];
-        clocks_.release(other.known);
-        other.known = clocks_.hold(all);
-      }
-      clocks_.release(all);
-    }
-  }
+  // Only the warp barrier orders memory: CUDA's shuffles, votes and matrix operations do not.
+  if (run_.races && operation == kWarpBarrier) know_each_other(w, wanted);
   const bool reverse = run_.launch.schedule == CpuSchedule::reverse;
   for (std::uint32_t i = 0; i < 32; ++i) {
     const std::uint32_t lane = reverse ? 31 - i : i;
@@ -507,7 +510,7 @@ void Cluster::cluster_arrive() {
     for (std::uint32_t i : cluster_gate_.waiting) know(threads_[i], cluster_done_);
     clocks_.release(cluster_gate_.gathered);
     cluster_gate_.gathered = nullptr;
-    cluster_gate_.merged = nullptr;
+    cluster_gate_.merged = 0;
   }
   cluster_gate_.arrived = 0;
   wake_all(cluster_gate_.waiting);
@@ -582,7 +585,7 @@ bool Cluster::complete(Mbarrier& b) {
     clocks_.release(b.done);
     b.done = b.gate.gathered;
     b.gate.gathered = nullptr;
-    b.gate.merged = nullptr;
+    b.gate.merged = 0;
   }
   for (const Copy& c : b.copies) finish(c, count_, engine_clock_);
   b.copies.clear();

@@ -98,7 +98,7 @@ class Cluster {
     std::uint32_t arrived = 0, threads = 0;
     std::vector<std::uint32_t> waiting;
     Knowledge* gathered = nullptr;
-    const Knowledge* merged = nullptr;  // the last one that went in
+    std::uint64_t merged = 0;  // the version of the last one that went in
   };
   struct Block {
     std::uint32_t alive = 0;  // threads
@@ -140,6 +140,7 @@ class Cluster {
   void gate_open(Gate& gate);
   void gate_reset(Gate& gate);
   void know(Thread& t, Knowledge* more);
+  void know_each_other(const Warp& w, std::uint32_t lanes);
 
   Mbarrier& mbarrier(std::uintptr_t address, const char* operation);
   bool complete(Mbarrier& b);

@@ -4,8 +4,9 @@
 // templates/device/ then has its body here. All of them are read, whatever the source includes.
 //
 // - Nothing runs at the same time within a cluster: a thread keeps its core until it meets others or waits.
-// - Who meets whom orders memory: what a thread wrote before an exchange, a barrier or a completed copy is ordered
-//   before what those that were there do after it. Other accesses of the same bytes are reported as races.
+// - Barriers order memory: what a thread wrote before a barrier (the warp's included) or a completed copy is ordered
+//   before what those that were there do after it. An exchange of any other kind orders nothing, as shuffles and votes
+//   order nothing in CUDA. Other accesses of the same bytes are reported as races.
 // - Plain loads and stores of a body are checked as the kernel's own, at the line that called the operation. What a
 //   runtime function reads or writes (copies) is checked there. Memory it hands out (exchange) needs no check.
 // - Addresses are plain pointers, shared memory's too, a peer's included.
@@ -42,8 +43,8 @@ extern "C" {
 __device__ __attribute__((const)) const SsmjitCpuThread* ssmjit_cpu_thread();
 
 // The lanes of `mask` meet, each with `bytes` (at most 512) at `mine`; returns all lanes' bytes, lane i's at i * bytes,
-// until the lane's exchange after the next one. `operation`: lanes that bring different ones are reported as divergent.
-// Without bytes it is a warp barrier.
+// until the lane's exchange after the next one. `operation`: lanes that bring different ones are reported as divergent;
+// kSsmjitCpuSync is the warp barrier, the only one that orders memory.
 __device__ const void* ssmjit_cpu_exchange(u32 mask, u32 operation, const void* mine, u32 bytes);
 
 // All threads of the block meet.

@@ -236,6 +236,58 @@ TEST_F(CpuFaults, AWarpBarrierOrdersTheWarpButNotTheBlock) {
   expect_between(across, find(across, CpuFault::race), "tile[t] = in[t]", "// here");
 }
 
+TEST_F(CpuFaults, AShuffleAVoteAndASumOrderNoMemory) {
+  const char* const collectives[] = {
+      "float q = shuffle_xor(in[t], 1)",
+      "float q = ballot_lanes(in[t] > 3.0f)",
+      "float q = sum_lanes(in[t])",
+      "float q = max_lanes(in[t])",
+      "float q = scan_lanes(in[t])",
+      "float q = in[t]; RowSums<1, 32>::sum(&q, t)",
+      "float d[4] = {}; u32 a[4] = {}, b[2] = {}; mma_m16n8k16(d, a, b, bf16{}); float q = d[0]",
+  };
+  for (const char* collective : collectives) {
+    SCOPED_TRACE(collective);
+    const std::string start =
+        "  __shared__ float tile[32];\n  tile[t] = in[t];  // writes\n  " + std::string(collective);
+    const std::string end = "  out[t] = q + tile[t ^ 1];  // reads\n";
+    PlantedKernel wrong(start + ";\n" + end);
+    const CpuFinding f = find(wrong, CpuFault::race);
+    expect_between(wrong, f, "// reads", "// writes");
+    EXPECT_EQ(f.buffer, "tile");
+    PlantedKernel right(start + ";\n  sync_warp();\n" + end);
+    expect_clean(right);
+  }
+}
+
+TEST_F(CpuFaults, ASecondArrivalBringsWhatItsThreadLearntSinceTheFirst) {
+  PlantedKernel k(R"(  __shared__ float tile[1];
+  __shared__ Barrier bar;
+  if (t == 0) barrier_init(&bar, 2);
+  ssmjit_cpu_block_barrier();
+  sync_warp();
+  if (t < 32) {
+    if (t == 0) barrier_arrive(&bar);
+    if (t == 5) tile[0] = in[5];  // writes
+    SYNC;
+    if (t == 0) barrier_arrive(&bar);
+    out[t] = 0.0f;
+  } else {
+    barrier_wait(&bar, 0);
+    out[t] = tile[0];  // reads
+  }
+)");
+  k.launch.block_threads = 64;
+  const std::string text = k.text;
+  const std::size_t at = text.find("SYNC");
+  k.text = std::string(text).replace(at, 4, "sync_warp()");
+  expect_clean(k);
+  EXPECT_EQ(k.out[40], 5);
+  k.text = std::string(text).replace(at, 4, "");
+  k.out.assign(k.out.size(), 0.0f);
+  expect_between(k, find(k, CpuFault::race), "// reads", "// writes");
+}
+
 TEST_F(CpuFaults, ANamedBarrierOrdersThoseThatMeetThere) {
   const std::string body = R"(  __shared__ float tile[96];
   tile[t] = in[t];
