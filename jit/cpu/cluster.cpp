@@ -4,6 +4,7 @@
 #include <atomic>
 #include <bit>
 #include <cstring>
+#include <numeric>
 
 #include <fmt/format.h>
 
@@ -27,6 +28,10 @@ std::string operation_name(std::uint32_t operation) {
                                       "warp maximum",   "warp scan",    "vote",    "matrix product",
                                       "matrix load",    "matrix store"};
   return operation < std::size(names) ? names[operation] : names[0];
+}
+
+std::string barrier_name(std::uint32_t id) {
+  return id == 0 ? std::string("the block's barrier") : fmt::format("named barrier {}", id);
 }
 
 }  // namespace
@@ -107,11 +112,13 @@ void Cluster::run_cluster(std::uint32_t number) {
     shared_shadow_.reset(Stamp::kUnwritten);
     clocks_.forget_last();
   }
-  for (Warp& w : warps_) w.meetings.clear();
+  for (Warp& w : warps_) {
+    w.meetings.clear();
+    w.approach = {};
+  }
   for (Block& b : block_state_) {
     b.alive = block_threads_;
-    gate_reset(b.barrier);
-    for (Gate& g : b.named) gate_reset(g);
+    for (Gate& g : b.barriers) gate_reset(g);
   }
   gate_reset(cluster_gate_);
   clocks_.release(cluster_done_);
@@ -267,7 +274,7 @@ void Cluster::fault(std::uint32_t kind, std::uint32_t site) {
   give_up();
 }
 
-std::string Cluster::where(const Thread& t) const {
+const char* Cluster::waiting(const Thread& t) {
   static const char* const names[] = {"is not waiting",
                                       "waits at a warp operation",
                                       "waits at the block's barrier",
@@ -275,7 +282,11 @@ std::string Cluster::where(const Thread& t) const {
                                       "waits at the cluster's barrier",
                                       "waits at an mbarrier",
                                       "has ended"};
-  std::string s = names[static_cast<int>(t.wait)];
+  return names[static_cast<int>(t.wait)];
+}
+
+std::string Cluster::where(const Thread& t) const {
+  std::string s = waiting(t);
   if (t.wait != Wait::ended && line(t.site) > 0) s += fmt::format(" at line {}", line(t.site));
   return s;
 }
@@ -287,24 +298,25 @@ void Cluster::stuck() {
                        : fmt::format("thread {}", t.view.thread);
   };
   // Lanes that did not come to their warp's meeting explain all else.
+  const auto alone = [&](const Warp& w, std::uint32_t first, std::uint32_t missing, const std::string& operation) {
+    Thread& waiting = threads_[w.first + first];
+    const Thread& other = threads_[w.first + static_cast<std::uint32_t>(std::countr_zero(missing))];
+    running_ = &waiting;
+    report(CpuFault::divergent, waiting.site,
+           fmt::format("waits at {} for {} that do not come: {} {}", operation,
+                       std::popcount(missing) == 1 ? "a lane" : fmt::format("{} lanes", std::popcount(missing)),
+                       thread_name(other), where(other)));
+  };
   for (const Warp& w : warps_) {
-    for (const Meeting& m : w.meetings) {
-      if (m.arrived == 0) continue;
-      const std::uint32_t missing = m.mask & w.lanes & ~m.arrived;
-      Thread& waiting = threads_[w.first + m.first];
-      const Thread& other = threads_[w.first + static_cast<std::uint32_t>(std::countr_zero(missing))];
-      running_ = &waiting;
-      report(CpuFault::divergent, waiting.site,
-             fmt::format("waits at a {} for {} that do not come: {} {}", operation_name(m.operation),
-                         std::popcount(missing) == 1 ? "a lane" : fmt::format("{} lanes", std::popcount(missing)),
-                         thread_name(other), where(other)));
-      return;
-    }
+    for (const Meeting& m : w.meetings)
+      if (m.arrived != 0) return alone(w, m.first, m.mask & w.lanes & ~m.arrived, "a " + operation_name(m.operation));
+    if (const Approach& a = w.approach; a.arrived != 0)
+      return alone(w, a.first, w.lanes & ~a.arrived, barrier_name(a.barrier));
   }
   for (Thread& t : threads_) {
     if (t.wait == Wait::ended) continue;
     running_ = &t;
-    std::string what = fmt::format("{}, and nobody can go on", where(t).substr(0, where(t).find(" at line ")));
+    std::string what = fmt::format("{}, and nobody can go on", waiting(t));
     CpuFault fault = CpuFault::deadlock;
     if (t.wait == Wait::mbarrier) {
       for (const auto& [address, b] : mbarriers_)
@@ -317,8 +329,8 @@ void Cluster::stuck() {
       for (const Thread& other : threads_) {
         if (other.wait == t.wait && other.site == t.site) continue;
         if (t.wait != Wait::cluster && other.block != t.block) continue;
-        what = fmt::format("{} for {}, which {}", where(t).substr(0, where(t).find(" at line ")), thread_name(other),
-                           where(other));
+        if (t.wait == Wait::block_barrier && other.wait == Wait::block_barrier) continue;  // any place will do
+        what = fmt::format("{} for {}, which {}", waiting(t), thread_name(other), where(other));
         if (other.wait == Wait::ended) fault = CpuFault::divergent;
         break;
       }
@@ -456,42 +468,57 @@ const std::byte* Cluster::exchange(std::uint32_t mask, std::uint32_t operation, 
   return slots;
 }
 
-void Cluster::block_barrier() {
-  Thread& t = *running_;
-  Gate& gate = block_state_[t.block].barrier;
-  gate.waiting.push_back(t.index);
-  gate_arrive(gate, t);
-  if (gate.arrived < block_threads_) {
-    suspend(Wait::block_barrier);
-    return;
-  }
-  gate_open(gate);
-  go_on();
-}
+void Cluster::block_barrier() { barrier(0, block_threads_, true); }
 
 void Cluster::named_barrier(std::uint32_t id, std::uint32_t threads, bool wait) {
-  Thread& t = *running_;
-  if (id >= std::size(block_state_[t.block].named) || threads == 0 || threads % 32 != 0 || threads > 1024) {
-    report(CpuFault::misuse, t.site,
-           fmt::format("named barrier {} with {} threads: there are 16, and the count is a multiple of 32, up to 1024",
+  if (id == 0 || id >= std::size(block_state_[0].barriers) || threads == 0 || threads % 32 != 0 || threads > 1024) {
+    report(CpuFault::misuse, running_->site,
+           fmt::format("named barrier {} with {} threads: there are 1 to 15 (0 is the block's), and the count is a "
+                       "multiple of 32, up to 1024",
                        id, threads));
     give_up();
   }
-  Gate& gate = block_state_[t.block].named[id];
+  barrier(id, threads, wait);
+}
+
+// The lanes of a warp come to the same place before their warp is counted; among themselves that orders nothing.
+void Cluster::barrier(std::uint32_t id, std::uint32_t threads, bool wait) {
+  Thread& t = *running_;
+  Warp& w = warps_[t.warp];
+  Approach& a = w.approach;
+  if (a.arrived == 0) {
+    a = {.barrier = id, .threads = threads, .site = t.site, .first = t.lane, .wait = wait};
+  } else if (a.site != t.site || a.barrier != id || a.threads != threads) {
+    report(CpuFault::divergent, t.site,
+           fmt::format("comes to {} while thread {} of its warp is at {} elsewhere (line {})", barrier_name(id),
+                       threads_[w.first + a.first].view.thread, barrier_name(a.barrier), line(a.site)));
+    give_up();
+  }
+  a.arrived |= 1u << t.lane;
+  const Wait why = id == 0 ? Wait::block_barrier : Wait::named_barrier;
+  if (a.arrived != w.lanes) return suspend(why);
+  a.arrived = 0;
+
+  Gate& gate = block_state_[t.block].barriers[id];
   if (gate.arrived > 0 && gate.threads != threads) {
     report(CpuFault::misuse, t.site,
            fmt::format("named barrier {} with {} threads while others wait there for {}", id, threads, gate.threads));
     give_up();
   }
   gate.threads = threads;
-  if (wait) gate.waiting.push_back(t.index);
-  gate_arrive(gate, t);
-  if (gate.arrived < threads) {
-    if (wait) suspend(Wait::named_barrier);
-    return;
+  const std::uint32_t lanes = static_cast<std::uint32_t>(std::popcount(w.lanes));
+  for (std::uint32_t i = w.first; i < w.first + lanes; ++i) {
+    if (wait) gate.waiting.push_back(i);
+    gate_arrive(gate, threads_[i]);
   }
-  gate_open(gate);
-  if (wait) go_on();
+  if (id != 0) gate.arrived += 32 - lanes;  // a last warp of fewer lanes counts as a whole one
+  const bool open = gate.arrived >= threads;
+  if (open) gate_open(gate);
+  if (wait) return open ? go_on() : suspend(why);
+  std::vector<std::uint32_t> warp(lanes);
+  std::iota(warp.begin(), warp.end(), w.first);
+  wake_all(warp);
+  go_on();
 }
 
 void Cluster::cluster_arrive() {

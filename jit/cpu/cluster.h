@@ -90,9 +90,15 @@ class Cluster {
     std::uint32_t mask = 0, arrived = 0, operation = 0, bytes = 0, phase = 0, site = 0, first = 0;
     std::byte* slots = nullptr;
   };
+  // Lanes on their way to a barrier of the block, which counts whole warps.
+  struct Approach {
+    std::uint32_t arrived = 0, barrier = 0, threads = 0, site = 0, first = 0;
+    bool wait = true;
+  };
   struct Warp {
     std::uint32_t first = 0, lanes = 0;  // its threads; the mask of lanes that exist
-    std::vector<Meeting> meetings;       // the first: of the full mask
+    Approach approach;
+    std::vector<Meeting> meetings;  // the first: of the full mask
   };
   struct Gate {
     std::uint32_t arrived = 0, threads = 0;
@@ -102,8 +108,7 @@ class Cluster {
   };
   struct Block {
     std::uint32_t alive = 0;  // threads
-    Gate barrier;
-    Gate named[16];
+    Gate barriers[16];        // 0: sync_block's
   };
   struct Mbarrier {
     std::uint32_t arrivals = 0, pending = 0, phase = 0;
@@ -133,9 +138,11 @@ class Cluster {
   void wake_all(std::vector<std::uint32_t>& threads);
   [[noreturn]] void give_up();
   void stuck();
+  static const char* waiting(const Thread& t);
   std::string where(const Thread& t) const;
   std::uint64_t random();
 
+  void barrier(std::uint32_t id, std::uint32_t threads, bool wait);
   void gate_arrive(Gate& gate, Thread& t);
   void gate_open(Gate& gate);
   void gate_reset(Gate& gate);

@@ -47,11 +47,13 @@ __device__ __attribute__((const)) const SsmjitCpuThread* ssmjit_cpu_thread();
 // kSsmjitCpuSync is the warp barrier, the only one that orders memory.
 __device__ const void* ssmjit_cpu_exchange(u32 mask, u32 operation, const void* mine, u32 bytes);
 
-// All threads of the block meet.
-__device__ void ssmjit_cpu_block_barrier();
-// `threads` threads of the block meet at barrier `id` (0 to 15); `arrive` counts the caller in and goes on.
-__device__ void ssmjit_cpu_named_barrier(u32 id, u32 threads);
-__device__ void ssmjit_cpu_named_barrier_arrive(u32 id, u32 threads);
+// All threads of the block meet, those that have returned too: then it never ends. All lanes of a warp come to it by
+// the same call.
+__device__ __attribute__((convergent)) void ssmjit_cpu_block_barrier();
+// `threads` threads of the block, in whole warps, meet at barrier `id` (1 to 15); `arrive` counts the caller's warp in
+// and goes on. All lanes of a warp come to it by the same call.
+__device__ __attribute__((convergent)) void ssmjit_cpu_named_barrier(u32 id, u32 threads);
+__device__ __attribute__((convergent)) void ssmjit_cpu_named_barrier_arrive(u32 id, u32 threads);
 // All threads of the cluster meet, in two halves.
 __device__ void ssmjit_cpu_cluster_arrive();
 __device__ void ssmjit_cpu_cluster_wait();

@@ -389,6 +389,85 @@ TEST_F(CpuFaults, ABlockBarrierThatSomeThreadsMissIsFound) {
   EXPECT_THAT(f.text(), HasSubstr("thread 40"));
 }
 
+TEST_F(CpuFaults, HalvesOfAWarpAtTwoBlockBarriersAreDivergent) {
+  PlantedKernel k(R"(  if (t % 32 < 16) {
+    sync_block();  // one
+    out[t] = in[t];
+  } else {
+    out[t] = 0.0f;
+    sync_block();  // other
+  }
+)");
+  k.launch.block_threads = 64;
+  const CpuFinding f = find(k, CpuFault::divergent);
+  EXPECT_THAT(f.text(), HasSubstr("comes to the block's barrier while thread"));
+  expect_between(k, f, "// one", "// other");
+  PlantedKernel one_line(
+      "  if (t < 16) { sync_block(); out[t] = in[t]; } else { out[t] = 0.0f; sync_block(); }  // here\n");
+  EXPECT_EQ(find(one_line, CpuFault::divergent).line, one_line.line("// here"));
+}
+
+TEST_F(CpuFaults, WarpsMayComeToTheBlocksBarrierAtDifferentPlaces) {
+  PlantedKernel k(R"(  __shared__ float tile[64];
+  tile[t] = in[t];
+  if (t < 32) {
+    sync_block();
+    out[t] = tile[63 - t];
+  } else {
+    out[t] = 0.0f;
+    sync_block();
+  }
+)");
+  k.launch.block_threads = 64;
+  expect_clean(k);
+}
+
+TEST_F(CpuFaults, LanesOfTwoWarpsMakeNoWholeWarpOfANamedBarrier) {
+  PlantedKernel k(R"(  if (t % 32 < 16) sync_named(1, 32);  // one
+  out[t] = in[t];
+  sync_block();  // other
+)");
+  k.launch.block_threads = 64;
+  const CpuFinding f = find(k, CpuFault::divergent);
+  EXPECT_THAT(f.text(), HasSubstr("named barrier 1"));
+  expect_between(k, f, "// one", "// other");
+  PlantedKernel arrives(R"(  if (t < 32 && t % 2 == 0) arrive_named(1, 64);  // here
+  if (t >= 32) sync_named(1, 64);
+  out[t] = in[t];
+)");
+  arrives.launch.block_threads = 64;
+  const CpuFinding half = find(arrives, CpuFault::divergent);
+  EXPECT_EQ(half.line, arrives.line("// here"));
+  EXPECT_THAT(half.text(), HasSubstr("16 lanes that do not come: thread 1 has ended"));
+}
+
+TEST_F(CpuFaults, AWarpOfFewerLanesCountsAsAWholeOneAtANamedBarrier) {
+  PlantedKernel k(R"(  __shared__ float tile[48];
+  tile[t] = in[t];
+  sync_named(1, 64);
+  out[t] = tile[47 - t];
+)",
+                  48);
+  k.launch.block_threads = 48;
+  expect_clean(k);
+  EXPECT_EQ(k.out[40], 7);
+}
+
+TEST_F(CpuFaults, NamedBarrier0IsTheBlocks) {
+  PlantedKernel k("  sync_named(0, 32);  // here\n  out[t] = in[t];\n");
+  const CpuFinding f = find(k, CpuFault::misuse);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_THAT(f.text(), HasSubstr("0 is the block's"));
+}
+
+TEST_F(CpuFaults, ABlockBarrierThatAWarpMissesBecauseItReturnedIsFound) {
+  PlantedKernel k("  if (t >= 32) return;\n  sync_block();  // here\n  out[t] = in[t];\n");
+  k.launch.block_threads = 64;
+  const CpuFinding f = find(k, CpuFault::divergent);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_THAT(f.text(), HasSubstr("thread 32, which has ended"));
+}
+
 TEST_F(CpuFaults, ThreadsThatWaitForEachOtherAreADeadlock) {
   PlantedKernel k(R"(  if (t < 32)
     ssmjit_cpu_named_barrier(1, 64);  // one
