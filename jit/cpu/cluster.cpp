@@ -665,4 +665,39 @@ void Cluster::mbarrier_wait(std::uintptr_t barrier, std::uint32_t parity) {
   suspend(Wait::mbarrier);
 }
 
+// ---- address spaces ----
+
+// Memory of no known place is for in_bounds to judge.
+void Cluster::require_space(const Place& where, std::uintptr_t address, std::size_t bytes, bool shared,
+                            const char* verb, std::uint32_t site) {
+  if (!where.known() || where.shared == shared) return;
+  report(
+      CpuFault::misuse, site, address, *running_,
+      fmt::format("{} {} bytes {} by an operation on {} memory", verb, bytes,
+                  where.shared ? "of shared memory" : "that are not in shared memory", shared ? "shared" : "global"));
+  give_up();
+}
+
+// An asynchronous copy goes between global and shared memory.
+void Cluster::check_copy(bool to_shared, const std::byte* to, const std::byte* from, std::uint32_t bytes,
+                         std::uint32_t read) {
+  if (!run_.bounds && !run_.races) return;
+  const std::uint32_t site = running_->site;
+  const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(to), source = reinterpret_cast<std::uintptr_t>(from);
+  require_space(place(target, bytes, site), target, bytes, to_shared, "copies over", site);
+  if (read > 0) require_space(place(source, read, site), source, read, !to_shared, "copies", site);
+}
+
+void Cluster::matrix_row(std::uintptr_t row) {
+  if (!run_.bounds && !run_.races) return;
+  constexpr std::size_t kRowBytes = 16;
+  const std::uint32_t site = running_->site;
+  if (row % kRowBytes != 0) {
+    report(CpuFault::misaligned, site, row, *running_,
+           fmt::format("names a matrix row at an address that is no multiple of {}", kRowBytes));
+    give_up();
+  }
+  require_space(place(row, kRowBytes, site), row, kRowBytes, true, "names a matrix row of", site);
+}
+
 }  // namespace ssmjit::cpu

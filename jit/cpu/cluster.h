@@ -59,6 +59,8 @@ class Cluster {
   void copy_commit(std::uint32_t queue);
   void copy_wait(std::uint32_t queue, std::uint32_t pending);
   void copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uintptr_t barrier);
+  void check_copy(bool to_shared, const std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read);
+  void matrix_row(std::uintptr_t row);
   void load_maybe_appended(std::byte* to, const std::byte* from, std::uint32_t bytes);
 
  private:
@@ -156,6 +158,8 @@ class Cluster {
   Place place(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
   bool in_bounds(const Place& where, std::uintptr_t address, std::size_t bytes, bool write, const char* verb,
                  std::uint32_t site);
+  void require_space(const Place& where, std::uintptr_t address, std::size_t bytes, bool shared, const char* verb,
+                     std::uint32_t site);
   void start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read);
   void touch(const Place& where, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
              std::uint32_t thread, std::uint32_t clock);

@@ -147,6 +147,7 @@ void Cluster::access(std::uintptr_t address, std::size_t bytes, std::uint32_t si
   }
   const Place where = place(address, bytes, site_index);
   if (!in_bounds(where, address, bytes, site.write, verb, site_index)) give_up();
+  if (site.space != 0) require_space(where, address, bytes, site.space == kSharedSpace, verb, site_index);
   if (run_.races)
     touch(where, address, bytes, site.write ? Touch::write : Touch::read, site.atomic, site_index, running_->index,
           running_->clock);

@@ -70,13 +70,16 @@ __device__ void ssmjit_cpu_mbarrier_wait(void* barrier, u32 parity);   // return
 
 // Asynchronous copies of a thread's own, in groups. The bytes move at the wait and not before: until then nobody may
 // read or write `to`, which holds poison. `read` bytes come from `from`, the rest up to `bytes` becomes zero. Queue 0:
-// cp.async; queue 1: bulk copies by groups, which may also go from shared to global memory.
+// cp.async, from global to shared memory; queue 1: bulk copies by groups, from shared to global memory.
 __device__ void ssmjit_cpu_copy(u32 queue, void* to, const void* from, u32 bytes, u32 read, u32 alignment);
 __device__ void ssmjit_cpu_copy_commit(u32 queue);
 __device__ void ssmjit_cpu_copy_wait(u32 queue, u32 pending);  // until at most `pending` groups are under way
-// An asynchronous copy that counts its bytes into the phase of an mbarrier (addresses and size: multiples of 16). The
+// An asynchronous copy from global to shared memory that counts its bytes into the phase of an mbarrier (addresses and size: multiples of 16). The
 // bytes move when that phase ends.
 __device__ void ssmjit_cpu_copy_to_barrier(void* to, const void* from, u32 bytes, void* barrier);
+
+// Checks an address that a matrix load or store is given: 16 bytes of shared memory, aligned to 16.
+__device__ void ssmjit_cpu_matrix_row(const void* row);
 
 // Reads bytes that another thread of the launch may be writing: they come as poison (0xff) where that has happened, or
 // where nobody ever wrote. Never a race.

@@ -581,6 +581,72 @@ TEST_F(CpuFaults, AMisalignedVectorAccessIsFound) {
   EXPECT_EQ(f.offset, 12);
 }
 
+TEST_F(CpuFaults, AnOperationOnMemoryOfTheOtherKindIsFound) {
+  const struct {
+    const char* statement;
+    const char* buffer;
+    const char* text;
+  } cases[] = {
+      {"store_global<false>(out + 4 * t, load_shared(in + 4 * t))", "in",
+       "reads 16 bytes that are not in shared memory"},
+      {"store_global<false>(out + 4 * t, load_global<true>(tile + 4 * t))", "tile", "reads 16 bytes of shared memory"},
+      {"store_global<true>(tile + 4 * t, load_global<true>(in + 4 * t))", "tile", "writes 16 bytes of shared memory"},
+      {"load_now(tile + t, out[t])", "tile", "reads 4 bytes of shared memory"},
+      {"copy_async(out + 4 * t, in + 4 * t)", "out", "copies over 16 bytes that are not in shared memory"},
+      {"copy_async(tile + 4 * t, tile + 128 + 4 * t)", "tile", "copies 16 bytes of shared memory"},
+      {"copy_async_short<8>(out + 4 * t, in + 4 * t)", "out", "copies over 8 bytes that are not"},
+      {"if (t == 0) bulk_store(tile, tile + 128, 512)", "tile", "copies over 512 bytes of shared memory"},
+      {"if (t == 0) bulk_store(out, in, 512)", "in", "copies 512 bytes that are not in shared memory"},
+      {"if (t == 0) bulk_load(out, in, 256, bar)", "out", "copies over 256 bytes that are not in shared memory"},
+      {"if (t == 0) bulk_load(tile, tile + 128, 256, bar)", "tile", "copies 256 bytes of shared memory"},
+      {"u32 w[1]; load_matrix<1>(w, in + 4 * t); out[t] = bits_float(w[0])", "in", "a matrix row"},
+      {"u32 w[1] = {}; store_matrix<1>(out + 4 * t, w)", "out", "a matrix row"},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.statement);
+    PlantedKernel k(std::string(R"(  __shared__ __align__(16) float tile[256];
+  __shared__ Barrier mbarrier;
+  Barrier* bar = &mbarrier;
+  for (int i = t; i < 256; i += 32) tile[i] = in[i % 128];
+  if (t == 0) barrier_init(bar, 1);
+  sync_block();
+  )") + c.statement + ";  // here\n",
+                    128);
+    const CpuFinding f = find(k, CpuFault::misuse);
+    EXPECT_EQ(f.line, k.line("// here"));
+    EXPECT_EQ(f.buffer, c.buffer);
+    EXPECT_THAT(f.text(), HasSubstr(c.text));
+    EXPECT_THAT(f.text(), HasSubstr("by an operation on"));
+  }
+}
+
+TEST_F(CpuFaults, AMatrixRowThatIsNotAlignedIsFound) {
+  const std::string body = R"(  __shared__ __align__(16) float tile[256];
+  for (int i = t; i < 256; i += 32) tile[i] = in[i];
+  sync_block();
+  u32 w[2] = {};
+  OPERATION(w, tile + 4 * t + (t < LANES ? 0 : 1));  // here
+  out[t] = bits_float(w[0]);
+)";
+  const auto with = [&](const char* operation, const char* lanes) {
+    std::string s = body;
+    s.replace(s.find("OPERATION"), 9, operation);
+    return s.replace(s.find("LANES"), 5, lanes);
+  };
+  for (const char* operation :
+       {"load_matrix<2>", "load_matrix_transposed<2>", "store_matrix<2>", "store_matrix_transposed<2>"}) {
+    SCOPED_TRACE(operation);
+    PlantedKernel wrong(with(operation, "15"), 256);
+    const CpuFinding f = find(wrong, CpuFault::misaligned);
+    EXPECT_EQ(f.line, wrong.line("// here"));
+    EXPECT_EQ(f.thread, 15);
+    EXPECT_EQ(f.buffer, "tile");
+    EXPECT_EQ(f.offset, 16 * 15 + 4);
+    PlantedKernel right(with(operation, "16"), 256);  // two matrices have 16 rows
+    expect_clean(right);
+  }
+}
+
 TEST_F(CpuFaults, AReadOfUninitialisedSharedMemoryIsFound) {
   PlantedKernel k(R"(  __shared__ float tile[64];
   tile[t] = in[t];
