@@ -155,6 +155,7 @@ void Cluster::run_cluster(std::uint32_t number) {
     t.clock = 1;
     t.ticks = 0;
     t.cluster_phase = 0;
+    t.waited = !run_.launch.dependent;
     t.wait = Wait::none;
     for (Queue& q : t.queues) {
       q.copies.clear();
@@ -182,6 +183,8 @@ void Cluster::enter() {
 // What is left to do when a kernel's thread has returned.
 void Cluster::thread_main() {
   Thread& t = *running_;
+  // The launch behind this one counts on its end to be behind the end of those before.
+  if (!t.waited) run_.findings.add(finding(CpuFault::early, run_.entry.line, t, "returns before grid_dependency_wait"));
   // Copies that nobody waited for come to their end all the same; what reads them in shared memory is reported.
   for (const Copy& c : t.queues[1].copies) finish(c, t.index, t.clock);
   --alive_;
@@ -665,7 +668,16 @@ void Cluster::mbarrier_wait(std::uintptr_t barrier, std::uint32_t parity) {
   suspend(Wait::mbarrier);
 }
 
-// ---- address spaces ----
+// ---- what must have happened, and where ----
+
+// Global memory of a dependent launch may still be in use by the launches before; but what none of them writes may be
+// read.
+void Cluster::require_waited(const Place& where, std::uintptr_t address, std::size_t bytes, bool write,
+                             const char* verb, std::uint32_t site) {
+  if (running_->waited || where.buffer == nullptr || (!write && where.buffer->given->before_wait)) return;
+  report(CpuFault::early, site, address, *running_,
+         fmt::format("{} {} bytes before grid_dependency_wait", verb, bytes));
+}
 
 // Memory of no known place is for in_bounds to judge.
 void Cluster::require_space(const Place& where, std::uintptr_t address, std::size_t bytes, bool shared,

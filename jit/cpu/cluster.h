@@ -44,6 +44,7 @@ class Cluster {
   void access(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
 
   const std::byte* exchange(std::uint32_t mask, std::uint32_t operation, const void* mine, std::uint32_t bytes);
+  void grid_wait() { running_->waited = true; }
   void block_barrier();
   void named_barrier(std::uint32_t id, std::uint32_t threads, bool wait);
   void cluster_arrive();
@@ -84,6 +85,7 @@ class Cluster {
     std::uint32_t clock = 1;
     std::uint32_t ticks = 0;
     std::uint32_t cluster_phase = 0;  // how often it has come to the cluster's barrier
+    bool waited = false;              // for the launches that this one depends on
     Wait wait = Wait::none;
     Knowledge* known = nullptr;
     Queue queues[2];
@@ -158,6 +160,8 @@ class Cluster {
   Place place(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
   bool in_bounds(const Place& where, std::uintptr_t address, std::size_t bytes, bool write, const char* verb,
                  std::uint32_t site);
+  void require_waited(const Place& where, std::uintptr_t address, std::size_t bytes, bool write, const char* verb,
+                      std::uint32_t site);
   void require_space(const Place& where, std::uintptr_t address, std::size_t bytes, bool shared, const char* verb,
                      std::uint32_t site);
   void start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read);
@@ -169,6 +173,7 @@ class Cluster {
   std::unique_lock<std::mutex> lock_for(const Place& where);
   bool ordered(std::uint64_t stamp) const;
   std::string who(std::uint64_t stamp, std::uint32_t site) const;
+  CpuFinding finding(CpuFault fault, int line, const Thread& t, std::string what) const;
   void report(CpuFault fault, std::uint32_t site, std::string what);
   void report(CpuFault fault, std::uint32_t site, std::uintptr_t address, const Thread& t, std::string what);
   int line(std::uint32_t site) const { return site < run_.code.sites.size() ? run_.code.sites[site].line : 0; }

@@ -16,18 +16,21 @@ constexpr int kPoison = 0xff;
 
 // ---- findings ----
 
-void Cluster::report(CpuFault fault, std::uint32_t site, std::string what) {
-  const Thread& t = *running_;
+CpuFinding Cluster::finding(CpuFault fault, int line, const Thread& t, std::string what) const {
   CpuFinding f;
   f.fault = fault;
   f.kernel = run_.entry.name;
   f.file = run_.code.file;
-  f.line = line(site);
+  f.line = line;
   f.block_x = t.view.block_x;
   f.block_y = t.view.block_y;
   f.thread = static_cast<int>(t.view.thread);
   f.what = std::move(what);
-  run_.findings.add(std::move(f));
+  return f;
+}
+
+void Cluster::report(CpuFault fault, std::uint32_t site, std::string what) {
+  run_.findings.add(finding(fault, line(site), *running_, std::move(what)));
 }
 
 void Cluster::report(CpuFault fault, std::uint32_t site, std::uintptr_t address, const Thread& t, std::string what) {
@@ -120,6 +123,7 @@ bool Cluster::in_bounds(const Place& where, std::uintptr_t address, std::size_t 
     return false;
   }
   if (where.own || where.shared) return true;
+  require_waited(where, address, bytes, write, verb, site);
   if (where.buffer != nullptr) {
     if (!write || where.buffer->given->writable) return true;
     report(CpuFault::out_of_bounds, site, address, *running_,

@@ -26,6 +26,7 @@ void access_range(const void* p, std::uint64_t bytes, u32 site) { Cluster::curre
 const void* exchange(u32 mask, u32 operation, const void* mine, u32 bytes) {
   return Cluster::current().exchange(mask, operation, mine, bytes);
 }
+void grid_wait() { Cluster::current().grid_wait(); }
 void block_barrier() { Cluster::current().block_barrier(); }
 void named_barrier(u32 id, u32 threads) { Cluster::current().named_barrier(id, threads, true); }
 void named_barrier_arrive(u32 id, u32 threads) { Cluster::current().named_barrier(id, threads, false); }
@@ -71,6 +72,7 @@ std::span<const RuntimeFunction> runtime_functions() {
       {"ssmjit_cpu_access", address(access), false},
       {"ssmjit_cpu_access_range", address(access_range), false},
       {"ssmjit_cpu_exchange", address(exchange), true},
+      {"ssmjit_cpu_grid_wait", address(grid_wait), false},
       {"ssmjit_cpu_block_barrier", address(block_barrier), true},
       {"ssmjit_cpu_named_barrier", address(named_barrier), true},
       {"ssmjit_cpu_named_barrier_arrive", address(named_barrier_arrive), true},

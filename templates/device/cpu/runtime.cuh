@@ -47,6 +47,9 @@ __device__ __attribute__((const)) const SsmjitCpuThread* ssmjit_cpu_thread();
 // kSsmjitCpuSync is the warp barrier, the only one that orders memory.
 __device__ const void* ssmjit_cpu_exchange(u32 mask, u32 operation, const void* mine, u32 bytes);
 
+// The launches that this one depends on have ended.
+__device__ void ssmjit_cpu_grid_wait();
+
 // All threads of the block meet, those that have returned too: then it never ends. All lanes of a warp come to it by
 // the same call.
 __device__ __attribute__((convergent)) void ssmjit_cpu_block_barrier();

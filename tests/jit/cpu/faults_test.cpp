@@ -686,6 +686,70 @@ TEST_F(CpuFaults, WhatWouldEndTheProcessIsAFinding) {
   EXPECT_EQ(f.thread, 5);
 }
 
+// ---- dependent launches ----
+
+// `in` is a weight, `out` belongs to the launches before.
+PlantedKernel dependent(const std::string& body) {
+  PlantedKernel k(body);
+  k.launch.dependent = true;
+  k.launch.buffers[0].before_wait = true;
+  k.launch.buffers[1].initialised = true;
+  return k;
+}
+
+TEST_F(CpuFaults, AReadBeforeTheGridsWaitIsFoundUnlessTheBufferAllowsIt) {
+  PlantedKernel wrong =
+      dependent("  float v = in[t] + load_now_b32(out + t);  // here\n  grid_dependency_wait();\n  out[t] = v;\n");
+  const CpuFinding f = find(wrong, CpuFault::early);
+  EXPECT_EQ(f.line, wrong.line("// here"));
+  EXPECT_EQ(f.buffer, "out");
+  EXPECT_EQ(f.offset, 4 * f.thread);
+  EXPECT_THAT(f.text(), HasSubstr("before the wait"));
+  PlantedKernel right =
+      dependent("  float v = in[t];\n  grid_dependency_wait();\n  out[t] = v + load_now_b32(out + t);\n");
+  expect_clean(right);
+  wrong.launch.dependent = false;
+  expect_clean(wrong);
+}
+
+TEST_F(CpuFaults, ACopyBeforeTheGridsWaitIsFoundUnlessTheBufferAllowsIt) {
+  const std::string body = R"(  __shared__ __align__(16) float tile[128];
+  copy_async(tile + 4 * t, FROM + t / 16 * 4);  // here
+  copy_async_commit();
+  grid_dependency_wait();
+  copy_async_wait<0>();
+  out[32 + t] = tile[4 * t];
+)";
+  const auto with = [&](const char* from) {
+    std::string s = body;
+    return s.replace(s.find("FROM"), 4, from);
+  };
+  PlantedKernel wrong = dependent(with("out"));
+  const CpuFinding f = find(wrong, CpuFault::early);
+  EXPECT_EQ(f.line, wrong.line("// here"));
+  EXPECT_EQ(f.buffer, "out");
+  PlantedKernel right = dependent(with("in"));
+  expect_clean(right);
+}
+
+TEST_F(CpuFaults, AWriteBeforeTheGridsWaitIsFound) {
+  PlantedKernel k = dependent("  if (t == 7) out[t] = in[t];  // here\n  grid_dependency_wait();\n");
+  k.launch.buffers[1].before_wait = true;  // which is about reads
+  const CpuFinding f = find(k, CpuFault::early);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_EQ(f.thread, 7);
+  EXPECT_EQ(f.buffer, "out");
+}
+
+TEST_F(CpuFaults, AThreadThatReturnsBeforeTheGridsWaitIsFound) {
+  PlantedKernel k = dependent("  if (t == 9) return;\n  grid_dependency_wait();\n  out[t] = in[t];\n");
+  const CpuFinding f = find(k, CpuFault::early);
+  EXPECT_EQ(f.line, k.line("void k("));
+  EXPECT_EQ(f.thread, 9);
+  EXPECT_EQ(f.buffer, "");
+  EXPECT_THAT(f.text(), HasSubstr("returns"));
+}
+
 // ---- clusters ----
 
 TEST_F(CpuFaults, APeersSharedMemoryIsReadBehindTheClustersBarrier) {
