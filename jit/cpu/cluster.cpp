@@ -185,8 +185,13 @@ void Cluster::thread_main() {
   Thread& t = *running_;
   // The launch behind this one counts on its end to be behind the end of those before.
   if (!t.waited) run_.findings.add(finding(CpuFault::early, run_.entry.line, t, "returns before grid_dependency_wait"));
-  // Copies that nobody waited for come to their end all the same; what reads them in shared memory is reported.
-  for (const Copy& c : t.queues[1].copies) finish(c, t.index, t.clock);
+  // Bulk stores come to their end all the same, but shared memory may be gone before they have read it.
+  for (const Copy& c : t.queues[1].copies) {
+    if (run_.races && c.taken.empty())
+      report(CpuFault::unwaited_copy, c.site, reinterpret_cast<std::uintptr_t>(c.from), t,
+             fmt::format("returns while its copy is still to read {} bytes of shared memory", c.read));
+    finish(c, t.index, t.clock);
+  }
   --alive_;
   --block_state_[t.block].alive;
   suspend(Wait::ended);
@@ -666,6 +671,35 @@ void Cluster::mbarrier_wait(std::uintptr_t barrier, std::uint32_t parity) {
   if (mbarrier_test(barrier, parity)) return;
   mbarriers_.find(barrier)->second.waiting.emplace_back(running_->index, parity & 1);
   suspend(Wait::mbarrier);
+}
+
+// ---- copies whose source is read before they end ----
+
+// The source of a copy has been read: whoever is ordered after (thread, clock) may write there.
+void Cluster::source_is_free(const Copy& c, std::uint32_t thread, std::uint32_t clock) {
+  if (!run_.races || c.read == 0 || !c.taken.empty()) return;
+  const std::uintptr_t source = reinterpret_cast<std::uintptr_t>(c.from);
+  const Place where = place(source, c.read, c.site);
+  Shadow* shadow = shadow_of(where);
+  if (shadow == nullptr) return;
+  const std::unique_lock<std::mutex> lock = lock_for(where);
+  shadow->each(source, c.read, false, [&](Cell& cell, std::uintptr_t, std::uintptr_t) {
+    for (std::uint64_t& read : cell.read)
+      if (Stamp::pending(read) && Stamp::group(read) == number_ && Stamp::thread(read) == c.thread)
+        read = Stamp::make(number_, thread, clock, false, false);
+  });
+}
+
+void Cluster::copy_wait_read(std::uint32_t queue, std::uint32_t pending) {
+  Queue& q = running_->queues[queue % 2];
+  if (q.ends.size() <= pending) return;
+  const std::size_t read = q.ends[q.ends.size() - pending - 1];
+  for (std::size_t i = 0; i < read; ++i) {
+    Copy& c = q.copies[i];
+    if (!c.taken.empty()) continue;
+    source_is_free(c, running_->index, running_->clock);
+    c.taken.assign(c.from, c.from + c.read);
+  }
 }
 
 // ---- what must have happened, and where ----

@@ -59,6 +59,7 @@ class Cluster {
             std::uint32_t alignment);
   void copy_commit(std::uint32_t queue);
   void copy_wait(std::uint32_t queue, std::uint32_t pending);
+  void copy_wait_read(std::uint32_t queue, std::uint32_t pending);
   void copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uintptr_t barrier);
   void check_copy(bool to_shared, const std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read);
   void matrix_row(std::uintptr_t row);
@@ -71,6 +72,7 @@ class Cluster {
     std::byte* to;
     const std::byte* from;
     std::uint32_t bytes, read, site, thread;
+    std::vector<std::byte> taken{};  // what was read, where that ended before the copy does
   };
   // Copies in groups: group i ends where the next begins; those past the last end are not committed.
   struct Queue {
@@ -156,6 +158,7 @@ class Cluster {
   Mbarrier& mbarrier(std::uintptr_t address, const char* operation);
   bool complete(Mbarrier& b);
   void finish(const Copy& c, std::uint32_t thread, std::uint32_t clock);
+  void source_is_free(const Copy& c, std::uint32_t thread, std::uint32_t clock);
 
   Place place(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
   bool in_bounds(const Place& where, std::uintptr_t address, std::size_t bytes, bool write, const char* verb,

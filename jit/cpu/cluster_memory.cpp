@@ -332,22 +332,12 @@ void Cluster::copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_
 
 // The bytes move now; whoever is ordered after (thread, clock) may use them.
 void Cluster::finish(const Copy& c, std::uint32_t thread, std::uint32_t clock) {
-  if (c.read > 0) std::memcpy(c.to, c.from, c.read);
+  if (c.read > 0) std::memcpy(c.to, c.taken.empty() ? c.from : c.taken.data(), c.read);
   if (c.read < c.bytes) std::memset(c.to + c.read, 0, c.bytes - c.read);
   if (!run_.races) return;
   const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(c.to);
   touch(place(target, c.bytes, c.site), target, c.bytes, Touch::copy_end, false, c.site, thread, clock);
-  if (c.read == 0) return;
-  const std::uintptr_t source = reinterpret_cast<std::uintptr_t>(c.from);
-  const Place where = place(source, c.read, c.site);
-  Shadow* shadow = shadow_of(where);
-  if (shadow == nullptr) return;
-  const std::unique_lock<std::mutex> lock = lock_for(where);
-  shadow->each(source, c.read, false, [&](Cell& cell, std::uintptr_t, std::uintptr_t) {
-    for (std::uint64_t& read : cell.read)
-      if (Stamp::pending(read) && Stamp::group(read) == number_ && Stamp::thread(read) == c.thread)
-        read = Stamp::make(number_, thread, clock, false, false);
-  });
+  source_is_free(c, thread, clock);
 }
 
 void Cluster::load_maybe_appended(std::byte* to, const std::byte* from, std::uint32_t bytes) {

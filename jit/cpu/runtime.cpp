@@ -44,6 +44,7 @@ void copy(u32 queue, void* to, const void* from, u32 bytes, u32 read, u32 alignm
 }
 void copy_commit(u32 queue) { Cluster::current().copy_commit(queue); }
 void copy_wait(u32 queue, u32 pending) { Cluster::current().copy_wait(queue, pending); }
+void copy_wait_read(u32 queue, u32 pending) { Cluster::current().copy_wait_read(queue, pending); }
 void copy_to_barrier(void* to, const void* from, u32 bytes, void* barrier) {
   Cluster::current().check_copy(true, bytes_at(to), bytes_at(from), bytes, bytes);
   Cluster::current().copy_to_barrier(bytes_at(to), bytes_at(from), bytes, number(barrier));
@@ -87,6 +88,7 @@ std::span<const RuntimeFunction> runtime_functions() {
       {"ssmjit_cpu_copy", address(copy), true},
       {"ssmjit_cpu_copy_commit", address(copy_commit), true},
       {"ssmjit_cpu_copy_wait", address(copy_wait), true},
+      {"ssmjit_cpu_copy_wait_read", address(copy_wait_read), true},
       {"ssmjit_cpu_copy_to_barrier", address(copy_to_barrier), true},
       {"ssmjit_cpu_matrix_row", address(matrix_row), true},
       {"ssmjit_cpu_load_maybe_appended", address(load_maybe_appended), true},

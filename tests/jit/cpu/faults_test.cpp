@@ -109,9 +109,33 @@ TEST_F(CpuFaults, ACopyOutOfSharedMemoryNeedsItsSourceUntilItIsWaitedFor) {
   PlantedKernel right(std::string(kStore) + "  ssmjit_cpu_copy_wait(1, 0);\n  tile[4 * t] = 1.0f;\n", 128);
   expect_clean(right);
   EXPECT_EQ(right.out, right.in);
-  PlantedKernel at_the_end(kStore, 128);
-  expect_clean(at_the_end);
-  EXPECT_EQ(at_the_end.out, at_the_end.in);
+}
+
+TEST_F(CpuFaults, AWaitForTheReadingOfABulkStoreFreesItsSourceAndNotItsTarget) {
+  PlantedKernel right(std::string(kStore) + "  bulk_store_wait_read<0>();\n  tile[4 * t] = -1.0f;\n", 128);
+  expect_clean(right);
+  EXPECT_EQ(right.out, right.in);
+  PlantedKernel wrong(std::string(kStore) + "  bulk_store_wait_read<0>();\n  out[4 * t] += 1.0f;  // here\n", 128);
+  const CpuFinding f = find(wrong, CpuFault::unwaited_copy);
+  EXPECT_EQ(f.line, wrong.line("// here"));
+  EXPECT_EQ(f.buffer, "out");
+  EXPECT_EQ(f.offset, 16 * f.thread);
+  EXPECT_THAT(f.text(), HasSubstr("still to bring"));
+  PlantedKernel waited(
+      std::string(kStore) + "  bulk_store_wait_read<0>();\n  bulk_store_wait<0>();\n  out[4 * t] += 1.0f;\n", 128);
+  expect_clean(waited);
+  EXPECT_EQ(waited.out[8], 9);
+}
+
+TEST_F(CpuFaults, AThreadThatReturnsBeforeItsBulkStoresHaveReadIsFound) {
+  PlantedKernel k(kStore, 128);
+  const CpuFinding f = find(k, CpuFault::unwaited_copy);
+  EXPECT_EQ(f.line, k.line("ssmjit_cpu_copy(1"));
+  EXPECT_EQ(f.buffer, "tile");
+  EXPECT_EQ(f.offset, 16 * f.thread);
+  EXPECT_THAT(f.text(), HasSubstr("returns while its copy is still to read 16 bytes"));
+  PlantedKernel newest(std::string(kStore) + "  bulk_store_wait_read<1>();\n", 128);
+  EXPECT_EQ(find(newest, CpuFault::unwaited_copy).line, newest.line("ssmjit_cpu_copy(1"));
 }
 
 TEST_F(CpuFaults, ACopyOfFewerBytesThanItsTargetFillsWithZeros) {
