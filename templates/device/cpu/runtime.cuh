@@ -79,8 +79,8 @@ __device__ void ssmjit_cpu_copy_commit(u32 queue);
 __device__ void ssmjit_cpu_copy_wait(u32 queue, u32 pending);  // until at most `pending` groups are under way
 // Until at most `pending` groups are still to read; the others' sources may be written, their targets not yet touched.
 __device__ void ssmjit_cpu_copy_wait_read(u32 queue, u32 pending);
-// An asynchronous copy from global to shared memory that counts its bytes into the phase of an mbarrier (addresses and size: multiples of 16). The
-// bytes move when that phase ends.
+// An asynchronous copy from global to shared memory that counts its bytes into the phase of an mbarrier (addresses and
+// size: multiples of 16). The bytes move when that phase ends.
 __device__ void ssmjit_cpu_copy_to_barrier(void* to, const void* from, u32 bytes, void* barrier);
 
 // Checks an address that a matrix load or store is given: 16 bytes of shared memory, aligned to 16.
