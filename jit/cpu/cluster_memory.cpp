@@ -16,18 +16,21 @@ constexpr int kPoison = 0xff;
 
 // ---- findings ----
 
-void Cluster::report(CpuFault fault, std::uint32_t site, std::string what) {
-  const Thread& t = *running_;
+CpuFinding Cluster::finding(CpuFault fault, int line, const Thread& t, std::string what) const {
   CpuFinding f;
   f.fault = fault;
   f.kernel = run_.entry.name;
   f.file = run_.code.file;
-  f.line = line(site);
+  f.line = line;
   f.block_x = t.view.block_x;
   f.block_y = t.view.block_y;
   f.thread = static_cast<int>(t.view.thread);
   f.what = std::move(what);
-  run_.findings.add(std::move(f));
+  return f;
+}
+
+void Cluster::report(CpuFault fault, std::uint32_t site, std::string what) {
+  run_.findings.add(finding(fault, line(site), *running_, std::move(what)));
 }
 
 void Cluster::report(CpuFault fault, std::uint32_t site, std::uintptr_t address, const Thread& t, std::string what) {
@@ -120,6 +123,7 @@ bool Cluster::in_bounds(const Place& where, std::uintptr_t address, std::size_t 
     return false;
   }
   if (where.own || where.shared) return true;
+  require_waited(where, address, bytes, write, verb, site);
   if (where.buffer != nullptr) {
     if (!write || where.buffer->given->writable) return true;
     report(CpuFault::out_of_bounds, site, address, *running_,
@@ -147,6 +151,7 @@ void Cluster::access(std::uintptr_t address, std::size_t bytes, std::uint32_t si
   }
   const Place where = place(address, bytes, site_index);
   if (!in_bounds(where, address, bytes, site.write, verb, site_index)) give_up();
+  if (site.space != 0) require_space(where, address, bytes, site.space == kSharedSpace, verb, site_index);
   if (run_.races)
     touch(where, address, bytes, site.write ? Touch::write : Touch::read, site.atomic, site_index, running_->index,
           running_->clock);
@@ -327,22 +332,12 @@ void Cluster::copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_
 
 // The bytes move now; whoever is ordered after (thread, clock) may use them.
 void Cluster::finish(const Copy& c, std::uint32_t thread, std::uint32_t clock) {
-  if (c.read > 0) std::memcpy(c.to, c.from, c.read);
+  if (c.read > 0) std::memcpy(c.to, c.taken.empty() ? c.from : c.taken.data(), c.read);
   if (c.read < c.bytes) std::memset(c.to + c.read, 0, c.bytes - c.read);
   if (!run_.races) return;
   const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(c.to);
   touch(place(target, c.bytes, c.site), target, c.bytes, Touch::copy_end, false, c.site, thread, clock);
-  if (c.read == 0) return;
-  const std::uintptr_t source = reinterpret_cast<std::uintptr_t>(c.from);
-  const Place where = place(source, c.read, c.site);
-  Shadow* shadow = shadow_of(where);
-  if (shadow == nullptr) return;
-  const std::unique_lock<std::mutex> lock = lock_for(where);
-  shadow->each(source, c.read, false, [&](Cell& cell, std::uintptr_t, std::uintptr_t) {
-    for (std::uint64_t& read : cell.read)
-      if (Stamp::pending(read) && Stamp::group(read) == number_ && Stamp::thread(read) == c.thread)
-        read = Stamp::make(number_, thread, clock, false, false);
-  });
+  source_is_free(c, thread, clock);
 }
 
 void Cluster::load_maybe_appended(std::byte* to, const std::byte* from, std::uint32_t bytes) {

@@ -20,7 +20,9 @@ struct Site {
   std::uint32_t alignment = 1;
   bool write = false;
   bool atomic = false;
+  std::uint32_t space = 0;  // that the access names: kGlobalSpace, kSharedSpace, else any
 };
+constexpr std::uint32_t kGlobalSpace = 1, kSharedSpace = 3;  // as SSMJIT_CPU_GLOBAL and _SHARED of memory.cuh
 
 struct SharedVariable {
   std::string name;

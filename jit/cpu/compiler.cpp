@@ -465,20 +465,26 @@ class Instrument {
     if (!checks_ || own(pointer)) return;
     const auto bytes = static_cast<std::uint32_t>(module_.getDataLayout().getTypeStoreSize(type).getFixedValue());
     place_before(&instruction);
-    llvm::Value* where = site(
-        instruction,
-        {.bytes = bytes, .alignment = static_cast<std::uint32_t>(alignment.value()), .write = write, .atomic = atomic});
-    build_.CreateCall(access_, {pointer, build_.getInt32(bytes), where});
+    llvm::Value* where = site(instruction, {.bytes = bytes,
+                                            .alignment = static_cast<std::uint32_t>(alignment.value()),
+                                            .write = write,
+                                            .atomic = atomic,
+                                            .space = pointer->getType()->getPointerAddressSpace()});
+    build_.CreateCall(access_, {plain(pointer), build_.getInt32(bytes), where});
   }
 
   void range(llvm::Instruction& instruction, llvm::Value* pointer, llvm::Value* bytes, llvm::MaybeAlign alignment,
              bool write) {
     if (!checks_ || own(pointer)) return;
     place_before(&instruction);
-    llvm::Value* where =
-        site(instruction, {.alignment = static_cast<std::uint32_t>(alignment.valueOrOne().value()), .write = write});
-    build_.CreateCall(range_, {pointer, build_.CreateZExtOrTrunc(bytes, build_.getInt64Ty()), where});
+    llvm::Value* where = site(instruction, {.alignment = static_cast<std::uint32_t>(alignment.valueOrOne().value()),
+                                            .write = write,
+                                            .space = pointer->getType()->getPointerAddressSpace()});
+    build_.CreateCall(range_, {plain(pointer), build_.CreateZExtOrTrunc(bytes, build_.getInt64Ty()), where});
   }
+
+  // The runtime takes pointers that name no address space.
+  llvm::Value* plain(llvm::Value* pointer) { return build_.CreateAddrSpaceCast(pointer, build_.getPtrTy()); }
 
   // Whether it points to what needs no check: a thread's stack, the module's own variables, what the runtime hands out.
   static bool own(const llvm::Value* pointer) {

@@ -23,7 +23,8 @@ struct CpuBuffer {
   std::byte* data = nullptr;
   std::size_t bytes = 0;
   bool writable = false;
-  bool initialised = true;  // false: reading a byte before the kernel wrote it is reported
+  bool initialised = true;   // false: reading a byte before the kernel wrote it is reported
+  bool before_wait = false;  // may be read before grid_dependency_wait: no launch before this one writes it
 };
 
 struct CpuLaunch {
@@ -38,8 +39,9 @@ struct CpuLaunch {
   std::vector<CpuBuffer> buffers;
   CpuSchedule schedule = CpuSchedule::forward;
   std::uint64_t seed = 1;
-  bool races = true;   // races, missing waits, uninitialised reads; of a program compiled with checks
-  bool bounds = true;  // accesses outside the buffers; of a program compiled with checks
+  bool dependent = false;  // the launch before may still run: nothing of it is used before grid_dependency_wait
+  bool races = true;       // races, missing waits, uninitialised reads; of a program compiled with checks
+  bool bounds = true;      // accesses outside the buffers; of a program compiled with checks
   double timeout_s = 10;
   int threads = 1;  // of this machine; blocks (clusters) are spread over them
 };
@@ -50,6 +52,7 @@ enum class CpuFault {
   uninitialised,  // bytes read that nobody wrote
   out_of_bounds,
   misaligned,
+  early,      // of a dependent launch: memory used, or the thread's end, before grid_dependency_wait
   divergent,  // lanes or threads that should meet do not
   deadlock,   // everyone waits
   endless,    // the time-out passed
