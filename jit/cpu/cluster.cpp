@@ -481,9 +481,10 @@ void Cluster::block_barrier() { barrier(0, block_threads_, true); }
 void Cluster::named_barrier(std::uint32_t id, std::uint32_t threads, bool wait) {
   if (id == 0 || id >= std::size(block_state_[0].barriers) || threads == 0 || threads % 32 != 0 || threads > 1024) {
     report(CpuFault::misuse, running_->site,
-           fmt::format("named barrier {} with {} threads: there are 1 to 15 (0 is the block's), and the count is a "
-                       "multiple of 32, up to 1024",
-                       id, threads));
+           fmt::format(
+               "comes to named barrier {} with {} threads: there are 1 to 15 (0 is the block's), and the count is a "
+               "multiple of 32, up to 1024",
+               id, threads));
     give_up();
   }
   barrier(id, threads, wait);
@@ -510,7 +511,8 @@ void Cluster::barrier(std::uint32_t id, std::uint32_t threads, bool wait) {
   Gate& gate = block_state_[t.block].barriers[id];
   if (gate.arrived > 0 && gate.threads != threads) {
     report(CpuFault::misuse, t.site,
-           fmt::format("named barrier {} with {} threads while others wait there for {}", id, threads, gate.threads));
+           fmt::format("comes to named barrier {} with {} threads while others wait there for {}", id, threads,
+                       gate.threads));
     give_up();
   }
   gate.threads = threads;

@@ -23,7 +23,8 @@ struct alignas(16) Vec16 {
 };
 
 SSMJIT_DEVICE Vec16 ssmjit_cpu_load16(const void* address) {
-  return __builtin_bit_cast(Vec16, *static_cast<const SsmjitCpuWord4*>(address));
+  const SsmjitCpuWord4 v = *static_cast<const SsmjitCpuWord4*>(address);  // a value: else it is read in halves
+  return __builtin_bit_cast(Vec16, v);
 }
 template <bool kStreaming>
 SSMJIT_DEVICE Vec16 load_global(const void* address) {
@@ -71,7 +72,8 @@ SSMJIT_DEVICE void load_now(const void* address, u32 (&word)[kWords]) {
 SSMJIT_DEVICE void add_global(u64* address, u64 value) { __atomic_fetch_add(address, value, __ATOMIC_RELAXED); }
 
 SSMJIT_DEVICE Vec16 load_shared(const void* address) {
-  return __builtin_bit_cast(Vec16, *(const SSMJIT_CPU_SHARED SsmjitCpuWord4*)address);
+  const SsmjitCpuWord4 v = *(const SSMJIT_CPU_SHARED SsmjitCpuWord4*)address;
+  return __builtin_bit_cast(Vec16, v);
 }
 
 SSMJIT_DEVICE void copy_async(void* shared, const void* global) { ssmjit_cpu_copy(0, shared, global, 16, 16, 16); }

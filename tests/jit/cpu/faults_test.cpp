@@ -649,7 +649,8 @@ TEST_F(CpuFaults, AMatrixRowThatIsNotAlignedIsFound) {
   for (int i = t; i < 256; i += 32) tile[i] = in[i];
   sync_block();
   u32 w[2] = {};
-  OPERATION(w, tile + 4 * t + (t < LANES ? 0 : 1));  // here
+  const float* row = tile + 4 * t + (t < LANES ? 0 : 1);
+  OPERATION;  // here
   out[t] = bits_float(w[0]);
 )";
   const auto with = [&](const char* operation, const char* lanes) {
@@ -658,7 +659,8 @@ TEST_F(CpuFaults, AMatrixRowThatIsNotAlignedIsFound) {
     return s.replace(s.find("LANES"), 5, lanes);
   };
   for (const char* operation :
-       {"load_matrix<2>", "load_matrix_transposed<2>", "store_matrix<2>", "store_matrix_transposed<2>"}) {
+       {"load_matrix<2>(w, row)", "load_matrix_transposed<2>(w, row)", "store_matrix<2>(const_cast<float*>(row), w)",
+        "store_matrix_transposed<2>(const_cast<float*>(row), w)"}) {
     SCOPED_TRACE(operation);
     PlantedKernel wrong(with(operation, "15"), 256);
     const CpuFinding f = find(wrong, CpuFault::misaligned);
