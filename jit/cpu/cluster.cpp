@@ -14,8 +14,7 @@ constexpr std::size_t kMostLaneBytes = 512;
 constexpr std::size_t kMostMasks = 33;                          // that a warp meets under
 constexpr std::size_t kMeetingBytes = kMostLaneBytes * 32 * 2;  // two, so that one may be read during the next
 constexpr std::size_t kWarpBytes = kMostMasks * kMeetingBytes;
-constexpr std::size_t kPage = 65536;  // of any machine, at most
-constexpr std::byte kPoison{0xff};    // NaN in every dtype
+constexpr std::byte kPoison{0xff};  // NaN in every dtype
 
 thread_local Cluster* current_cluster = nullptr;
 

@@ -20,6 +20,13 @@ struct Site {
   std::uint32_t alignment = 1;
   bool write = false;
   bool atomic = false;
+  bool update = false;  // reads, then writes
+};
+
+// A variable of a thread's own, or a constant table of the module.
+struct Variable {
+  std::string name;
+  std::size_t bytes = 0;
 };
 
 struct SharedVariable {
@@ -48,6 +55,7 @@ class Code {
   std::string file;
   std::vector<EntryCode> entries;
   std::vector<Site> sites;
+  std::vector<Variable> variables;                                // whose bounds are checked in the code itself
   std::vector<SharedVariable> shared;                             // static variables, by offset
   std::string dynamic_name;                                       // of the extern __shared__ array
   std::size_t static_bytes = 0;                                   // of shared memory; the dynamic part starts here

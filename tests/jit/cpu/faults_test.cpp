@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "jit/cpu/shadow.h"
 #include "planted_kernel.h"
 
 namespace ssmjit {
@@ -112,6 +113,30 @@ TEST_F(CpuFaults, ACopyOutOfSharedMemoryNeedsItsSourceUntilItIsWaitedFor) {
   PlantedKernel at_the_end(kStore, 128);
   expect_clean(at_the_end);
   EXPECT_EQ(at_the_end.out, at_the_end.in);
+}
+
+TEST_F(CpuFaults, TheEndOfOneCopyIsNotTheEndOfAnotherFromTheSameSource) {
+  const std::string body = R"(  __shared__ __align__(16) float tile[128];
+  for (int i = 0; i < 4; ++i) tile[4 * t + i] = in[4 * t + i];
+  ssmjit_cpu_copy(1, out + 4 * t, tile + 4 * t, 16, 16, 16);
+  ssmjit_cpu_copy_commit(1);
+  ssmjit_cpu_copy(1, out + 128 + 4 * t, tile + 4 * t, 16, 16, 16);
+  ssmjit_cpu_copy_commit(1);
+  ssmjit_cpu_copy_wait(1, PENDING);
+  tile[4 * t] = 1.0f;  // here
+  ssmjit_cpu_copy_wait(1, 0);
+)";
+  const auto with = [&](const char* pending) {
+    std::string s = body;
+    return s.replace(s.find("PENDING"), 7, pending);
+  };
+  PlantedKernel wrong(with("1"), 256);
+  const CpuFinding f = find(wrong, CpuFault::unwaited_copy);
+  EXPECT_EQ(f.line, wrong.line("// here"));
+  EXPECT_EQ(f.buffer, "tile");
+  EXPECT_THAT(f.text(), HasSubstr("still to read"));
+  PlantedKernel right(with("0"), 256);
+  expect_clean(right);
 }
 
 TEST_F(CpuFaults, ACopyOfFewerBytesThanItsTargetFillsWithZeros) {
@@ -395,6 +420,29 @@ TEST_F(CpuFaults, AThreadThatSpinsLetsTheOthersGoOn) {
 
 // ---- places ----
 
+TEST_F(CpuFaults, AnotherThreadsVariablesAreOutOfBounds) {
+  PlantedKernel k(R"(  volatile int mine = t;
+  const u64 theirs = reinterpret_cast<u64>(&mine) + (t < 16 ? 1 : -1) * (u64{1} << 17);
+  const int v = *reinterpret_cast<const volatile int*>(theirs);  // here
+  out[t] = static_cast<float>(v);
+)");
+  const CpuFinding f = find(k, CpuFault::out_of_bounds);
+  EXPECT_EQ(f.line, k.line("// here"));
+}
+
+TEST_F(CpuFaults, AWildAddressEndsTheRunUnderEveryChoiceOfChecks) {
+  for (const auto& [races, bounds] : {std::pair{true, false}, {false, true}, {false, false}}) {
+    PlantedKernel k("  out[t] = *reinterpret_cast<const float*>(static_cast<u64>(in[t] + 1.0f) << 20);  // here\n");
+    k.launch.races = races;
+    k.launch.bounds = bounds;
+    const CpuReport report = k.run();
+    ASSERT_EQ(report.findings.size(), 1u) << all_texts(report.findings);
+    EXPECT_EQ(report.findings[0].fault, CpuFault::out_of_bounds);
+    EXPECT_EQ(report.findings[0].line, k.line("// here"));
+    EXPECT_EQ(report.findings[0].thread, 0);
+  }
+}
+
 TEST_F(CpuFaults, AnOffByOneLoadIsOutOfBounds) {
   PlantedKernel k("  out[t] = in[t + 33];  // here\n");
   const CpuFinding f = find(k, CpuFault::out_of_bounds);
@@ -468,6 +516,12 @@ TEST_F(CpuFaults, AReadOfAnOutputNobodyWroteIsFound) {
   const CpuFinding f = find(k, CpuFault::uninitialised);
   EXPECT_EQ(f.line, k.line("// here"));
   EXPECT_EQ(f.buffer, "out");
+}
+
+TEST(CpuStamp, ASiteThatDoesNotFitACellIsUnknown) {
+  EXPECT_EQ(cpu::Stamp::site(65535), 65535);
+  EXPECT_EQ(cpu::Stamp::site(65536), 0);
+  EXPECT_EQ(cpu::Stamp::site(131073), 0);
 }
 
 TEST_F(CpuFaults, FindingsAreOneALineAndAreLimited) {
