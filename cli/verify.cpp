@@ -150,7 +150,9 @@ Verb verify_verb(CLI::App& root) {
   app->add_option("--seed", o->seed, "of the sample and the inputs");
   app->add_option("--source", o->source, "a kernel of your own: an emitted file, edited; the plan is its banner's");
   app->add_option("--arch", o->arch, "on the CPU: what the kernels are emitted for");
-  app->add_option("--check", o->check, "on the CPU: races, bounds, both with a comma between, or none");
+  app->add_option("--check", o->check,
+                  "on the CPU: races, bounds, both with a comma between, or none, which is unsafe: a wild address ends "
+                  "the process");
   app->add_option("--schedule", o->schedule, "on the CPU: forward, reverse, random; several with commas between");
   app->add_option("--timeout", o->timeout_s, "on the CPU: seconds that a launch may take; with --debug it may take any")
       ->capture_default_str();

@@ -15,7 +15,6 @@ constexpr std::size_t kMostLaneBytes = 512;
 constexpr std::size_t kMostMasks = 33;                          // that a warp meets under
 constexpr std::size_t kMeetingBytes = kMostLaneBytes * 32 * 2;  // two, so that one may be read during the next
 constexpr std::size_t kWarpBytes = kMostMasks * kMeetingBytes;
-constexpr std::size_t kPage = 65536;       // of any machine, at most
 constexpr std::byte kPoison{0xff};         // NaN in every dtype
 constexpr std::uint32_t kWarpBarrier = 1;  // kSsmjitCpuSync of runtime.cuh
 
@@ -687,7 +686,7 @@ void Cluster::source_is_free(const Copy& c, std::uint32_t thread, std::uint32_t 
   const std::unique_lock<std::mutex> lock = lock_for(where);
   shadow->each(source, c.read, false, [&](Cell& cell, std::uintptr_t, std::uintptr_t) {
     for (std::uint64_t& read : cell.read)
-      if (Stamp::pending(read) && Stamp::group(read) == number_ && Stamp::thread(read) == c.thread)
+      if (read == Stamp::make(number_, c.thread, c.clock, false, true))
         read = Stamp::make(number_, thread, clock, false, false);
   });
 }

@@ -17,6 +17,8 @@
 
 namespace ssmjit::cpu {
 
+constexpr std::size_t kPage = 65536;  // of any machine, at most: the guard below each stack
+
 // SsmjitCpuThread of runtime.cuh.
 struct ThreadView {
   std::uint32_t thread, block_threads;
@@ -42,6 +44,9 @@ class Cluster {
   void tick(std::uint32_t site);
   void fault(std::uint32_t kind, std::uint32_t site);  // 0: none, 1: a division by zero, 2: a trap
   void access(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
+  // An access `offset` bytes into a variable of the thread's own that is not within it.
+  [[noreturn]] void outside(std::uint64_t offset, std::uint64_t bytes, std::uint32_t variable, std::uint32_t site);
+  [[noreturn]] void wild_call(std::uintptr_t address, std::uint32_t site);
 
   const std::byte* exchange(std::uint32_t mask, std::uint32_t operation, const void* mine, std::uint32_t bytes);
   void grid_wait() { running_->waited = true; }
@@ -71,7 +76,7 @@ class Cluster {
   struct Copy {
     std::byte* to;
     const std::byte* from;
-    std::uint32_t bytes, read, site, thread;
+    std::uint32_t bytes, read, site, thread, clock;  // thread, clock: of the one that started it
     std::vector<std::byte> taken{};  // what was read, where that ended before the copy does
   };
   // Copies in groups: group i ends where the next begins; those past the last end are not committed.
@@ -125,13 +130,14 @@ class Cluster {
     Gate gate;                                                     // of the phase under way
     Knowledge* done = nullptr;                                     // of the last phase
   };
-  enum class Touch { read, write, copy_source, copy_start, copy_end };
+  enum class Touch { read, write, update, copy_source, copy_start, copy_end };
   // Where an address points.
   struct Place {
     const Buffer* buffer = nullptr;  // global
     bool shared = false;
-    bool own = false;  // stacks, exchange slots, the module's constants
-    bool known() const { return buffer != nullptr || shared || own; }
+    bool own = false;       // the thread's stack, exchange slots, the launch's arguments
+    bool constant = false;  // the module's
+    bool known() const { return buffer != nullptr || shared || own || constant; }
   };
 
   void run_cluster(std::uint32_t number);
@@ -160,6 +166,7 @@ class Cluster {
   void finish(const Copy& c, std::uint32_t thread, std::uint32_t clock);
   void source_is_free(const Copy& c, std::uint32_t thread, std::uint32_t clock);
 
+  bool own(std::size_t at, std::size_t bytes) const;
   Place place(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
   bool in_bounds(const Place& where, std::uintptr_t address, std::size_t bytes, bool write, const char* verb,
                  std::uint32_t site);
@@ -167,7 +174,7 @@ class Cluster {
                       std::uint32_t site);
   void require_space(const Place& where, std::uintptr_t address, std::size_t bytes, bool shared, const char* verb,
                      std::uint32_t site);
-  void start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read);
+  Copy start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read);
   void touch(const Place& where, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
              std::uint32_t thread, std::uint32_t clock);
   void check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
@@ -177,6 +184,7 @@ class Cluster {
   bool ordered(std::uint64_t stamp) const;
   std::string who(std::uint64_t stamp, std::uint32_t site) const;
   CpuFinding finding(CpuFault fault, int line, const Thread& t, std::string what) const;
+  void add(CpuFinding f, std::uint32_t site, const Thread& t);
   void report(CpuFault fault, std::uint32_t site, std::string what);
   void report(CpuFault fault, std::uint32_t site, std::uintptr_t address, const Thread& t, std::string what);
   int line(std::uint32_t site) const { return site < run_.code.sites.size() ? run_.code.sites[site].line : 0; }

@@ -29,19 +29,23 @@ CpuFinding Cluster::finding(CpuFault fault, int line, const Thread& t, std::stri
   return f;
 }
 
+void Cluster::add(CpuFinding f, std::uint32_t site, const Thread& t) {
+  CpuFinding whole = finding(f.fault, line(site), t, std::move(f.what));
+  whole.buffer = std::move(f.buffer);
+  whole.offset = f.offset;
+  run_.findings.add(std::move(whole));
+}
+
 void Cluster::report(CpuFault fault, std::uint32_t site, std::string what) {
-  run_.findings.add(finding(fault, line(site), *running_, std::move(what)));
+  CpuFinding f;
+  f.fault = fault;
+  f.what = std::move(what);
+  add(std::move(f), site, *running_);
 }
 
 void Cluster::report(CpuFault fault, std::uint32_t site, std::uintptr_t address, const Thread& t, std::string what) {
   CpuFinding f;
   f.fault = fault;
-  f.kernel = run_.entry.name;
-  f.file = run_.code.file;
-  f.line = line(site);
-  f.block_x = t.view.block_x;
-  f.block_y = t.view.block_y;
-  f.thread = static_cast<int>(t.view.thread);
   const std::uintptr_t shared = reinterpret_cast<std::uintptr_t>(shared_);
   if (address - shared < shared_stride_ * blocks_) {
     const std::size_t offset = (address - shared) % shared_stride_;
@@ -69,7 +73,9 @@ void Cluster::report(CpuFault fault, std::uint32_t site, std::uintptr_t address,
         distance = d;
       }
     }
-    if (nearest != nullptr && distance < (std::uint64_t{1} << 32)) {
+    if (address - reinterpret_cast<std::uintptr_t>(pages_.data()) < pages_.size()) {
+      f.buffer = "the threads' own variables";
+    } else if (nearest != nullptr && distance < (std::uint64_t{1} << 32)) {
       f.buffer = nearest->given->name;
       f.offset = static_cast<std::int64_t>(address - nearest->begin);
     } else {
@@ -78,15 +84,24 @@ void Cluster::report(CpuFault fault, std::uint32_t site, std::uintptr_t address,
     }
   }
   f.what = std::move(what);
-  run_.findings.add(std::move(f));
+  add(std::move(f), site, t);
 }
 
 // ---- places ----
 
+// Whether `at` bytes into the pages lies what the running thread may touch: not another's stack.
+bool Cluster::own(std::size_t at, std::size_t bytes) const {
+  const std::size_t stacks = count_ * stack_bytes_;
+  if (at < slots_bytes_) return bytes <= slots_bytes_ - at;
+  if (at - slots_bytes_ >= stacks) return bytes <= pages_.size() - at;
+  const std::size_t thread = (at - slots_bytes_) / stack_bytes_, offset = (at - slots_bytes_) % stack_bytes_;
+  return thread == running_->index && offset >= kPage && bytes <= stack_bytes_ - offset;
+}
+
 Cluster::Place Cluster::place(std::uintptr_t address, std::size_t bytes, std::uint32_t site) {
   Place where;
-  if (address - reinterpret_cast<std::uintptr_t>(pages_.data()) < pages_.size()) {
-    where.own = true;
+  if (const std::size_t at = address - reinterpret_cast<std::uintptr_t>(pages_.data()); at < pages_.size()) {
+    where.own = own(at, bytes);
     return where;
   }
   const std::size_t offset = address - reinterpret_cast<std::uintptr_t>(shared_);
@@ -109,7 +124,7 @@ Cluster::Place Cluster::place(std::uintptr_t address, std::size_t bytes, std::ui
       return where;
     }
   for (const auto& [begin, size] : run_.code.constants)
-    if (address - begin < size) where.own = true;
+    if (address - begin < size) where.constant = bytes <= size - (address - begin);
   return where;
 }
 
@@ -124,14 +139,18 @@ bool Cluster::in_bounds(const Place& where, std::uintptr_t address, std::size_t 
   }
   if (where.own || where.shared) return true;
   require_waited(where, address, bytes, write, verb, site);
+  if (where.constant) {
+    if (!write) return true;
+    report(CpuFault::out_of_bounds, site, fmt::format("{} {} bytes of a constant of the source", verb, bytes));
+    return false;
+  }
   if (where.buffer != nullptr) {
-    if (!write || where.buffer->given->writable) return true;
+    if (!write || where.buffer->given->writable || !run_.bounds) return true;
     report(CpuFault::out_of_bounds, site, address, *running_,
            fmt::format("{} {} bytes of a buffer that is only read", verb, bytes));
     return false;
   }
   const bool shared = address - reinterpret_cast<std::uintptr_t>(shared_) < shared_stride_ * blocks_;
-  if (!shared && !run_.bounds) return true;
   report(CpuFault::out_of_bounds, site, address, *running_,
          shared ? fmt::format("{} {} bytes past the end of shared memory, which has {} bytes a block", verb, bytes,
                               shared_bytes_)
@@ -141,8 +160,7 @@ bool Cluster::in_bounds(const Place& where, std::uintptr_t address, std::size_t 
 
 void Cluster::access(std::uintptr_t address, std::size_t bytes, std::uint32_t site_index) {
   const Site& site = run_.code.sites[site_index];
-  if (address - reinterpret_cast<std::uintptr_t>(pages_.data()) < pages_.size() || bytes == 0) return;
-  if (!run_.bounds && !run_.races) return;
+  if (bytes == 0) return;
   const char* verb = site.write ? "writes" : "reads";
   if ((address & (site.alignment - 1)) != 0) {
     report(CpuFault::misaligned, site_index, address, *running_,
@@ -153,8 +171,30 @@ void Cluster::access(std::uintptr_t address, std::size_t bytes, std::uint32_t si
   if (!in_bounds(where, address, bytes, site.write, verb, site_index)) give_up();
   if (site.space != 0) require_space(where, address, bytes, site.space == kSharedSpace, verb, site_index);
   if (run_.races)
-    touch(where, address, bytes, site.write ? Touch::write : Touch::read, site.atomic, site_index, running_->index,
-          running_->clock);
+    touch(where, address, bytes,
+          site.update  ? Touch::update
+          : site.write ? Touch::write
+                       : Touch::read,
+          site.atomic, site_index, running_->index, running_->clock);
+}
+
+void Cluster::outside(std::uint64_t offset, std::uint64_t bytes, std::uint32_t variable, std::uint32_t site) {
+  const Variable& v = run_.code.variables[variable];
+  CpuFinding f;
+  f.fault = CpuFault::out_of_bounds;
+  f.buffer = v.name;
+  f.offset = static_cast<std::int64_t>(offset);
+  f.what = fmt::format("{} {} bytes outside {}, which has {} bytes", run_.code.sites[site].write ? "writes" : "reads",
+                       bytes, v.name.empty() ? "a variable of its own" : v.name, v.bytes);
+  add(std::move(f), site, *running_);
+  give_up();
+}
+
+void Cluster::wild_call(std::uintptr_t address, std::uint32_t site) {
+  report(CpuFault::misuse, site,
+         address == 0 ? "calls a function through a null pointer"
+                      : "calls a function through a pointer that points to none of this type");
+  give_up();
 }
 
 // ---- order ----
@@ -213,7 +253,7 @@ void Cluster::check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch
   const auto fault = [&](CpuFault f, std::string what) { report(f, site, address, *running_, std::move(what)); };
   const bool under_way = kind == Touch::copy_start || kind == Touch::copy_source;
   const std::uint64_t mine = Stamp::make(number_, thread, clock, atomic, under_way);
-  const std::uint16_t place = static_cast<std::uint16_t>(std::min<std::uint32_t>(site, 0xffff));
+  const std::uint16_t place = Stamp::site(site);
   if (kind == Touch::read || kind == Touch::copy_source) {
     if (cell.read[0] == mine) return;
     if (cell.write == Stamp::kUnwritten) {
@@ -240,7 +280,9 @@ void Cluster::check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch
   }
   if (kind != Touch::copy_end) {
     const char* verb = kind == Touch::copy_start ? "starts a copy to" : "writes";
-    if (Stamp::pending(cell.write)) {
+    if (kind == Touch::update && cell.write == Stamp::kUnwritten) {
+      fault(CpuFault::uninitialised, fmt::format("updates {} bytes that nobody wrote", bytes));
+    } else if (Stamp::pending(cell.write)) {
       fault(CpuFault::unwaited_copy, fmt::format("{} {} bytes that an asynchronous copy of {} is still to bring", verb,
                                                  bytes, who(cell.write, cell.write_site)));
     } else if (!ordered(cell.write) && !(atomic && Stamp::atomic(cell.write))) {
@@ -265,10 +307,11 @@ void Cluster::check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch
 
 // ---- copies ----
 
-// Checks a copy that starts; the bytes are poison until it ends.
-void Cluster::start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read) {
-  const Thread& t = *running_;
-  if (run_.bounds || run_.races) {
+// Checks a copy that starts; the bytes are poison until it ends. Each copy has a clock of its own, by which its end
+// knows what it still had to read.
+Cluster::Copy Cluster::start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read) {
+  Thread& t = *running_;
+  if (run_.checked) {
     const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(to), source = reinterpret_cast<std::uintptr_t>(from);
     const Place target_place = place(target, bytes, t.site);
     if (!in_bounds(target_place, target, bytes, true, "copies over", t.site)) give_up();
@@ -280,6 +323,7 @@ void Cluster::start(std::byte* to, const std::byte* from, std::uint32_t bytes, s
     if (run_.races) touch(target_place, target, bytes, Touch::copy_start, false, t.site, t.index, t.clock);
   }
   std::memset(to, kPoison, bytes);
+  return {to, from, bytes, read, t.site, t.index, t.clock++};
 }
 
 void Cluster::copy(std::uint32_t queue, std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read,
@@ -294,8 +338,7 @@ void Cluster::copy(std::uint32_t queue, std::byte* to, const std::byte* from, st
                        which ? "to" : "from", alignment));
     give_up();
   }
-  start(to, from, bytes, read);
-  t.queues[queue % 2].copies.push_back({to, from, bytes, read, t.site, t.index});
+  t.queues[queue % 2].copies.push_back(start(to, from, bytes, read));
 }
 
 void Cluster::copy_commit(std::uint32_t queue) {
@@ -324,8 +367,7 @@ void Cluster::copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_
            fmt::format("copies {} bytes in bulk; both addresses and the size must be multiples of 16", bytes));
     give_up();
   }
-  start(to, from, bytes, bytes);
-  b.copies.push_back({to, from, bytes, bytes, t.site, t.index});
+  b.copies.push_back(start(to, from, bytes, bytes));
   b.brought += bytes;
   if (!b.waiting.empty()) complete(b);
 }
@@ -350,7 +392,7 @@ void Cluster::load_maybe_appended(std::byte* to, const std::byte* from, std::uin
     give_up();
   }
   const Place where = place(source, bytes, t.site);
-  if ((run_.bounds || run_.races) && !in_bounds(where, source, bytes, false, "reads", t.site)) give_up();
+  if (run_.checked && !in_bounds(where, source, bytes, false, "reads", t.site)) give_up();
   const std::unique_lock<std::mutex> lock = lock_for(where);
   std::memcpy(to, from, bytes);
   Shadow* shadow = shadow_of(where);

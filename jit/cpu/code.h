@@ -20,7 +20,14 @@ struct Site {
   std::uint32_t alignment = 1;
   bool write = false;
   bool atomic = false;
+  bool update = false;      // reads, then writes
   std::uint32_t space = 0;  // that the access names: kGlobalSpace, kSharedSpace, else any
+};
+
+// A variable of a thread's own, or a constant table of the module.
+struct Variable {
+  std::string name;
+  std::size_t bytes = 0;
 };
 constexpr std::uint32_t kGlobalSpace = 1, kSharedSpace = 3;  // as SSMJIT_CPU_GLOBAL and _SHARED of memory.cuh
 
@@ -50,6 +57,7 @@ class Code {
   std::string file;
   std::vector<EntryCode> entries;
   std::vector<Site> sites;
+  std::vector<Variable> variables;                                // whose bounds are checked in the code itself
   std::vector<SharedVariable> shared;                             // static variables, by offset
   std::string dynamic_name;                                       // of the extern __shared__ array
   std::size_t static_bytes = 0;                                   // of shared memory; the dynamic part starts here

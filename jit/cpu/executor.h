@@ -83,7 +83,7 @@ struct CpuReport {
 };
 
 struct CpuCompileOptions {
-  bool checks = true;        // false: fast, and only deadlocks, divergence and endless loops are found
+  bool checks = true;        // false: fast and unsafe; only deadlocks, divergence and endless loops are found
   bool debug = false;        // unoptimised, with debug information that gdb is told of, the source on disk
   int optimisation = 1;      // 0 to 2
   std::string file;          // what reports call the source; empty: "kernel.cu"
@@ -94,7 +94,8 @@ struct CpuCompileOptions {
 class CpuProgram {
  public:
   // Fails: ErrorKind::missing without the executor; ErrorKind::invalid, with the line, for a source that does not
-  // compile, holds inline assembly, or needs more shared memory than source.arch has.
+  // compile, holds inline assembly, recursion or variables of the module that can change, is nested too deep, or needs
+  // more shared memory or stack than there is.
   static CpuProgram compile(const Source& source, const CpuCompileOptions& options = {});
 
   // Runs one launch to its end. A kernel's faults are in the report. Fails: ErrorKind::invalid for a launch that makes

@@ -21,6 +21,10 @@ void at(u32 site) { Cluster::current().at(site); }
 void tick(u32 site) { Cluster::current().tick(site); }
 void fault(u32 kind, u32 site) { Cluster::current().fault(kind, site); }
 void access(const void* p, u32 bytes, u32 site) { Cluster::current().access(number(p), bytes, site); }
+void outside(std::uint64_t offset, std::uint64_t bytes, u32 variable, u32 site) {
+  Cluster::current().outside(offset, bytes, variable, site);
+}
+void wild_call(const void* p, u32 site) { Cluster::current().wild_call(number(p), site); }
 void access_range(const void* p, std::uint64_t bytes, u32 site) { Cluster::current().access(number(p), bytes, site); }
 
 const void* exchange(u32 mask, u32 operation, const void* mine, u32 bytes) {
@@ -72,6 +76,8 @@ std::span<const RuntimeFunction> runtime_functions() {
       {"ssmjit_cpu_fault", address(fault), false},
       {"ssmjit_cpu_access", address(access), false},
       {"ssmjit_cpu_access_range", address(access_range), false},
+      {"ssmjit_cpu_outside", address(outside), false},
+      {"ssmjit_cpu_wild_call", address(wild_call), false},
       {"ssmjit_cpu_exchange", address(exchange), true},
       {"ssmjit_cpu_grid_wait", address(grid_wait), false},
       {"ssmjit_cpu_block_barrier", address(block_barrier), true},

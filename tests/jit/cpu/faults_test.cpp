@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "jit/cpu/shadow.h"
 #include "planted_kernel.h"
 
 namespace ssmjit {
@@ -136,6 +137,30 @@ TEST_F(CpuFaults, AThreadThatReturnsBeforeItsBulkStoresHaveReadIsFound) {
   EXPECT_THAT(f.text(), HasSubstr("returns while its copy is still to read 16 bytes"));
   PlantedKernel newest(std::string(kStore) + "  bulk_store_wait_read<1>();\n", 128);
   EXPECT_EQ(find(newest, CpuFault::unwaited_copy).line, newest.line("ssmjit_cpu_copy(1"));
+}
+
+TEST_F(CpuFaults, TheEndOfOneCopyIsNotTheEndOfAnotherFromTheSameSource) {
+  const std::string body = R"(  __shared__ __align__(16) float tile[128];
+  for (int i = 0; i < 4; ++i) tile[4 * t + i] = in[4 * t + i];
+  ssmjit_cpu_copy(1, out + 4 * t, tile + 4 * t, 16, 16, 16);
+  ssmjit_cpu_copy_commit(1);
+  ssmjit_cpu_copy(1, out + 128 + 4 * t, tile + 4 * t, 16, 16, 16);
+  ssmjit_cpu_copy_commit(1);
+  ssmjit_cpu_copy_wait(1, PENDING);
+  tile[4 * t] = 1.0f;  // here
+  ssmjit_cpu_copy_wait(1, 0);
+)";
+  const auto with = [&](const char* pending) {
+    std::string s = body;
+    return s.replace(s.find("PENDING"), 7, pending);
+  };
+  PlantedKernel wrong(with("1"), 256);
+  const CpuFinding f = find(wrong, CpuFault::unwaited_copy);
+  EXPECT_EQ(f.line, wrong.line("// here"));
+  EXPECT_EQ(f.buffer, "tile");
+  EXPECT_THAT(f.text(), HasSubstr("still to read"));
+  PlantedKernel right(with("0"), 256);
+  expect_clean(right);
 }
 
 TEST_F(CpuFaults, ACopyOfFewerBytesThanItsTargetFillsWithZeros) {
@@ -548,7 +573,147 @@ TEST_F(CpuFaults, AThreadThatSpinsLetsTheOthersGoOn) {
   expect_clean(k);
 }
 
+TEST_F(CpuFaults, ALoopOfGotosWithTwoWaysInEndsAtTheTimeOut) {
+  PlantedKernel k(R"(  volatile int q = 0;
+  if (in[t] > 3.0f) goto second;
+first:
+  q = q + 1;
+second:
+  q = q + 2;
+  if (q != -2) goto first;  // here
+  out[t] = in[t];
+)");
+  k.launch.timeout_s = 0.2;
+  const CpuReport report = k.run();
+  ASSERT_EQ(report.findings.size(), 1u);
+  EXPECT_EQ(report.findings[0].fault, CpuFault::endless);
+  EXPECT_GE(report.findings[0].line, k.line("first:"));
+  EXPECT_LE(report.findings[0].line, k.line("// here"));
+}
+
 // ---- places ----
+
+TEST_F(CpuFaults, AnIndexOutOfALocalArrayIsFound) {
+  PlantedKernel write(R"(  int a[4] = {1, 2, 3, 4};
+  const int far = static_cast<int>(in[t]) - 1;
+  a[far * 100000] = 7;  // here
+  out[t] = static_cast<float>(a[far & 3]);
+)");
+  const CpuReport report = write.run();
+  ASSERT_EQ(report.findings.size(), 1u) << all_texts(report.findings);
+  const CpuFinding& f = report.findings[0];
+  EXPECT_EQ(f.fault, CpuFault::out_of_bounds);
+  EXPECT_EQ(f.line, write.line("// here"));
+  EXPECT_EQ(f.thread, 0);
+  EXPECT_EQ(f.buffer, "a");
+  EXPECT_EQ(f.offset, -400000);
+  EXPECT_THAT(f.text(), HasSubstr("writes 4 bytes outside a, which has 16 bytes"));
+  PlantedKernel next(R"(  float a[31];
+  for (int i = 0; i < 31; ++i) a[i] = in[i + block_y()];
+  out[t] = a[static_cast<int>(in[t])];  // here
+)");
+  const CpuFinding read = find(next, CpuFault::out_of_bounds);
+  EXPECT_EQ(read.line, next.line("// here"));
+  EXPECT_EQ(read.thread, 31);
+  EXPECT_EQ(read.buffer, "a");
+  EXPECT_EQ(read.offset, 124);
+  PlantedKernel walk(R"(  float a[8];
+  float* p = a;
+  for (int i = 0; i <= static_cast<int>(in[8]); ++i) *p++ = in[t];  // here
+  out[t] = a[static_cast<int>(in[t & 7])];
+)");
+  EXPECT_EQ(find(walk, CpuFault::out_of_bounds).line, walk.line("// here"));
+}
+
+TEST_F(CpuFaults, AnIndexWithinALocalArrayIsClean) {
+  PlantedKernel k(R"(  float a[32];
+  for (int i = 0; i < 32; ++i) a[static_cast<int>(in[i])] = in[i];
+  out[t] = a[static_cast<int>(in[t])];
+)");
+  expect_clean(k);
+  EXPECT_EQ(k.out[31], 31);
+}
+
+TEST_F(CpuFaults, AnIndexOutOfAConstantTableIsFound) {
+  PlantedKernel k("");
+  k.source(R"(__device__ const int table[4] = {1, 2, 3, 4};
+extern "C" __global__ void k(const float* in, float* out) {
+  const int t = thread_index();
+  out[t] = static_cast<float>(table[static_cast<int>(in[t]) * 10000000]);  // here
+}
+)");
+  const CpuFinding f = find(k, CpuFault::out_of_bounds);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_NE(f.thread, 0);
+  EXPECT_EQ(f.buffer, "table");
+  EXPECT_EQ(f.offset, 40000000 * static_cast<std::int64_t>(f.thread));
+}
+
+TEST_F(CpuFaults, AWriteToAConstantTableIsFound) {
+  PlantedKernel k("");
+  k.source(R"(__device__ const int table[4] = {1, 2, 3, 4};
+extern "C" __global__ void k(const float* in, float* out) {
+  const int t = thread_index();
+  int* volatile p = const_cast<int*>(table);
+  p[static_cast<int>(in[t]) & 3] = 5;  // here
+  out[t] = static_cast<float>(p[t & 3]);
+}
+)");
+  const CpuFinding f = find(k, CpuFault::out_of_bounds);
+  EXPECT_EQ(f.line, k.line("// here"));
+  EXPECT_THAT(f.text(), HasSubstr("a constant"));
+}
+
+TEST_F(CpuFaults, AnotherThreadsVariablesAreOutOfBounds) {
+  PlantedKernel k(R"(  volatile int mine = t;
+  const u64 theirs = reinterpret_cast<u64>(&mine) + (t < 16 ? 1 : -1) * (u64{1} << 17);
+  const int v = *reinterpret_cast<const volatile int*>(theirs);  // here
+  out[t] = static_cast<float>(v);
+)");
+  const CpuFinding f = find(k, CpuFault::out_of_bounds);
+  EXPECT_EQ(f.line, k.line("// here"));
+}
+
+TEST_F(CpuFaults, ACallThroughAPointerThatIsNoFunctionIsFound) {
+  PlantedKernel k(R"(  typedef void (*Function)();
+  Function f = reinterpret_cast<Function>(static_cast<u64>(in[t]));
+  f();  // here
+  out[t] = 0.0f;
+)");
+  const CpuReport report = k.run();
+  ASSERT_EQ(report.findings.size(), 1u) << all_texts(report.findings);
+  EXPECT_EQ(report.findings[0].fault, CpuFault::misuse);
+  EXPECT_EQ(report.findings[0].line, k.line("// here"));
+  EXPECT_EQ(report.findings[0].thread, 0);
+  EXPECT_THAT(report.findings[0].text(), HasSubstr("null pointer"));
+  PlantedKernel good("");
+  good.source(R"(__device__ __noinline__ float one(float v) { return v + 1.0f; }
+__device__ __noinline__ float two(float v) { return v + 2.0f; }
+extern "C" __global__ void k(const float* in, float* out) {
+  const int t = thread_index();
+  float (*f)(float) = static_cast<int>(in[t]) % 2 == 0 ? one : two;
+  out[t] = f(in[t]);
+}
+)");
+  expect_clean(good);
+  EXPECT_EQ(good.out[5], 7);
+  good.options.debug = true;
+  good.options.debug_folder = testing::TempDir() + "/ssmjit_cpu_calls";
+  expect_clean(good);
+}
+
+TEST_F(CpuFaults, AWildAddressEndsTheRunUnderEveryChoiceOfChecks) {
+  for (const auto& [races, bounds] : {std::pair{true, false}, {false, true}, {false, false}}) {
+    PlantedKernel k("  out[t] = *reinterpret_cast<const float*>(static_cast<u64>(in[t] + 1.0f) << 20);  // here\n");
+    k.launch.races = races;
+    k.launch.bounds = bounds;
+    const CpuReport report = k.run();
+    ASSERT_EQ(report.findings.size(), 1u) << all_texts(report.findings);
+    EXPECT_EQ(report.findings[0].fault, CpuFault::out_of_bounds);
+    EXPECT_EQ(report.findings[0].line, k.line("// here"));
+    EXPECT_EQ(report.findings[0].thread, 0);
+  }
+}
 
 TEST_F(CpuFaults, AnOffByOneLoadIsOutOfBounds) {
   PlantedKernel k("  out[t] = in[t + 33];  // here\n");
@@ -693,6 +858,12 @@ TEST_F(CpuFaults, AReadOfAnOutputNobodyWroteIsFound) {
   EXPECT_EQ(f.buffer, "out");
 }
 
+TEST(CpuStamp, ASiteThatDoesNotFitACellIsUnknown) {
+  EXPECT_EQ(cpu::Stamp::site(65535), 65535);
+  EXPECT_EQ(cpu::Stamp::site(65536), 0);
+  EXPECT_EQ(cpu::Stamp::site(131073), 0);
+}
+
 TEST_F(CpuFaults, FindingsAreOneALineAndAreLimited) {
   std::string body;
   for (int i = 0; i < 40; ++i) body += "  out[t] += in[t];\n  sync_warp();\n  if (t == 31) out[0] = 0.0f;\n";
@@ -774,6 +945,62 @@ TEST_F(CpuFaults, AThreadThatReturnsBeforeTheGridsWaitIsFound) {
   EXPECT_EQ(f.thread, 9);
   EXPECT_EQ(f.buffer, "");
   EXPECT_THAT(f.text(), HasSubstr("returns"));
+
+TEST_F(CpuFaults, TheSmallestIntegerDividedByMinusOneWraps) {
+  for (const int optimisation : {0, 1, 2}) {
+    for (const bool checks : {true, false}) {
+      PlantedKernel k(R"(  const int a = static_cast<int>(0x80000000u + static_cast<u32>(in[t]));
+  const int b = static_cast<int>(in[0]) - 1;
+  const i64 c = static_cast<i64>(a) << 32;
+  out[t] = a / b == (t == 0 ? a : -a) && a % b == 0 && c / b == (t == 0 ? c : -c) ? 1.0f : 0.0f;
+)");
+      k.options.optimisation = optimisation;
+      k.options.checks = checks;
+      const CpuReport report = k.run();
+      EXPECT_TRUE(report.clean()) << all_texts(report.findings);
+      EXPECT_EQ(k.out[0], 1);
+      EXPECT_EQ(k.out[7], 1);
+    }
+  }
+}
+
+constexpr const char* kVectorDivision = R"(  typedef int V __attribute__((vector_size(16)));
+  const int least = static_cast<int>(0x80000000u);
+  const V a = {least, least, 7, t + 9};
+  const V b = {static_cast<int>(in[0]) - 1, static_cast<int>(in[2]), static_cast<int>(in[t]) LANE, 3};
+  const V c = a / b, d = a % b;  // here
+  out[t] = c[0] == least && d[0] == 0 && c[1] == least / 2 && c[3] == t / 3 + 3 ? static_cast<float>(c[2]) : -1.0f;
+)";
+
+TEST_F(CpuFaults, VectorsAreDividedLaneByLane) {
+  const auto with = [](const std::string& lane) {
+    std::string s = kVectorDivision;
+    return s.replace(s.find("LANE"), 4, lane);
+  };
+  PlantedKernel right(with("+ 1"));
+  expect_clean(right);
+  EXPECT_EQ(right.out[0], 7);
+  EXPECT_EQ(right.out[6], 1);
+  PlantedKernel wrong(with("- 5"));
+  const CpuFinding f = find(wrong, CpuFault::misuse);
+  EXPECT_EQ(f.line, wrong.line("// here"));
+  EXPECT_EQ(f.thread, 5);
+  EXPECT_THAT(f.text(), HasSubstr("divides an integer by zero"));
+}
+
+TEST_F(CpuFaults, AnAtomicOnUninitialisedMemoryIsFound) {
+  const auto with = [](const char* first) {
+    return std::string("  __shared__ u64 count;\n") + first +
+           "  sync_warp();\n  add_global(&count, 1);  // here\n  sync_warp();\n"
+           "  out[t] = static_cast<float>(count);\n";
+  };
+  PlantedKernel wrong(with(""));
+  const CpuFinding f = find(wrong, CpuFault::uninitialised);
+  EXPECT_EQ(f.line, wrong.line("// here"));
+  EXPECT_EQ(f.buffer, "count");
+  PlantedKernel right(with("  if (t == 0) count = 0;\n"));
+  expect_clean(right);
+  EXPECT_EQ(right.out[9], 32);
 }
 
 // ---- clusters ----
