@@ -91,11 +91,10 @@ void Cluster::report(CpuFault fault, std::uint32_t site, std::uintptr_t address,
 
 // Whether `at` bytes into the pages lies what the running thread may touch: not another's stack.
 bool Cluster::own(std::size_t at, std::size_t bytes) const {
-  const std::size_t stacks = count_ * stack_bytes_;
+  const std::size_t stack = at - (slots_bytes_ + running_->index * stack_bytes_);
+  if (stack < stack_bytes_) return stack >= kPage && bytes <= stack_bytes_ - stack;
   if (at < slots_bytes_) return bytes <= slots_bytes_ - at;
-  if (at - slots_bytes_ >= stacks) return bytes <= pages_.size() - at;
-  const std::size_t thread = (at - slots_bytes_) / stack_bytes_, offset = (at - slots_bytes_) % stack_bytes_;
-  return thread == running_->index && offset >= kPage && bytes <= stack_bytes_ - offset;
+  return at >= slots_bytes_ + count_ * stack_bytes_ && bytes <= pages_.size() - at;
 }
 
 Cluster::Place Cluster::place(std::uintptr_t address, std::size_t bytes, std::uint32_t site) {
@@ -160,7 +159,8 @@ bool Cluster::in_bounds(const Place& where, std::uintptr_t address, std::size_t 
 
 void Cluster::access(std::uintptr_t address, std::size_t bytes, std::uint32_t site_index) {
   const Site& site = run_.code.sites[site_index];
-  if (bytes == 0) return;
+  const std::size_t at = address - reinterpret_cast<std::uintptr_t>(pages_.data());
+  if (bytes == 0 || (at < pages_.size() && own(at, bytes))) return;
   const char* verb = site.write ? "writes" : "reads";
   if ((address & (site.alignment - 1)) != 0) {
     report(CpuFault::misaligned, site_index, address, *running_,

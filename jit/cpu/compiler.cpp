@@ -730,9 +730,14 @@ class Instrument {
     build_.SetCurrentDebugLocation(at);
   }
 
-  // Whether it points to what the runtime hands out.
-  static bool of_runtime(const llvm::Value* pointer) {
+  // Whether it points to what the runtime hands out, parameters of the launch at a fixed place included.
+  bool of_runtime(const llvm::Value* pointer) const {
     const llvm::Value* object = llvm::getUnderlyingObject(pointer, 0);
+    if (const auto* argument = llvm::dyn_cast<llvm::Argument>(object)) {
+      llvm::APInt offset(64, 0);
+      return argument->getParent()->getName().starts_with(kCallPrefix) &&
+             pointer->stripAndAccumulateConstantOffsets(module_.getDataLayout(), offset, true) == object;
+    }
     const auto* call = llvm::dyn_cast<llvm::CallBase>(object);
     return call != nullptr && call->getCalledFunction() != nullptr &&
            (call->getCalledFunction()->getName() == "ssmjit_cpu_thread" ||
