@@ -77,7 +77,7 @@ class Cluster {
     std::byte* to;
     const std::byte* from;
     std::uint32_t bytes, read, site, thread, clock;  // thread, clock: of the one that started it
-    std::vector<std::byte> taken{};  // what was read, where that ended before the copy does
+    std::vector<std::byte> taken{};                  // what was read, where that ended before the copy does
   };
   // Copies in groups: group i ends where the next begins; those past the last end are not committed.
   struct Queue {

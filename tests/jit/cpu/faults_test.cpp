@@ -883,6 +883,63 @@ TEST_F(CpuFaults, WhatWouldEndTheProcessIsAFinding) {
   EXPECT_EQ(f.thread, 5);
 }
 
+TEST_F(CpuFaults, TheSmallestIntegerDividedByMinusOneWraps) {
+  for (const int optimisation : {0, 1, 2}) {
+    for (const bool checks : {true, false}) {
+      PlantedKernel k(R"(  const int a = static_cast<int>(0x80000000u + static_cast<u32>(in[t]));
+  const int b = static_cast<int>(in[0]) - 1;
+  const i64 c = static_cast<i64>(a) << 32;
+  out[t] = a / b == (t == 0 ? a : -a) && a % b == 0 && c / b == (t == 0 ? c : -c) ? 1.0f : 0.0f;
+)");
+      k.options.optimisation = optimisation;
+      k.options.checks = checks;
+      const CpuReport report = k.run();
+      EXPECT_TRUE(report.clean()) << all_texts(report.findings);
+      EXPECT_EQ(k.out[0], 1);
+      EXPECT_EQ(k.out[7], 1);
+    }
+  }
+}
+
+constexpr const char* kVectorDivision = R"(  typedef int V __attribute__((vector_size(16)));
+  const int least = static_cast<int>(0x80000000u);
+  const V a = {least, least, 7, t + 9};
+  const V b = {static_cast<int>(in[0]) - 1, static_cast<int>(in[2]), static_cast<int>(in[t]) LANE, 3};
+  const V c = a / b, d = a % b;  // here
+  out[t] = c[0] == least && d[0] == 0 && c[1] == least / 2 && c[3] == t / 3 + 3 ? static_cast<float>(c[2]) : -1.0f;
+)";
+
+TEST_F(CpuFaults, VectorsAreDividedLaneByLane) {
+  const auto with = [](const std::string& lane) {
+    std::string s = kVectorDivision;
+    return s.replace(s.find("LANE"), 4, lane);
+  };
+  PlantedKernel right(with("+ 1"));
+  expect_clean(right);
+  EXPECT_EQ(right.out[0], 7);
+  EXPECT_EQ(right.out[6], 1);
+  PlantedKernel wrong(with("- 5"));
+  const CpuFinding f = find(wrong, CpuFault::misuse);
+  EXPECT_EQ(f.line, wrong.line("// here"));
+  EXPECT_EQ(f.thread, 5);
+  EXPECT_THAT(f.text(), HasSubstr("divides an integer by zero"));
+}
+
+TEST_F(CpuFaults, AnAtomicOnUninitialisedMemoryIsFound) {
+  const auto with = [](const char* first) {
+    return std::string("  __shared__ u64 count;\n") + first +
+           "  sync_warp();\n  add_global(&count, 1);  // here\n  sync_warp();\n"
+           "  out[t] = static_cast<float>(count);\n";
+  };
+  PlantedKernel wrong(with(""));
+  const CpuFinding f = find(wrong, CpuFault::uninitialised);
+  EXPECT_EQ(f.line, wrong.line("// here"));
+  EXPECT_EQ(f.buffer, "count");
+  PlantedKernel right(with("  if (t == 0) count = 0;\n"));
+  expect_clean(right);
+  EXPECT_EQ(right.out[9], 32);
+}
+
 // ---- dependent launches ----
 
 // `in` is a weight, `out` belongs to the launches before.
@@ -945,62 +1002,6 @@ TEST_F(CpuFaults, AThreadThatReturnsBeforeTheGridsWaitIsFound) {
   EXPECT_EQ(f.thread, 9);
   EXPECT_EQ(f.buffer, "");
   EXPECT_THAT(f.text(), HasSubstr("returns"));
-
-TEST_F(CpuFaults, TheSmallestIntegerDividedByMinusOneWraps) {
-  for (const int optimisation : {0, 1, 2}) {
-    for (const bool checks : {true, false}) {
-      PlantedKernel k(R"(  const int a = static_cast<int>(0x80000000u + static_cast<u32>(in[t]));
-  const int b = static_cast<int>(in[0]) - 1;
-  const i64 c = static_cast<i64>(a) << 32;
-  out[t] = a / b == (t == 0 ? a : -a) && a % b == 0 && c / b == (t == 0 ? c : -c) ? 1.0f : 0.0f;
-)");
-      k.options.optimisation = optimisation;
-      k.options.checks = checks;
-      const CpuReport report = k.run();
-      EXPECT_TRUE(report.clean()) << all_texts(report.findings);
-      EXPECT_EQ(k.out[0], 1);
-      EXPECT_EQ(k.out[7], 1);
-    }
-  }
-}
-
-constexpr const char* kVectorDivision = R"(  typedef int V __attribute__((vector_size(16)));
-  const int least = static_cast<int>(0x80000000u);
-  const V a = {least, least, 7, t + 9};
-  const V b = {static_cast<int>(in[0]) - 1, static_cast<int>(in[2]), static_cast<int>(in[t]) LANE, 3};
-  const V c = a / b, d = a % b;  // here
-  out[t] = c[0] == least && d[0] == 0 && c[1] == least / 2 && c[3] == t / 3 + 3 ? static_cast<float>(c[2]) : -1.0f;
-)";
-
-TEST_F(CpuFaults, VectorsAreDividedLaneByLane) {
-  const auto with = [](const std::string& lane) {
-    std::string s = kVectorDivision;
-    return s.replace(s.find("LANE"), 4, lane);
-  };
-  PlantedKernel right(with("+ 1"));
-  expect_clean(right);
-  EXPECT_EQ(right.out[0], 7);
-  EXPECT_EQ(right.out[6], 1);
-  PlantedKernel wrong(with("- 5"));
-  const CpuFinding f = find(wrong, CpuFault::misuse);
-  EXPECT_EQ(f.line, wrong.line("// here"));
-  EXPECT_EQ(f.thread, 5);
-  EXPECT_THAT(f.text(), HasSubstr("divides an integer by zero"));
-}
-
-TEST_F(CpuFaults, AnAtomicOnUninitialisedMemoryIsFound) {
-  const auto with = [](const char* first) {
-    return std::string("  __shared__ u64 count;\n") + first +
-           "  sync_warp();\n  add_global(&count, 1);  // here\n  sync_warp();\n"
-           "  out[t] = static_cast<float>(count);\n";
-  };
-  PlantedKernel wrong(with(""));
-  const CpuFinding f = find(wrong, CpuFault::uninitialised);
-  EXPECT_EQ(f.line, wrong.line("// here"));
-  EXPECT_EQ(f.buffer, "count");
-  PlantedKernel right(with("  if (t == 0) count = 0;\n"));
-  expect_clean(right);
-  EXPECT_EQ(right.out[9], 32);
 }
 
 // ---- clusters ----
