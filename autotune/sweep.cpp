@@ -143,6 +143,7 @@ struct Candidate {
 
 std::vector<Measurement> sweep(const Description& description, const TuneOptions& options) {
   description.validate();
+  const auto turn = measuring_turn();
   use_device(options.device);
   const DeviceFacts gpu = device(options.device);
   const Arch arch = gpu.arch();

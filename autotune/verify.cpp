@@ -115,6 +115,7 @@ std::vector<Verdict> verify(const Description& description, const std::vector<Pl
   description.validate();
   if (options.on == VerifyOn::cpu) return verify_on_cpu(description, plans, options);
   nvrtc_version();  // one sentence where there is none, not one a plan
+  const auto turn = measuring_turn();
   use_device(options.device);
   const DeviceFacts gpu = device(options.device);
   std::vector<UpdateCase> cases;

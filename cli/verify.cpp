@@ -1,5 +1,8 @@
+#include <unistd.h>
+
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -8,6 +11,8 @@
 
 namespace ssmjit::cli {
 namespace {
+
+constexpr const char* kEveryCheck = "races,bounds";
 
 struct Options {
   SpecOption spec;
@@ -18,8 +23,9 @@ struct Options {
   std::uint64_t seed = 1;
   std::string source;
   std::string arch = "sm_90a";
-  std::string check = "races,bounds";
-  std::string schedule = "forward,reverse,random";
+  std::string check = kEveryCheck;
+  std::optional<std::string> schedule;  // none: all, or the first of them for gdb
+  double timeout_s = CpuVerify{}.timeout_s;
   bool debug = false;
   int device = 0;
   bool json = false;
@@ -38,12 +44,18 @@ CpuVerify cpu_options(const Options& o) {
       fail(ErrorKind::invalid, "--check: got {}; wants races, bounds, both with a comma between, or none",
            in_quotes(check));
   }
-  cpu.schedules.clear();
-  for (const std::string& schedule : split(o.schedule, ',')) cpu.schedules.push_back(parse_cpu_schedule(schedule));
+  if (o.debug) cpu.schedules = {CpuSchedule::forward};
+  if (o.schedule) {
+    cpu.schedules.clear();
+    for (const std::string& schedule : split(*o.schedule, ',')) cpu.schedules.push_back(parse_cpu_schedule(schedule));
+  }
+  cpu.timeout_s = o.timeout_s;
   cpu.debug = o.debug;
   if (o.debug) {
-    cpu.debug_folder = (std::filesystem::temp_directory_path() / "ssmjit-debug").string();
-    std::filesystem::create_directories(cpu.debug_folder);
+    std::error_code code;
+    const std::filesystem::path temporary = std::filesystem::temp_directory_path(code);
+    if (code) fail(ErrorKind::machine, "--debug: the source goes below TMPDIR, which is no folder");
+    cpu.debug_folder = (temporary / fmt::format("ssmjit-debug-{}", getuid())).string();
   }
   return cpu;
 }
@@ -58,8 +70,14 @@ int run(const Options& o) {
   const bool cpu = o.on == "cpu" || o.debug || (o.on.empty() && cpu_executor_missing().empty());
   if (o.debug && o.on == "gpu")
     fail(ErrorKind::invalid, "--debug: kernels are stepped through on the CPU, not --on gpu");
+  if (o.debug && (o.all || o.sample > 1))
+    fail(ErrorKind::invalid, "--debug: one plan at a time; name it by --plan or --source, not --all or --sample");
   const Where where = gpu && !o.debug ? Where::gpu : cpu ? Where::cpu : Where::nowhere;
   const Arch arch = where == Where::gpu ? device(o.device).arch() : Arch::parse(o.arch);
+  if (!o.source.empty() && (o.all || o.sample > 0 || !o.plan.empty()))
+    fail(ErrorKind::invalid, "--source: the plan is that of the file's banner; leave out --plan, --all and --sample");
+  if (where == Where::gpu && (o.check != kEveryCheck || o.schedule))
+    fail(ErrorKind::invalid, "--check and --schedule are of the CPU executor; add --on cpu");
   int verified = 0, failed = 0, skipped = 0;
   for (const SpecOption::Kernel& kernel : o.spec.kernels()) {
     const Description& d = kernel.description;
@@ -81,11 +99,11 @@ int run(const Options& o) {
     } else if (o.all || o.sample > 0) {
       plans = sample_plans(plan_space(d, arch), o.sample, o.seed);
     } else {
-      plans = {Plan::parse(o.plan, default_plan(d, arch, 8 * d.nheads))};
+      plans = {Plan::parse(o.plan, default_plan(d, arch, std::int64_t{8} * d.nheads))};
       check_plan(plans.front(), d, arch);
     }
     if (o.debug)
-      say(fmt::format("for gdb: break {}:LINE; the source is in {}",
+      say(fmt::format("for gdb: break {0}:LINE; the source is {1}/{0}",
                       options.source_name.empty() ? "kernel.cu" : options.source_name, options.cpu.debug_folder));
     if (where == Where::nowhere) {
       skipped += static_cast<int>(plans.size());
@@ -132,9 +150,14 @@ Verb verify_verb(CLI::App& root) {
   app->add_option("--seed", o->seed, "of the sample and the inputs");
   app->add_option("--source", o->source, "a kernel of your own: an emitted file, edited; the plan is its banner's");
   app->add_option("--arch", o->arch, "on the CPU: what the kernels are emitted for");
-  app->add_option("--check", o->check, "on the CPU: races, bounds, both with a comma between, or none");
+  app->add_option("--check", o->check,
+                  "on the CPU: races, bounds, both with a comma between, or none, which is unsafe: a wild address ends "
+                  "the process");
   app->add_option("--schedule", o->schedule, "on the CPU: forward, reverse, random; several with commas between");
-  app->add_flag("--debug", o->debug, "on the CPU: unoptimised and with source lines, for gdb");
+  app->add_option("--timeout", o->timeout_s, "on the CPU: seconds that a launch may take; with --debug it may take any")
+      ->capture_default_str();
+  app->add_flag("--debug", o->debug,
+                "on the CPU: unoptimised and with source lines, for gdb; in schedule forward alone");
   app->add_option("--device", o->device, "GPU ordinal");
   app->add_flag("--json", o->json, "one JSON object a line");
   return {app, [o] { return run(*o); }};

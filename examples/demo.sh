@@ -40,7 +40,7 @@ done <"$out/plans.txt"
 
 title "4. Those files verified here against the double-precision recurrence, on the GPU if there is one, else on the CPU"
 for file in $(seq -f "$out/update_%g.cu" "$number"); do
-  quietly "$ssmjit" verify "$spec" --source "$file" >"$out/verified.txt" || [ $? = 3 ]
+  quietly "$ssmjit" verify "$spec" --source "$file" >"$out/verified.txt" || [ $? = 3 ] || { cat "$out/verified.txt"; exit 1; }
   printf '   %s: ' "$(basename "$file")"
   sed -n 's/.*  ok: //p; /^verified/p' "$out/verified.txt" | paste -sd' '
 done

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <deque>
 #include <limits>
 #include <tuple>
 
@@ -64,6 +65,12 @@ Choice from_rows(const Rows& rows, std::int64_t total_heads) {
           near.us * scale, near.floor_us * scale};
 }
 
+// Whether a launch in `mode` on `arch` wants a kernel that asks for the state early. A row of this mode keeps the plan
+// that was measured; one of the other mode is taken in this one's kind.
+bool wants_early_state(const TableRow& row, PdlMode mode, const Arch& arch) {
+  return arch.has_pdl() && (row.pdl == mode ? row.plan.early_state : mode == PdlMode::chain);
+}
+
 }  // namespace
 
 Choice lookup(const Table& table, const Description& description, std::string_view device_key, const Arch& arch,
@@ -75,15 +82,22 @@ Choice lookup(const Table& table, const Description& description, std::string_vi
   // Rows by how far they are from the question, the nearest first: this GPU before another, this kernel before one of
   // the same cost, this mode before the other.
   std::array<Rows, 8> classes;
+  std::deque<TableRow> changed;
   int illegal = 0;
   for (const TableRow& row : table.rows) {
     const bool same_kernel = row.kernel_digest == kernel;
     if (!same_kernel && row.cost_digest != cost) continue;
-    if (!plan_problems(row.plan, description, arch).empty()) {
+    const TableRow* candidate = &row;
+    if (const bool early = wants_early_state(row, mode, arch); early != row.plan.early_state) {
+      changed.push_back(row);
+      changed.back().plan.early_state = early;
+      candidate = &changed.back();
+    }
+    if (!plan_problems(candidate->plan, description, arch).empty()) {
       ++illegal;
       continue;
     }
-    classes[(row.device != device_key) * 4 + !same_kernel * 2 + (row.pdl != mode)].push_back(&row);
+    classes[(row.device != device_key) * 4 + !same_kernel * 2 + (row.pdl != mode)].push_back(candidate);
   }
   const auto found = std::find_if(classes.begin(), classes.end(), [](const Rows& rows) { return !rows.empty(); });
 
@@ -91,6 +105,7 @@ Choice lookup(const Table& table, const Description& description, std::string_vi
   if (found == classes.end()) {
     choice = {default_plan(description, arch, total_heads), Why::fallback,
               fmt::format("no row of this kernel ({}) or of one of its cost ({})", kernel, cost), 0, 0};
+    choice.plan.early_state = mode == PdlMode::chain && arch.has_pdl();
   } else {
     const auto distance = found - classes.begin();
     const bool other_device = distance & 4, other_kernel = distance & 2, other_mode = distance & 1;
@@ -121,7 +136,6 @@ Choice lookup(const Table& table, const Description& description, std::string_vi
           fmt::format("; measured with PDL mode {}, as there is no row for {}", name(near.pdl), name(mode));
     }
   }
-  choice.plan.early_state = mode == PdlMode::chain && arch.has_pdl();
   if (illegal > 0) {
     choice.reason += fmt::format("; passed over {} with a plan that is not legal on {}",
                                  illegal == 1 ? "a row" : fmt::format("{} rows", illegal), arch.text());

@@ -106,6 +106,11 @@ const Stream& measuring_stream() {
   return streams[context];
 }
 
+std::unique_lock<std::recursive_mutex> measuring_turn() {
+  static std::recursive_mutex mutex;
+  return std::unique_lock(mutex);
+}
+
 Graph::Graph(const Stream& stream, const std::function<void()>& record) : driver_(&driver()) {
   const Driver& d = *driver_;
   d.check(d.stream_begin_capture(as_stream(stream.handle()), CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
@@ -142,11 +147,14 @@ void Graph::launch(const Stream& stream) const {
 Stopwatch::Stopwatch(int marks) : driver_(driver()) {
   for (int i = 0; i < marks; ++i) {
     CUevent event{};
-    driver_.check(driver_.event_create(&event, CU_EVENT_DEFAULT), "cuEventCreate");
+    const CUresult result = driver_.event_create(&event, CU_EVENT_DEFAULT);
+    if (result != CUDA_SUCCESS) destroy_events();
+    driver_.check(result, "cuEventCreate");
     events_.push_back(event);
   }
 }
-Stopwatch::~Stopwatch() {
+Stopwatch::~Stopwatch() { destroy_events(); }
+void Stopwatch::destroy_events() {
   for (void* event : events_) driver_.event_destroy(static_cast<CUevent>(event));
 }
 void Stopwatch::mark(int i, const Stream& stream) const {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -63,8 +64,11 @@ class Stream {
 
 // The stream of the current device that all measuring and verifying is done on, kept for the life of the process: once
 // kernels of a second stream have run in a process, every launch in it costs more from then on (0.18 us on an H200,
-// driver 580), and a figure must not depend on what ran before it.
+// driver 580), and a figure must not depend on what ran before it. For the holder of measuring_turn().
 const Stream& measuring_stream();
+// One verification or sweep at a time in a process: held for as long as measuring_stream() is used. Waits for its turn;
+// a thread that has it may take it again.
+std::unique_lock<std::recursive_mutex> measuring_turn();
 
 // What `record` put on the stream, as one executable graph.
 class Graph {
@@ -94,6 +98,8 @@ class Stopwatch {
   double lap_us(int i) const;
 
  private:
+  void destroy_events();
+
   const Driver& driver_;
   std::vector<void*> events_;
 };

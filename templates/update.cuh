@@ -21,8 +21,8 @@
 // state_path: how the state travels from memory to registers (it always leaves by vector stores):
 //   direct    straight into registers; with several heads a block the next one's loads are in flight during this one's
 //             arithmetic
-//   cp_async  into shared memory by cp.async, a stage for each head of the block; each lane waits for its own vectors
-//   only bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
+//   cp_async  into shared memory by cp.async, a stage for each head of the block; a lane waits for its own vectors only
+//   bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
 
 enum class StatePath { direct, cp_async, bulk };
 enum class PadOutput { zeros, untouched, as_if_zero_state };

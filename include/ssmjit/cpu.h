@@ -26,6 +26,7 @@ struct CpuVerify {
   std::vector<CpuSchedule> schedules = {CpuSchedule::forward, CpuSchedule::reverse, CpuSchedule::random};
   bool races = true;         // races, missing waits, reads of what nobody wrote
   bool bounds = true;        // accesses outside the tensors
+  double timeout_s = 20;     // that a launch may take, then it is `endless`; none with debug
   bool debug = false;        // unoptimised, one kernel at a time, for gdb; the source is written to debug_folder
   std::string debug_folder;  // empty: a folder of its own below the temporary one
 };

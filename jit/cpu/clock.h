@@ -14,6 +14,7 @@ namespace ssmjit::cpu {
 // What one or several threads know: the latest clock of each thread. Belongs to one Clocks.
 struct Knowledge {
   std::uint32_t references = 0;
+  std::uint64_t version = 0;  // of its content; no two contents of one Clocks have the same
   std::vector<std::uint32_t> of;
 };
 
@@ -62,6 +63,8 @@ class Clocks {
     c->of = k.of;
     return c;
   }
+  // To be said of one whose content changes while others may remember its version.
+  void changed(Knowledge& k) { k.version = ++versions_; }
   void forget_last() {
     release(last_a_);
     release(last_b_);
@@ -80,10 +83,12 @@ class Clocks {
     Knowledge* k = free_.back();
     free_.pop_back();
     k->references = 1;
+    changed(*k);
     return k;
   }
 
   std::size_t members_;
+  std::uint64_t versions_ = 0;
   std::vector<std::unique_ptr<Knowledge>> all_;
   std::vector<Knowledge*> free_;
   Knowledge* last_a_ = nullptr;

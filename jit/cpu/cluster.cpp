@@ -1,8 +1,10 @@
 #include "jit/cpu/cluster.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
+#include <numeric>
 
 #include <fmt/format.h>
 
@@ -13,8 +15,8 @@ constexpr std::size_t kMostLaneBytes = 512;
 constexpr std::size_t kMostMasks = 33;                          // that a warp meets under
 constexpr std::size_t kMeetingBytes = kMostLaneBytes * 32 * 2;  // two, so that one may be read during the next
 constexpr std::size_t kWarpBytes = kMostMasks * kMeetingBytes;
-constexpr std::size_t kPage = 65536;  // of any machine, at most
-constexpr std::byte kPoison{0xff};    // NaN in every dtype
+constexpr std::byte kPoison{0xff};         // NaN in every dtype
+constexpr std::uint32_t kWarpBarrier = 1;  // kSsmjitCpuSync of runtime.cuh
 
 thread_local Cluster* current_cluster = nullptr;
 
@@ -25,6 +27,10 @@ std::string operation_name(std::uint32_t operation) {
                                       "warp maximum",   "warp scan",    "vote",    "matrix product",
                                       "matrix load",    "matrix store"};
   return operation < std::size(names) ? names[operation] : names[0];
+}
+
+std::string barrier_name(std::uint32_t id) {
+  return id == 0 ? std::string("the block's barrier") : fmt::format("named barrier {}", id);
 }
 
 }  // namespace
@@ -105,11 +111,13 @@ void Cluster::run_cluster(std::uint32_t number) {
     shared_shadow_.reset(Stamp::kUnwritten);
     clocks_.forget_last();
   }
-  for (Warp& w : warps_) w.meetings.clear();
+  for (Warp& w : warps_) {
+    w.meetings.clear();
+    w.approach = {};
+  }
   for (Block& b : block_state_) {
     b.alive = block_threads_;
-    gate_reset(b.barrier);
-    for (Gate& g : b.named) gate_reset(g);
+    for (Gate& g : b.barriers) gate_reset(g);
   }
   gate_reset(cluster_gate_);
   clocks_.release(cluster_done_);
@@ -146,6 +154,7 @@ void Cluster::run_cluster(std::uint32_t number) {
     t.clock = 1;
     t.ticks = 0;
     t.cluster_phase = 0;
+    t.waited = !run_.launch.dependent;
     t.wait = Wait::none;
     for (Queue& q : t.queues) {
       q.copies.clear();
@@ -173,8 +182,15 @@ void Cluster::enter() {
 // What is left to do when a kernel's thread has returned.
 void Cluster::thread_main() {
   Thread& t = *running_;
-  // Copies that nobody waited for come to their end all the same; what reads them in shared memory is reported.
-  for (const Copy& c : t.queues[1].copies) finish(c, t.index, t.clock);
+  // The launch behind this one counts on its end to be behind the end of those before.
+  if (!t.waited) run_.findings.add(finding(CpuFault::early, run_.entry.line, t, "returns before grid_dependency_wait"));
+  // Bulk stores come to their end all the same, but shared memory may be gone before they have read it.
+  for (const Copy& c : t.queues[1].copies) {
+    if (run_.races && c.taken.empty())
+      report(CpuFault::unwaited_copy, c.site, reinterpret_cast<std::uintptr_t>(c.from), t,
+             fmt::format("returns while its copy is still to read {} bytes of shared memory", c.read));
+    finish(c, t.index, t.clock);
+  }
   --alive_;
   --block_state_[t.block].alive;
   suspend(Wait::ended);
@@ -189,6 +205,20 @@ void Cluster::wake_all(std::vector<std::uint32_t>& threads) {
   if (run_.launch.schedule == CpuSchedule::reverse) std::sort(threads.begin(), threads.end(), std::greater<>());
   for (std::uint32_t t : threads) wake(t);
   threads.clear();
+}
+
+// Tells gdb who runs.
+void Cluster::show(const ThreadView& view) const {
+  const auto set = [](std::uint32_t& to, std::uint32_t value) {
+    std::atomic_ref(to).store(value, std::memory_order_relaxed);
+  };
+  const Here& here = *run_.code.here;
+  set(here.thread[0], view.thread);
+  set(here.block[0], view.block_x);
+  set(here.block[1], view.block_y);
+  set(here.block_size[0], view.block_threads);
+  set(here.grid_size[0], view.grid_x);
+  set(here.grid_size[1], view.grid_y);
 }
 
 // The next thread that may run takes over; the first fiber of all where none may. Returns when it is the caller's turn.
@@ -208,6 +238,7 @@ void Cluster::go_on() {
     ready_head_ = 0;
   }
   running_ = next;
+  if (run_.code.here) show(next->view);
   if (next != before) Fiber::change(from, next->fiber);
 }
 
@@ -250,7 +281,7 @@ void Cluster::fault(std::uint32_t kind, std::uint32_t site) {
   give_up();
 }
 
-std::string Cluster::where(const Thread& t) const {
+const char* Cluster::waiting(const Thread& t) {
   static const char* const names[] = {"is not waiting",
                                       "waits at a warp operation",
                                       "waits at the block's barrier",
@@ -258,7 +289,11 @@ std::string Cluster::where(const Thread& t) const {
                                       "waits at the cluster's barrier",
                                       "waits at an mbarrier",
                                       "has ended"};
-  std::string s = names[static_cast<int>(t.wait)];
+  return names[static_cast<int>(t.wait)];
+}
+
+std::string Cluster::where(const Thread& t) const {
+  std::string s = waiting(t);
   if (t.wait != Wait::ended && line(t.site) > 0) s += fmt::format(" at line {}", line(t.site));
   return s;
 }
@@ -270,24 +305,25 @@ void Cluster::stuck() {
                        : fmt::format("thread {}", t.view.thread);
   };
   // Lanes that did not come to their warp's meeting explain all else.
+  const auto alone = [&](const Warp& w, std::uint32_t first, std::uint32_t missing, const std::string& operation) {
+    Thread& waiting = threads_[w.first + first];
+    const Thread& other = threads_[w.first + static_cast<std::uint32_t>(std::countr_zero(missing))];
+    running_ = &waiting;
+    report(CpuFault::divergent, waiting.site,
+           fmt::format("waits at {} for {} that do not come: {} {}", operation,
+                       std::popcount(missing) == 1 ? "a lane" : fmt::format("{} lanes", std::popcount(missing)),
+                       thread_name(other), where(other)));
+  };
   for (const Warp& w : warps_) {
-    for (const Meeting& m : w.meetings) {
-      if (m.arrived == 0) continue;
-      const std::uint32_t missing = m.mask & w.lanes & ~m.arrived;
-      Thread& waiting = threads_[w.first + m.first];
-      const Thread& other = threads_[w.first + static_cast<std::uint32_t>(std::countr_zero(missing))];
-      running_ = &waiting;
-      report(CpuFault::divergent, waiting.site,
-             fmt::format("waits at a {} for {} that do not come: {} {}", operation_name(m.operation),
-                         std::popcount(missing) == 1 ? "a lane" : fmt::format("{} lanes", std::popcount(missing)),
-                         thread_name(other), where(other)));
-      return;
-    }
+    for (const Meeting& m : w.meetings)
+      if (m.arrived != 0) return alone(w, m.first, m.mask & w.lanes & ~m.arrived, "a " + operation_name(m.operation));
+    if (const Approach& a = w.approach; a.arrived != 0)
+      return alone(w, a.first, w.lanes & ~a.arrived, barrier_name(a.barrier));
   }
   for (Thread& t : threads_) {
     if (t.wait == Wait::ended) continue;
     running_ = &t;
-    std::string what = fmt::format("{}, and nobody can go on", where(t).substr(0, where(t).find(" at line ")));
+    std::string what = fmt::format("{}, and nobody can go on", waiting(t));
     CpuFault fault = CpuFault::deadlock;
     if (t.wait == Wait::mbarrier) {
       for (const auto& [address, b] : mbarriers_)
@@ -300,8 +336,8 @@ void Cluster::stuck() {
       for (const Thread& other : threads_) {
         if (other.wait == t.wait && other.site == t.site) continue;
         if (t.wait != Wait::cluster && other.block != t.block) continue;
-        what = fmt::format("{} for {}, which {}", where(t).substr(0, where(t).find(" at line ")), thread_name(other),
-                           where(other));
+        if (t.wait == Wait::block_barrier && other.wait == Wait::block_barrier) continue;  // any place will do
+        what = fmt::format("{} for {}, which {}", waiting(t), thread_name(other), where(other));
         if (other.wait == Wait::ended) fault = CpuFault::divergent;
         break;
       }
@@ -322,9 +358,9 @@ void Cluster::gate_arrive(Gate& gate, Thread& t) {
   if (!run_.races) return;
   if (gate.gathered == nullptr)
     gate.gathered = clocks_.copy(*t.known);
-  else if (gate.merged != t.known)
+  else if (gate.merged != t.known->version)
     clocks_.merge(*gate.gathered, *t.known);
-  gate.merged = t.known;
+  gate.merged = t.known->version;
   gate.gathered->of[t.index] = t.clock++;
 }
 
@@ -337,7 +373,7 @@ void Cluster::gate_open(Gate& gate) {
     }
     clocks_.release(gate.gathered);
     gate.gathered = nullptr;
-    gate.merged = nullptr;
+    gate.merged = 0;
   }
   gate.arrived = 0;
   gate.threads = 0;
@@ -347,10 +383,39 @@ void Cluster::gate_open(Gate& gate) {
 void Cluster::gate_reset(Gate& gate) {
   clocks_.release(gate.gathered);
   gate.gathered = nullptr;
-  gate.merged = nullptr;
+  gate.merged = 0;
   gate.arrived = 0;
   gate.threads = 0;
   gate.waiting.clear();
+}
+
+// These lanes know what all of them knew.
+void Cluster::know_each_other(const Warp& w, std::uint32_t lanes) {
+  const auto each = [&](auto&& visit) {
+    for (std::uint32_t left = lanes; left != 0; left &= left - 1)
+      visit(threads_[w.first + static_cast<std::uint32_t>(std::countr_zero(left))]);
+  };
+  Knowledge* known = threads_[w.first + static_cast<std::uint32_t>(std::countr_zero(lanes))].known;
+  bool alike = true;
+  each([&](const Thread& t) { alike = alike && t.known == known; });
+  if (alike && known->references == static_cast<std::uint32_t>(std::popcount(lanes))) {
+    each([&](Thread& t) { known->of[t.index] = t.clock++; });
+    clocks_.changed(*known);
+    return;
+  }
+  Knowledge* all = clocks_.copy(*known);
+  const Knowledge* merged = known;
+  each([&](Thread& t) {
+    if (t.known != merged) clocks_.merge(*all, *t.known);
+    merged = t.known;
+    all->of[t.index] = std::max(all->of[t.index], t.clock);
+    ++t.clock;
+  });
+  each([&](Thread& t) {
+    clocks_.release(t.known);
+    t.known = clocks_.hold(all);
+  });
+  clocks_.release(all);
 }
 
 const std::byte* Cluster::exchange(std::uint32_t mask, std::uint32_t operation, const void* mine, std::uint32_t bytes) {
@@ -395,35 +460,8 @@ const std::byte* Cluster::exchange(std::uint32_t mask, std::uint32_t operation, 
   }
   m.arrived = 0;
   ++m.phase;
-  if (run_.races) {
-    const std::uint32_t lanes = static_cast<std::uint32_t>(std::popcount(wanted));
-    Knowledge* known = t.known;
-    bool alike = true;
-    for (std::uint32_t lane = 0; lane < 32; ++lane)
-      if (wanted >> lane & 1) alike = alike && threads_[w.first + lane].known == known;
-    if (alike && known->references == lanes) {
-      for (std::uint32_t lane = 0; lane < 32; ++lane)
-        if (wanted >> lane & 1) known->of[w.first + lane] = threads_[w.first + lane].clock++;
-    } else {
-      Knowledge* all = clocks_.copy(*known);
-      const Knowledge* merged = known;
-      for (std::uint32_t lane = 0; lane < 32; ++lane) {
-        if ((wanted >> lane & 1) == 0) continue;
-        Thread& other = threads_[w.first + lane];
-        if (other.known != merged) clocks_.merge(*all, *other.known);
-        merged = other.known;
-        all->of[other.index] = std::max(all->of[other.index], other.clock);
-        ++other.clock;
-      }
-      for (std::uint32_t lane = 0; lane < 32; ++lane) {
-        if ((wanted >> lane & 1) == 0) continue;
-        Thread& other = threads_[w.first + lane];
-        clocks_.release(other.known);
-        other.known = clocks_.hold(all);
-      }
-      clocks_.release(all);
-    }
-  }
+  // Only the warp barrier orders memory: CUDA's shuffles, votes and matrix operations do not.
+  if (run_.races && operation == kWarpBarrier) know_each_other(w, wanted);
   const bool reverse = run_.launch.schedule == CpuSchedule::reverse;
   for (std::uint32_t i = 0; i < 32; ++i) {
     const std::uint32_t lane = reverse ? 31 - i : i;
@@ -437,42 +475,59 @@ const std::byte* Cluster::exchange(std::uint32_t mask, std::uint32_t operation, 
   return slots;
 }
 
-void Cluster::block_barrier() {
-  Thread& t = *running_;
-  Gate& gate = block_state_[t.block].barrier;
-  gate.waiting.push_back(t.index);
-  gate_arrive(gate, t);
-  if (gate.arrived < block_threads_) {
-    suspend(Wait::block_barrier);
-    return;
-  }
-  gate_open(gate);
-  go_on();
-}
+void Cluster::block_barrier() { barrier(0, block_threads_, true); }
 
 void Cluster::named_barrier(std::uint32_t id, std::uint32_t threads, bool wait) {
-  Thread& t = *running_;
-  if (id >= std::size(block_state_[t.block].named) || threads == 0 || threads % 32 != 0 || threads > 1024) {
-    report(CpuFault::misuse, t.site,
-           fmt::format("named barrier {} with {} threads: there are 16, and the count is a multiple of 32, up to 1024",
-                       id, threads));
+  if (id == 0 || id >= std::size(block_state_[0].barriers) || threads == 0 || threads % 32 != 0 || threads > 1024) {
+    report(CpuFault::misuse, running_->site,
+           fmt::format(
+               "comes to named barrier {} with {} threads: there are 1 to 15 (0 is the block's), and the count is a "
+               "multiple of 32, up to 1024",
+               id, threads));
     give_up();
   }
-  Gate& gate = block_state_[t.block].named[id];
+  barrier(id, threads, wait);
+}
+
+// The lanes of a warp come to the same place before their warp is counted; among themselves that orders nothing.
+void Cluster::barrier(std::uint32_t id, std::uint32_t threads, bool wait) {
+  Thread& t = *running_;
+  Warp& w = warps_[t.warp];
+  Approach& a = w.approach;
+  if (a.arrived == 0) {
+    a = {.barrier = id, .threads = threads, .site = t.site, .first = t.lane, .wait = wait};
+  } else if (a.site != t.site || a.barrier != id || a.threads != threads) {
+    report(CpuFault::divergent, t.site,
+           fmt::format("comes to {} while thread {} of its warp is at {} elsewhere (line {})", barrier_name(id),
+                       threads_[w.first + a.first].view.thread, barrier_name(a.barrier), line(a.site)));
+    give_up();
+  }
+  a.arrived |= 1u << t.lane;
+  const Wait why = id == 0 ? Wait::block_barrier : Wait::named_barrier;
+  if (a.arrived != w.lanes) return suspend(why);
+  a.arrived = 0;
+
+  Gate& gate = block_state_[t.block].barriers[id];
   if (gate.arrived > 0 && gate.threads != threads) {
     report(CpuFault::misuse, t.site,
-           fmt::format("named barrier {} with {} threads while others wait there for {}", id, threads, gate.threads));
+           fmt::format("comes to named barrier {} with {} threads while others wait there for {}", id, threads,
+                       gate.threads));
     give_up();
   }
   gate.threads = threads;
-  if (wait) gate.waiting.push_back(t.index);
-  gate_arrive(gate, t);
-  if (gate.arrived < threads) {
-    if (wait) suspend(Wait::named_barrier);
-    return;
+  const std::uint32_t lanes = static_cast<std::uint32_t>(std::popcount(w.lanes));
+  for (std::uint32_t i = w.first; i < w.first + lanes; ++i) {
+    if (wait) gate.waiting.push_back(i);
+    gate_arrive(gate, threads_[i]);
   }
-  gate_open(gate);
-  if (wait) go_on();
+  if (id != 0) gate.arrived += 32 - lanes;  // a last warp of fewer lanes counts as a whole one
+  const bool open = gate.arrived >= threads;
+  if (open) gate_open(gate);
+  if (wait) return open ? go_on() : suspend(why);
+  std::vector<std::uint32_t> warp(lanes);
+  std::iota(warp.begin(), warp.end(), w.first);
+  wake_all(warp);
+  go_on();
 }
 
 void Cluster::cluster_arrive() {
@@ -491,7 +546,7 @@ void Cluster::cluster_arrive() {
     for (std::uint32_t i : cluster_gate_.waiting) know(threads_[i], cluster_done_);
     clocks_.release(cluster_gate_.gathered);
     cluster_gate_.gathered = nullptr;
-    cluster_gate_.merged = nullptr;
+    cluster_gate_.merged = 0;
   }
   cluster_gate_.arrived = 0;
   wake_all(cluster_gate_.waiting);
@@ -566,7 +621,7 @@ bool Cluster::complete(Mbarrier& b) {
     clocks_.release(b.done);
     b.done = b.gate.gathered;
     b.gate.gathered = nullptr;
-    b.gate.merged = nullptr;
+    b.gate.merged = 0;
   }
   for (const Copy& c : b.copies) finish(c, count_, engine_clock_);
   b.copies.clear();
@@ -617,6 +672,79 @@ void Cluster::mbarrier_wait(std::uintptr_t barrier, std::uint32_t parity) {
   if (mbarrier_test(barrier, parity)) return;
   mbarriers_.find(barrier)->second.waiting.emplace_back(running_->index, parity & 1);
   suspend(Wait::mbarrier);
+}
+
+// ---- copies whose source is read before they end ----
+
+// The source of a copy has been read: whoever is ordered after (thread, clock) may write there.
+void Cluster::source_is_free(const Copy& c, std::uint32_t thread, std::uint32_t clock) {
+  if (!run_.races || c.read == 0 || !c.taken.empty()) return;
+  const std::uintptr_t source = reinterpret_cast<std::uintptr_t>(c.from);
+  const Place where = place(source, c.read, c.site);
+  Shadow* shadow = shadow_of(where);
+  if (shadow == nullptr) return;
+  const std::unique_lock<std::mutex> lock = lock_for(where);
+  shadow->each(source, c.read, false, [&](Cell& cell, std::uintptr_t, std::uintptr_t) {
+    for (std::uint64_t& read : cell.read)
+      if (read == Stamp::make(number_, c.thread, c.clock, false, true))
+        read = Stamp::make(number_, thread, clock, false, false);
+  });
+}
+
+void Cluster::copy_wait_read(std::uint32_t queue, std::uint32_t pending) {
+  Queue& q = running_->queues[queue % 2];
+  if (q.ends.size() <= pending) return;
+  const std::size_t read = q.ends[q.ends.size() - pending - 1];
+  for (std::size_t i = 0; i < read; ++i) {
+    Copy& c = q.copies[i];
+    if (!c.taken.empty()) continue;
+    source_is_free(c, running_->index, running_->clock);
+    c.taken.assign(c.from, c.from + c.read);
+  }
+}
+
+// ---- what must have happened, and where ----
+
+// Global memory of a dependent launch may still be in use by the launches before; but what none of them writes may be
+// read.
+void Cluster::require_waited(const Place& where, std::uintptr_t address, std::size_t bytes, bool write,
+                             const char* verb, std::uint32_t site) {
+  if (running_->waited || where.buffer == nullptr || (!write && where.buffer->given->before_wait)) return;
+  report(CpuFault::early, site, address, *running_,
+         fmt::format("{} {} bytes before grid_dependency_wait", verb, bytes));
+}
+
+// Memory of no known place is for in_bounds to judge.
+void Cluster::require_space(const Place& where, std::uintptr_t address, std::size_t bytes, bool shared,
+                            const char* verb, std::uint32_t site) {
+  if (!where.known() || where.shared == shared) return;
+  report(
+      CpuFault::misuse, site, address, *running_,
+      fmt::format("{} {} bytes {} by an operation on {} memory", verb, bytes,
+                  where.shared ? "of shared memory" : "that are not in shared memory", shared ? "shared" : "global"));
+  give_up();
+}
+
+// An asynchronous copy goes between global and shared memory.
+void Cluster::check_copy(bool to_shared, const std::byte* to, const std::byte* from, std::uint32_t bytes,
+                         std::uint32_t read) {
+  if (!run_.bounds && !run_.races) return;
+  const std::uint32_t site = running_->site;
+  const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(to), source = reinterpret_cast<std::uintptr_t>(from);
+  require_space(place(target, bytes, site), target, bytes, to_shared, "copies over", site);
+  if (read > 0) require_space(place(source, read, site), source, read, !to_shared, "copies", site);
+}
+
+void Cluster::matrix_row(std::uintptr_t row) {
+  if (!run_.bounds && !run_.races) return;
+  constexpr std::size_t kRowBytes = 16;
+  const std::uint32_t site = running_->site;
+  if (row % kRowBytes != 0) {
+    report(CpuFault::misaligned, site, row, *running_,
+           fmt::format("names a matrix row at an address that is no multiple of {}", kRowBytes));
+    give_up();
+  }
+  require_space(place(row, kRowBytes, site), row, kRowBytes, true, "names a matrix row of", site);
 }
 
 }  // namespace ssmjit::cpu

@@ -17,6 +17,8 @@
 
 namespace ssmjit::cpu {
 
+constexpr std::size_t kPage = 65536;  // of any machine, at most: the guard below each stack
+
 // SsmjitCpuThread of runtime.cuh.
 struct ThreadView {
   std::uint32_t thread, block_threads;
@@ -42,8 +44,12 @@ class Cluster {
   void tick(std::uint32_t site);
   void fault(std::uint32_t kind, std::uint32_t site);  // 0: none, 1: a division by zero, 2: a trap
   void access(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
+  // An access `offset` bytes into a variable of the thread's own that is not within it.
+  [[noreturn]] void outside(std::uint64_t offset, std::uint64_t bytes, std::uint32_t variable, std::uint32_t site);
+  [[noreturn]] void wild_call(std::uintptr_t address, std::uint32_t site);
 
   const std::byte* exchange(std::uint32_t mask, std::uint32_t operation, const void* mine, std::uint32_t bytes);
+  void grid_wait() { running_->waited = true; }
   void block_barrier();
   void named_barrier(std::uint32_t id, std::uint32_t threads, bool wait);
   void cluster_arrive();
@@ -58,7 +64,10 @@ class Cluster {
             std::uint32_t alignment);
   void copy_commit(std::uint32_t queue);
   void copy_wait(std::uint32_t queue, std::uint32_t pending);
+  void copy_wait_read(std::uint32_t queue, std::uint32_t pending);
   void copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uintptr_t barrier);
+  void check_copy(bool to_shared, const std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read);
+  void matrix_row(std::uintptr_t row);
   void load_maybe_appended(std::byte* to, const std::byte* from, std::uint32_t bytes);
 
  private:
@@ -67,7 +76,8 @@ class Cluster {
   struct Copy {
     std::byte* to;
     const std::byte* from;
-    std::uint32_t bytes, read, site, thread;
+    std::uint32_t bytes, read, site, thread, clock;  // thread, clock: of the one that started it
+    std::vector<std::byte> taken{};                  // what was read, where that ended before the copy does
   };
   // Copies in groups: group i ends where the next begins; those past the last end are not committed.
   struct Queue {
@@ -82,6 +92,7 @@ class Cluster {
     std::uint32_t clock = 1;
     std::uint32_t ticks = 0;
     std::uint32_t cluster_phase = 0;  // how often it has come to the cluster's barrier
+    bool waited = false;              // for the launches that this one depends on
     Wait wait = Wait::none;
     Knowledge* known = nullptr;
     Queue queues[2];
@@ -90,20 +101,25 @@ class Cluster {
     std::uint32_t mask = 0, arrived = 0, operation = 0, bytes = 0, phase = 0, site = 0, first = 0;
     std::byte* slots = nullptr;
   };
+  // Lanes on their way to a barrier of the block, which counts whole warps.
+  struct Approach {
+    std::uint32_t arrived = 0, barrier = 0, threads = 0, site = 0, first = 0;
+    bool wait = true;
+  };
   struct Warp {
     std::uint32_t first = 0, lanes = 0;  // its threads; the mask of lanes that exist
-    std::vector<Meeting> meetings;       // the first: of the full mask
+    Approach approach;
+    std::vector<Meeting> meetings;  // the first: of the full mask
   };
   struct Gate {
     std::uint32_t arrived = 0, threads = 0;
     std::vector<std::uint32_t> waiting;
     Knowledge* gathered = nullptr;
-    const Knowledge* merged = nullptr;  // the last one that went in
+    std::uint64_t merged = 0;  // the version of the last one that went in
   };
   struct Block {
     std::uint32_t alive = 0;  // threads
-    Gate barrier;
-    Gate named[16];
+    Gate barriers[16];        // 0: sync_block's
   };
   struct Mbarrier {
     std::uint32_t arrivals = 0, pending = 0, phase = 0;
@@ -114,13 +130,14 @@ class Cluster {
     Gate gate;                                                     // of the phase under way
     Knowledge* done = nullptr;                                     // of the last phase
   };
-  enum class Touch { read, write, copy_source, copy_start, copy_end };
+  enum class Touch { read, write, update, copy_source, copy_start, copy_end };
   // Where an address points.
   struct Place {
     const Buffer* buffer = nullptr;  // global
     bool shared = false;
-    bool own = false;  // stacks, exchange slots, the module's constants
-    bool known() const { return buffer != nullptr || shared || own; }
+    bool own = false;       // the thread's stack, exchange slots, the launch's arguments
+    bool constant = false;  // the module's
+    bool known() const { return buffer != nullptr || shared || own || constant; }
   };
 
   void run_cluster(std::uint32_t number);
@@ -128,26 +145,36 @@ class Cluster {
   static void enter();
   void suspend(Wait why);
   void go_on();
+  void show(const ThreadView& view) const;
   void wake(std::uint32_t thread);
   void wake_all(std::vector<std::uint32_t>& threads);
   [[noreturn]] void give_up();
   void stuck();
+  static const char* waiting(const Thread& t);
   std::string where(const Thread& t) const;
   std::uint64_t random();
 
+  void barrier(std::uint32_t id, std::uint32_t threads, bool wait);
   void gate_arrive(Gate& gate, Thread& t);
   void gate_open(Gate& gate);
   void gate_reset(Gate& gate);
   void know(Thread& t, Knowledge* more);
+  void know_each_other(const Warp& w, std::uint32_t lanes);
 
   Mbarrier& mbarrier(std::uintptr_t address, const char* operation);
   bool complete(Mbarrier& b);
   void finish(const Copy& c, std::uint32_t thread, std::uint32_t clock);
+  void source_is_free(const Copy& c, std::uint32_t thread, std::uint32_t clock);
 
+  bool own(std::size_t at, std::size_t bytes) const;
   Place place(std::uintptr_t address, std::size_t bytes, std::uint32_t site);
   bool in_bounds(const Place& where, std::uintptr_t address, std::size_t bytes, bool write, const char* verb,
                  std::uint32_t site);
-  void start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read);
+  void require_waited(const Place& where, std::uintptr_t address, std::size_t bytes, bool write, const char* verb,
+                      std::uint32_t site);
+  void require_space(const Place& where, std::uintptr_t address, std::size_t bytes, bool shared, const char* verb,
+                     std::uint32_t site);
+  Copy start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read);
   void touch(const Place& where, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
              std::uint32_t thread, std::uint32_t clock);
   void check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch kind, bool atomic, std::uint32_t site,
@@ -156,6 +183,8 @@ class Cluster {
   std::unique_lock<std::mutex> lock_for(const Place& where);
   bool ordered(std::uint64_t stamp) const;
   std::string who(std::uint64_t stamp, std::uint32_t site) const;
+  CpuFinding finding(CpuFault fault, int line, const Thread& t, std::string what) const;
+  void add(CpuFinding f, std::uint32_t site, const Thread& t);
   void report(CpuFault fault, std::uint32_t site, std::string what);
   void report(CpuFault fault, std::uint32_t site, std::uintptr_t address, const Thread& t, std::string what);
   int line(std::uint32_t site) const { return site < run_.code.sites.size() ? run_.code.sites[site].line : 0; }

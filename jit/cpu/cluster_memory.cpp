@@ -16,29 +16,36 @@ constexpr int kPoison = 0xff;
 
 // ---- findings ----
 
-void Cluster::report(CpuFault fault, std::uint32_t site, std::string what) {
-  const Thread& t = *running_;
+CpuFinding Cluster::finding(CpuFault fault, int line, const Thread& t, std::string what) const {
   CpuFinding f;
   f.fault = fault;
   f.kernel = run_.entry.name;
   f.file = run_.code.file;
-  f.line = line(site);
+  f.line = line;
   f.block_x = t.view.block_x;
   f.block_y = t.view.block_y;
   f.thread = static_cast<int>(t.view.thread);
   f.what = std::move(what);
-  run_.findings.add(std::move(f));
+  return f;
+}
+
+void Cluster::add(CpuFinding f, std::uint32_t site, const Thread& t) {
+  CpuFinding whole = finding(f.fault, line(site), t, std::move(f.what));
+  whole.buffer = std::move(f.buffer);
+  whole.offset = f.offset;
+  run_.findings.add(std::move(whole));
+}
+
+void Cluster::report(CpuFault fault, std::uint32_t site, std::string what) {
+  CpuFinding f;
+  f.fault = fault;
+  f.what = std::move(what);
+  add(std::move(f), site, *running_);
 }
 
 void Cluster::report(CpuFault fault, std::uint32_t site, std::uintptr_t address, const Thread& t, std::string what) {
   CpuFinding f;
   f.fault = fault;
-  f.kernel = run_.entry.name;
-  f.file = run_.code.file;
-  f.line = line(site);
-  f.block_x = t.view.block_x;
-  f.block_y = t.view.block_y;
-  f.thread = static_cast<int>(t.view.thread);
   const std::uintptr_t shared = reinterpret_cast<std::uintptr_t>(shared_);
   if (address - shared < shared_stride_ * blocks_) {
     const std::size_t offset = (address - shared) % shared_stride_;
@@ -66,7 +73,9 @@ void Cluster::report(CpuFault fault, std::uint32_t site, std::uintptr_t address,
         distance = d;
       }
     }
-    if (nearest != nullptr && distance < (std::uint64_t{1} << 32)) {
+    if (address - reinterpret_cast<std::uintptr_t>(pages_.data()) < pages_.size()) {
+      f.buffer = "the threads' own variables";
+    } else if (nearest != nullptr && distance < (std::uint64_t{1} << 32)) {
       f.buffer = nearest->given->name;
       f.offset = static_cast<std::int64_t>(address - nearest->begin);
     } else {
@@ -75,15 +84,23 @@ void Cluster::report(CpuFault fault, std::uint32_t site, std::uintptr_t address,
     }
   }
   f.what = std::move(what);
-  run_.findings.add(std::move(f));
+  add(std::move(f), site, t);
 }
 
 // ---- places ----
 
+// Whether `at` bytes into the pages lies what the running thread may touch: not another's stack.
+bool Cluster::own(std::size_t at, std::size_t bytes) const {
+  const std::size_t stack = at - (slots_bytes_ + running_->index * stack_bytes_);
+  if (stack < stack_bytes_) return stack >= kPage && bytes <= stack_bytes_ - stack;
+  if (at < slots_bytes_) return bytes <= slots_bytes_ - at;
+  return at >= slots_bytes_ + count_ * stack_bytes_ && bytes <= pages_.size() - at;
+}
+
 Cluster::Place Cluster::place(std::uintptr_t address, std::size_t bytes, std::uint32_t site) {
   Place where;
-  if (address - reinterpret_cast<std::uintptr_t>(pages_.data()) < pages_.size()) {
-    where.own = true;
+  if (const std::size_t at = address - reinterpret_cast<std::uintptr_t>(pages_.data()); at < pages_.size()) {
+    where.own = own(at, bytes);
     return where;
   }
   const std::size_t offset = address - reinterpret_cast<std::uintptr_t>(shared_);
@@ -106,7 +123,7 @@ Cluster::Place Cluster::place(std::uintptr_t address, std::size_t bytes, std::ui
       return where;
     }
   for (const auto& [begin, size] : run_.code.constants)
-    if (address - begin < size) where.own = true;
+    if (address - begin < size) where.constant = bytes <= size - (address - begin);
   return where;
 }
 
@@ -120,14 +137,19 @@ bool Cluster::in_bounds(const Place& where, std::uintptr_t address, std::size_t 
     return false;
   }
   if (where.own || where.shared) return true;
+  require_waited(where, address, bytes, write, verb, site);
+  if (where.constant) {
+    if (!write) return true;
+    report(CpuFault::out_of_bounds, site, fmt::format("{} {} bytes of a constant of the source", verb, bytes));
+    return false;
+  }
   if (where.buffer != nullptr) {
-    if (!write || where.buffer->given->writable) return true;
+    if (!write || where.buffer->given->writable || !run_.bounds) return true;
     report(CpuFault::out_of_bounds, site, address, *running_,
            fmt::format("{} {} bytes of a buffer that is only read", verb, bytes));
     return false;
   }
   const bool shared = address - reinterpret_cast<std::uintptr_t>(shared_) < shared_stride_ * blocks_;
-  if (!shared && !run_.bounds) return true;
   report(CpuFault::out_of_bounds, site, address, *running_,
          shared ? fmt::format("{} {} bytes past the end of shared memory, which has {} bytes a block", verb, bytes,
                               shared_bytes_)
@@ -137,8 +159,8 @@ bool Cluster::in_bounds(const Place& where, std::uintptr_t address, std::size_t 
 
 void Cluster::access(std::uintptr_t address, std::size_t bytes, std::uint32_t site_index) {
   const Site& site = run_.code.sites[site_index];
-  if (address - reinterpret_cast<std::uintptr_t>(pages_.data()) < pages_.size() || bytes == 0) return;
-  if (!run_.bounds && !run_.races) return;
+  const std::size_t at = address - reinterpret_cast<std::uintptr_t>(pages_.data());
+  if (bytes == 0 || (at < pages_.size() && own(at, bytes))) return;
   const char* verb = site.write ? "writes" : "reads";
   if ((address & (site.alignment - 1)) != 0) {
     report(CpuFault::misaligned, site_index, address, *running_,
@@ -147,9 +169,32 @@ void Cluster::access(std::uintptr_t address, std::size_t bytes, std::uint32_t si
   }
   const Place where = place(address, bytes, site_index);
   if (!in_bounds(where, address, bytes, site.write, verb, site_index)) give_up();
+  if (site.space != 0) require_space(where, address, bytes, site.space == kSharedSpace, verb, site_index);
   if (run_.races)
-    touch(where, address, bytes, site.write ? Touch::write : Touch::read, site.atomic, site_index, running_->index,
-          running_->clock);
+    touch(where, address, bytes,
+          site.update  ? Touch::update
+          : site.write ? Touch::write
+                       : Touch::read,
+          site.atomic, site_index, running_->index, running_->clock);
+}
+
+void Cluster::outside(std::uint64_t offset, std::uint64_t bytes, std::uint32_t variable, std::uint32_t site) {
+  const Variable& v = run_.code.variables[variable];
+  CpuFinding f;
+  f.fault = CpuFault::out_of_bounds;
+  f.buffer = v.name;
+  f.offset = static_cast<std::int64_t>(offset);
+  f.what = fmt::format("{} {} bytes outside {}, which has {} bytes", run_.code.sites[site].write ? "writes" : "reads",
+                       bytes, v.name.empty() ? "a variable of its own" : v.name, v.bytes);
+  add(std::move(f), site, *running_);
+  give_up();
+}
+
+void Cluster::wild_call(std::uintptr_t address, std::uint32_t site) {
+  report(CpuFault::misuse, site,
+         address == 0 ? "calls a function through a null pointer"
+                      : "calls a function through a pointer that points to none of this type");
+  give_up();
 }
 
 // ---- order ----
@@ -208,7 +253,7 @@ void Cluster::check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch
   const auto fault = [&](CpuFault f, std::string what) { report(f, site, address, *running_, std::move(what)); };
   const bool under_way = kind == Touch::copy_start || kind == Touch::copy_source;
   const std::uint64_t mine = Stamp::make(number_, thread, clock, atomic, under_way);
-  const std::uint16_t place = static_cast<std::uint16_t>(std::min<std::uint32_t>(site, 0xffff));
+  const std::uint16_t place = Stamp::site(site);
   if (kind == Touch::read || kind == Touch::copy_source) {
     if (cell.read[0] == mine) return;
     if (cell.write == Stamp::kUnwritten) {
@@ -235,7 +280,9 @@ void Cluster::check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch
   }
   if (kind != Touch::copy_end) {
     const char* verb = kind == Touch::copy_start ? "starts a copy to" : "writes";
-    if (Stamp::pending(cell.write)) {
+    if (kind == Touch::update && cell.write == Stamp::kUnwritten) {
+      fault(CpuFault::uninitialised, fmt::format("updates {} bytes that nobody wrote", bytes));
+    } else if (Stamp::pending(cell.write)) {
       fault(CpuFault::unwaited_copy, fmt::format("{} {} bytes that an asynchronous copy of {} is still to bring", verb,
                                                  bytes, who(cell.write, cell.write_site)));
     } else if (!ordered(cell.write) && !(atomic && Stamp::atomic(cell.write))) {
@@ -260,10 +307,11 @@ void Cluster::check(Cell& cell, std::uintptr_t address, std::size_t bytes, Touch
 
 // ---- copies ----
 
-// Checks a copy that starts; the bytes are poison until it ends.
-void Cluster::start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read) {
-  const Thread& t = *running_;
-  if (run_.bounds || run_.races) {
+// Checks a copy that starts; the bytes are poison until it ends. Each copy has a clock of its own, by which its end
+// knows what it still had to read.
+Cluster::Copy Cluster::start(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read) {
+  Thread& t = *running_;
+  if (run_.checked) {
     const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(to), source = reinterpret_cast<std::uintptr_t>(from);
     const Place target_place = place(target, bytes, t.site);
     if (!in_bounds(target_place, target, bytes, true, "copies over", t.site)) give_up();
@@ -275,6 +323,7 @@ void Cluster::start(std::byte* to, const std::byte* from, std::uint32_t bytes, s
     if (run_.races) touch(target_place, target, bytes, Touch::copy_start, false, t.site, t.index, t.clock);
   }
   std::memset(to, kPoison, bytes);
+  return {to, from, bytes, read, t.site, t.index, t.clock++};
 }
 
 void Cluster::copy(std::uint32_t queue, std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read,
@@ -289,8 +338,7 @@ void Cluster::copy(std::uint32_t queue, std::byte* to, const std::byte* from, st
                        which ? "to" : "from", alignment));
     give_up();
   }
-  start(to, from, bytes, read);
-  t.queues[queue % 2].copies.push_back({to, from, bytes, read, t.site, t.index});
+  t.queues[queue % 2].copies.push_back(start(to, from, bytes, read));
 }
 
 void Cluster::copy_commit(std::uint32_t queue) {
@@ -319,30 +367,19 @@ void Cluster::copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_
            fmt::format("copies {} bytes in bulk; both addresses and the size must be multiples of 16", bytes));
     give_up();
   }
-  start(to, from, bytes, bytes);
-  b.copies.push_back({to, from, bytes, bytes, t.site, t.index});
+  b.copies.push_back(start(to, from, bytes, bytes));
   b.brought += bytes;
   if (!b.waiting.empty()) complete(b);
 }
 
 // The bytes move now; whoever is ordered after (thread, clock) may use them.
 void Cluster::finish(const Copy& c, std::uint32_t thread, std::uint32_t clock) {
-  if (c.read > 0) std::memcpy(c.to, c.from, c.read);
+  if (c.read > 0) std::memcpy(c.to, c.taken.empty() ? c.from : c.taken.data(), c.read);
   if (c.read < c.bytes) std::memset(c.to + c.read, 0, c.bytes - c.read);
   if (!run_.races) return;
   const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(c.to);
   touch(place(target, c.bytes, c.site), target, c.bytes, Touch::copy_end, false, c.site, thread, clock);
-  if (c.read == 0) return;
-  const std::uintptr_t source = reinterpret_cast<std::uintptr_t>(c.from);
-  const Place where = place(source, c.read, c.site);
-  Shadow* shadow = shadow_of(where);
-  if (shadow == nullptr) return;
-  const std::unique_lock<std::mutex> lock = lock_for(where);
-  shadow->each(source, c.read, false, [&](Cell& cell, std::uintptr_t, std::uintptr_t) {
-    for (std::uint64_t& read : cell.read)
-      if (Stamp::pending(read) && Stamp::group(read) == number_ && Stamp::thread(read) == c.thread)
-        read = Stamp::make(number_, thread, clock, false, false);
-  });
+  source_is_free(c, thread, clock);
 }
 
 void Cluster::load_maybe_appended(std::byte* to, const std::byte* from, std::uint32_t bytes) {
@@ -355,7 +392,7 @@ void Cluster::load_maybe_appended(std::byte* to, const std::byte* from, std::uin
     give_up();
   }
   const Place where = place(source, bytes, t.site);
-  if ((run_.bounds || run_.races) && !in_bounds(where, source, bytes, false, "reads", t.site)) give_up();
+  if (run_.checked && !in_bounds(where, source, bytes, false, "reads", t.site)) give_up();
   const std::unique_lock<std::mutex> lock = lock_for(where);
   std::memcpy(to, from, bytes);
   Shadow* shadow = shadow_of(where);

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,7 +20,16 @@ struct Site {
   std::uint32_t alignment = 1;
   bool write = false;
   bool atomic = false;
+  bool update = false;      // reads, then writes
+  std::uint32_t space = 0;  // that the access names: kGlobalSpace, kSharedSpace, else any
 };
+
+// A variable of a thread's own, or a constant table of the module.
+struct Variable {
+  std::string name;
+  std::size_t bytes = 0;
+};
+constexpr std::uint32_t kGlobalSpace = 1, kSharedSpace = 3;  // as SSMJIT_CPU_GLOBAL and _SHARED of memory.cuh
 
 struct SharedVariable {
   std::string name;
@@ -34,6 +44,12 @@ struct EntryCode {
   void (*call)(const void* args) = nullptr;
 };
 
+// Variables of a program compiled for debugging that say who runs, by the names that CUDA gives them.
+struct Here {
+  std::uint32_t *thread = nullptr, *block = nullptr;          // threadIdx {x}, blockIdx {x, y}
+  std::uint32_t *block_size = nullptr, *grid_size = nullptr;  // blockDim {x}, gridDim {x, y}
+};
+
 // The code lives as long as this object.
 class Code {
  public:
@@ -41,11 +57,13 @@ class Code {
   std::string file;
   std::vector<EntryCode> entries;
   std::vector<Site> sites;
+  std::vector<Variable> variables;                                // whose bounds are checked in the code itself
   std::vector<SharedVariable> shared;                             // static variables, by offset
   std::string dynamic_name;                                       // of the extern __shared__ array
   std::size_t static_bytes = 0;                                   // of shared memory; the dynamic part starts here
   std::size_t stack_bytes = 0;                                    // that a thread needs at most
   std::vector<std::pair<std::uintptr_t, std::size_t>> constants;  // variables of the module itself
+  std::optional<Here> here;                                       // of debug mode
 };
 
 struct CodeOptions {

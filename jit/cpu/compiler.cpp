@@ -8,6 +8,7 @@
 #include <optional>
 #include <set>
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <clang/Basic/Diagnostic.h>
@@ -16,7 +17,9 @@
 #include <clang/CodeGen/CodeGenAction.h>
 #include <clang/Frontend/CompilerInstance.h>
 #include <clang/Frontend/CompilerInvocation.h>
-#include <llvm/Analysis/LoopInfo.h>
+#include <clang/Frontend/FrontendAction.h>
+#include <clang/Lex/Preprocessor.h>
+#include <llvm/Analysis/CFG.h>
 #include <llvm/Analysis/ValueTracking.h>
 #include <llvm/Demangle/Demangle.h>
 #include <llvm/ExecutionEngine/JITEventListener.h>
@@ -26,21 +29,30 @@
 #include <llvm/ExecutionEngine/Orc/RTDyldObjectLinkingLayer.h>
 #include <llvm/ExecutionEngine/SectionMemoryManager.h>
 #include <llvm/IR/DebugInfo.h>
-#include <llvm/IR/Dominators.h>
 #include <llvm/IR/IRBuilder.h>
 #include <llvm/IR/LLVMContext.h>
 #include <llvm/IR/Module.h>
 #include <llvm/IR/ReplaceConstant.h>
 #include <llvm/Passes/PassBuilder.h>
+#include <llvm/Passes/PassPlugin.h>
 #include <llvm/Support/ErrorHandling.h>
 #include <llvm/Support/TargetSelect.h>
 #include <llvm/Support/VirtualFileSystem.h>
 #include <llvm/TargetParser/Host.h>
+#include <llvm/Transforms/Utils/BasicBlockUtils.h>
 
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
 #include "jit/cpu/code.h"
 #include "jit/cpu/runtime.h"
+
+#ifdef SSMJIT_STATIC_LLVM
+// clang's archives ask for the Polly that Debian's LLVM is built with. It is not linked: no pass of it is ever run.
+llvm::PassPluginLibraryInfo getPollyPluginInfo();
+llvm::PassPluginLibraryInfo getPollyPluginInfo() {
+  return {LLVM_PLUGIN_API_VERSION, "Polly", "", [](auto&) {}};
+}
+#endif
 
 namespace ssmjit::cpu {
 namespace {
@@ -115,6 +127,18 @@ template <class... A> SSMJIT_DEVICE u64 ssmjit_cpu_size(void (*)(A...)) {
 }
 )";
 
+// For gdb, and unknown to the kernel, which stands before it: the thread that runs, by CUDA's names.
+constexpr std::string_view kHere = R"(
+struct SsmjitCpuIndex { u32 x; };
+struct SsmjitCpuIndex2 { u32 x, y; };
+extern "C" {
+__device__ SsmjitCpuIndex threadIdx, blockDim;
+__device__ SsmjitCpuIndex2 blockIdx, gridDim;
+}
+)";
+
+constexpr std::string_view kHereNames[] = {"threadIdx", "blockDim", "blockIdx", "gridDim"};
+
 struct Files {
   std::string folder;  // absolute
   std::string kernel, main;
@@ -139,7 +163,11 @@ Files files_of(const Source& source, const CodeOptions& options) {
     f.text[f.folder + "/" + std::string(name)] = std::string(content);
     main += fmt::format("#include \"{}\"\n", name);
   }
+  // A function of the kernel is a frame of its own: gdb knows little of one that was inlined. The device operations
+  // stay inlined, so that findings are at the line that called them.
+  if (options.debug) main += "#undef __forceinline__\n#define __forceinline__ inline\n";
   main += fmt::format("#include \"{}\"\n", std::filesystem::path(f.kernel).filename().string());
+  if (options.debug) main += kHere;
   main += kCallers;
   for (const Entry& e : source.entries) {
     main += fmt::format(
@@ -159,8 +187,71 @@ void write_to_disk(const Files& files) {
     std::filesystem::create_directories(std::filesystem::path(path).parent_path(), code);
     std::ofstream out(path, std::ios::binary);
     out << content;
-    if (!out.flush()) fail(ErrorKind::machine, "{} can't be written, which gdb needs; name another folder", path);
+    if (!out.flush())
+      fail(ErrorKind::machine, "{} can't be written, which gdb needs: set TMPDIR to another folder", path);
   }
+}
+
+// clang and LLVM follow the nesting of a source by recursion and end the process where the stack does. So they get a
+// large one, and sources that could need more are refused: nesting costs tokens.
+constexpr std::size_t kCompilerStack = std::size_t{1} << 30;
+constexpr int kMostTokens = 400000, kMostStatementTokens = 20000;
+
+class CountTokens : public clang::PreprocessorFrontendAction {
+ public:
+  explicit CountTokens(std::string file) : file_(std::move(file)) {}
+  const std::string& refusal() const { return refusal_; }
+
+ protected:
+  void ExecuteAction() override {
+    clang::Preprocessor& lexer = getCompilerInstance().getPreprocessor();
+    lexer.EnterMainSourceFile();
+    int all = 0, statement = 0;
+    clang::Token token;
+    for (lexer.Lex(token); !token.is(clang::tok::eof); lexer.Lex(token)) {
+      statement = token.isOneOf(clang::tok::semi, clang::tok::l_brace, clang::tok::r_brace) ? 0 : statement + 1;
+      ++all;
+      if (all <= kMostTokens && statement <= kMostStatementTokens) continue;
+      const clang::PresumedLoc at = getCompilerInstance().getSourceManager().getPresumedLoc(token.getLocation());
+      refusal_ =
+          fmt::format("{}:{}: {}", file_, at.isValid() ? at.getLine() : 0,
+                      all > kMostTokens ? fmt::format("a source of more than {} tokens", kMostTokens)
+                                        : fmt::format("a statement of more than {} tokens", kMostStatementTokens));
+      return;
+    }
+  }
+
+ private:
+  std::string file_, refusal_;
+};
+
+// Does `action` on a thread with that stack.
+template <class Action>
+void on_large_stack(const Action& action) {
+  struct Call {
+    const Action& action;
+    std::exception_ptr failure;
+  } call{action, {}};
+  const auto main = [](void* p) -> void* {
+    Call& c = *static_cast<Call*>(p);
+    try {
+      c.action();
+    } catch (...) {
+      c.failure = std::current_exception();
+    }
+    return nullptr;
+  };
+  pthread_attr_t attributes;
+  pthread_t thread;
+  pthread_attr_init(&attributes);
+  const bool started = pthread_attr_setstacksize(&attributes, kCompilerStack) == 0 &&
+                       pthread_create(&thread, &attributes, main, &call) == 0;
+  pthread_attr_destroy(&attributes);
+  if (!started)
+    fail(ErrorKind::machine, "CPU executor: no thread with a stack of {} MiB of address space can be started",
+         kCompilerStack >> 20);
+  pthread_join(thread, nullptr);
+  if (call.failure) std::rethrow_exception(call.failure);
 }
 
 std::unique_ptr<llvm::Module> front_end(const Files& files, const Source& source, const CodeOptions& options,
@@ -200,16 +291,26 @@ std::unique_ptr<llvm::Module> front_end(const Files& files, const Source& source
   FirstError errors(options.file);
   llvm::IntrusiveRefCntPtr<clang::DiagnosticsEngine> diagnostics(new clang::DiagnosticsEngine(
       new clang::DiagnosticIDs(), new clang::DiagnosticOptions(), &errors, /*ShouldOwnClient=*/false));
-  auto invocation = std::make_shared<clang::CompilerInvocation>();
-  if (!clang::CompilerInvocation::CreateFromArgs(*invocation, argv, *diagnostics))
-    fail(ErrorKind::internal, "CPU executor: clang refuses its arguments: {}", errors.text());
-  clang::CompilerInstance compiler;
-  compiler.setInvocation(invocation);
-  compiler.setDiagnostics(diagnostics.get());
-  compiler.createFileManager(memory);
-  compiler.setVerboseOutputStream(std::make_unique<llvm::raw_null_ostream>());
+  const auto execute = [&](clang::FrontendAction& action, clang::DiagnosticsEngine& to) {
+    auto invocation = std::make_shared<clang::CompilerInvocation>();
+    if (!clang::CompilerInvocation::CreateFromArgs(*invocation, argv, to))
+      fail(ErrorKind::internal, "CPU executor: clang refuses its arguments: {}", errors.text());
+    clang::CompilerInstance compiler;
+    compiler.setInvocation(invocation);
+    compiler.setDiagnostics(&to);
+    compiler.createFileManager(memory);
+    compiler.setVerboseOutputStream(std::make_unique<llvm::raw_null_ostream>());
+    return compiler.ExecuteAction(action);
+  };
+  // What is wrong with the source itself is the next action's to say.
+  CountTokens count(options.file);
+  llvm::IntrusiveRefCntPtr<clang::DiagnosticsEngine> nobody(new clang::DiagnosticsEngine(
+      new clang::DiagnosticIDs(), new clang::DiagnosticOptions(), new clang::IgnoringDiagConsumer()));
+  execute(count, *nobody);
+  if (!count.refusal().empty())
+    fail(ErrorKind::invalid, "{}, which the CPU executor's compiler does not take", count.refusal());
   clang::EmitLLVMOnlyAction action(&context);
-  const bool ok = compiler.ExecuteAction(action);
+  const bool ok = execute(action, *diagnostics);
   std::unique_ptr<llvm::Module> module = action.takeModule();
   if (!ok || !module) fail(ErrorKind::invalid, "the CPU executor's compiler refuses the source: {}", errors.text());
   return module;
@@ -244,6 +345,11 @@ class Lines {
   std::string kernel_;
 };
 
+bool is_entry(const llvm::Function& function, const Source& source) {
+  return std::any_of(source.entries.begin(), source.entries.end(),
+                     [&](const Entry& e) { return function.getName() == llvm::StringRef(e.name); });
+}
+
 void refuse_inline_assembly(const llvm::Module& module, const Lines& lines, const std::string& file) {
   for (const llvm::Function& function : module)
     for (const llvm::BasicBlock& block : function)
@@ -255,6 +361,94 @@ void refuse_inline_assembly(const llvm::Module& module, const Lines& lines, cons
                file, lines.of(instruction));
   if (!module.getModuleInlineAsm().empty())
     fail(ErrorKind::invalid, "{}: assembly outside any function, which the CPU executor can't run", file);
+}
+
+std::string name_of(const llvm::GlobalValue& g) {
+  std::string name = llvm::demangle(g.getName().str());
+  // An initialiser of a local variable is "__const.function.variable".
+  const std::size_t end = name.find_last_of(name.starts_with("__const.") ? "." : ":");
+  return name.substr(end == std::string::npos ? 0 : end + 1);
+}
+
+// The first line of those that use it; 0: none has one.
+int line_of_use(const llvm::Value& value, const Lines& lines) {
+  int first = 0;
+  for (const llvm::User* user : value.users()) {
+    int line = 0;
+    if (const auto* instruction = llvm::dyn_cast<llvm::Instruction>(user))
+      line = lines.of(*instruction);
+    else if (llvm::isa<llvm::Constant>(user) && !llvm::isa<llvm::GlobalVariable>(user))
+      line = line_of_use(*user, lines);
+    if (line > 0 && (first == 0 || line < first)) first = line;
+  }
+  return first;
+}
+
+// Variables that outlive a launch: blocks of a launch would share them, unordered, and no caller knows of them.
+void refuse_mutable_globals(const llvm::Module& module, const Lines& lines, const std::string& file) {
+  for (const llvm::GlobalVariable& g : module.globals()) {
+    if (g.isConstant() || g.isDeclaration() || g.use_empty() || g.getName().starts_with("llvm.")) continue;
+    if (std::find(std::begin(kHereNames), std::end(kHereNames), std::string_view(g.getName())) != std::end(kHereNames))
+      continue;
+    fail(ErrorKind::invalid, "{}:{}: {} is a variable of the module that can change, which a kernel can't have", file,
+         line_of_use(g, lines), in_quotes(name_of(g)));
+  }
+}
+
+// What takes more stack than can be known before the launch, or more than a GPU has for a thread.
+void refuse_endless_stacks(const llvm::Module& module, const Source& source, const Lines& lines,
+                           const std::string& file) {
+  constexpr std::uint64_t kMostLocal = 512 << 10;
+  std::vector<const llvm::Function*> addressed;
+  for (const llvm::Function& function : module)
+    if (!function.isDeclaration() && function.hasAddressTaken()) addressed.push_back(&function);
+  std::map<const llvm::Function*, bool> state;  // seen; true: done with
+  const auto walk = [&](const auto& self, const llvm::Function& function) -> void {
+    state[&function] = false;
+    const auto go_to = [&](const llvm::Function& to, const llvm::Instruction& from) {
+      if (to.isDeclaration()) return;
+      const auto found = state.find(&to);
+      if (found == state.end()) {
+        self(self, to);
+      } else if (!found->second) {
+        fail(ErrorKind::invalid, "{}:{}: {} calls itself, directly or through others, which the CPU executor can't run",
+             file, lines.of(from), llvm::demangle(to.getName().str()));
+      }
+    };
+    for (const llvm::BasicBlock& block : function) {
+      for (const llvm::Instruction& instruction : block) {
+        if (const auto* local = llvm::dyn_cast<llvm::AllocaInst>(&instruction)) {
+          const int line = line_of_use(*local, lines);
+          if (!local->isStaticAlloca())
+            fail(ErrorKind::invalid,
+                 "{}:{}: memory on the stack whose size is known only at run time, which the CPU executor can't run",
+                 file, line);
+          const std::uint64_t bytes = local->getAllocationSize(module.getDataLayout())->getFixedValue();
+          if (bytes > kMostLocal)
+            fail(ErrorKind::invalid, "{}:{}: a local variable of {} bytes; a thread has at most {}", file, line, bytes,
+                 kMostLocal);
+        }
+        if (llvm::isa<llvm::IndirectBrInst>(instruction))
+          fail(ErrorKind::invalid, "{}:{}: a goto to a computed place, which the CPU executor can't run", file,
+               lines.of(instruction));
+        const auto* call = llvm::dyn_cast<llvm::CallBase>(&instruction);
+        if (call == nullptr) continue;
+        if (const auto* to = llvm::dyn_cast<llvm::Function>(call->getCalledOperand()->stripPointerCasts())) {
+          if (to->getIntrinsicID() == llvm::Intrinsic::eh_sjlj_longjmp)
+            fail(ErrorKind::invalid, "{}:{}: a jump out of a function, which the CPU executor can't run", file,
+                 lines.of(instruction));
+          go_to(*to, instruction);
+          continue;
+        }
+        for (const llvm::Function* to : addressed)
+          if (to->getFunctionType() == call->getFunctionType() && !is_entry(*to, source)) go_to(*to, instruction);
+      }
+    }
+    state[&function] = true;
+  };
+  for (const Entry& e : source.entries)
+    if (const llvm::Function* kernel = module.getFunction(e.name); kernel != nullptr && state.count(kernel) == 0)
+      walk(walk, *kernel);
 }
 
 // Functions that neither the source nor the runtime has.
@@ -306,10 +500,6 @@ void lower_shared(llvm::Module& module, Code& code) {
   if (fixed.empty() && dynamic.empty()) return;
   llvm::FunctionCallee base = runtime(module, "ssmjit_cpu_shared", types.getPtrTy(), {});
   llvm::cast<llvm::Function>(base.getCallee())->setDoesNotAccessMemory();
-  const auto name_of = [](const llvm::GlobalVariable& g) {
-    std::string name = llvm::demangle(g.getName().str());
-    return name.substr(name.rfind(':') == std::string::npos ? 0 : name.rfind(':') + 1);
-  };
   const auto replace = [&](llvm::GlobalVariable* g, std::size_t offset) {
     llvm::convertUsersOfConstantsToInstructions({g});
     std::map<llvm::Function*, llvm::Value*> in_function;
@@ -360,6 +550,28 @@ void keep_only_entries(llvm::Module& module) {
     if (llvm::GlobalVariable* used = module.getGlobalVariable(list, true)) used->eraseFromParent();
 }
 
+// The smallest integer divided by -1 wraps on a GPU; here it would trap, and the optimiser takes it for impossible.
+void wrap_divisions(llvm::Module& module) {
+  std::vector<llvm::Instruction*> divisions;
+  for (llvm::Function& function : module)
+    for (llvm::BasicBlock& block : function)
+      for (llvm::Instruction& instruction : block)
+        if (instruction.getOpcode() == llvm::Instruction::SDiv || instruction.getOpcode() == llvm::Instruction::SRem)
+          divisions.push_back(&instruction);
+  for (llvm::Instruction* division : divisions) {
+    llvm::Value* by = division->getOperand(1);
+    llvm::Type* type = by->getType();
+    if (const auto* constant = llvm::dyn_cast<llvm::ConstantInt>(by); constant != nullptr && !constant->isMinusOne())
+      continue;
+    llvm::IRBuilder<> build(division);
+    llvm::Constant* smallest =
+        llvm::ConstantInt::get(type, llvm::APInt::getSignedMinValue(type->getScalarSizeInBits()));
+    llvm::Value* wraps = build.CreateAnd(build.CreateICmpEQ(division->getOperand(0), smallest),
+                                         build.CreateICmpEQ(by, llvm::Constant::getAllOnesValue(type)));
+    division->setOperand(1, build.CreateSelect(wraps, llvm::ConstantInt::get(type, 1), by));
+  }
+}
+
 void optimise(llvm::Module& module, llvm::TargetMachine& machine, int level) {
   llvm::LoopAnalysisManager loops;
   llvm::FunctionAnalysisManager functions;
@@ -381,12 +593,13 @@ void optimise(llvm::Module& module, llvm::TargetMachine& machine, int level) {
   passes.run(module, modules);
 }
 
-// Behind the optimiser, so that what is left to check is what is left to run: every access that is not to a thread's
-// own variables, the line of every call into the runtime, every way back in a loop, every division.
+// Behind the optimiser, so that what is left to check is what is left to run: every access but those to a thread's own
+// variables at places that are known to be in them, the line of every call into the runtime, every way back to code
+// that has run, every division, every call through a pointer.
 class Instrument {
  public:
-  Instrument(llvm::Module& module, const Lines& lines, bool checks, Code& code)
-      : module_(module), lines_(lines), checks_(checks), code_(code), build_(module.getContext()) {
+  Instrument(llvm::Module& module, const Source& source, const Lines& lines, bool checks, Code& code)
+      : module_(module), source_(source), lines_(lines), checks_(checks), code_(code), build_(module.getContext()) {
     llvm::Type* nothing = build_.getVoidTy();
     llvm::Type* pointer = build_.getPtrTy();
     llvm::Type* i32 = build_.getInt32Ty();
@@ -395,6 +608,10 @@ class Instrument {
     access_ = runtime(module, "ssmjit_cpu_access", nothing, {pointer, i32, i32});
     fault_ = runtime(module, "ssmjit_cpu_fault", nothing, {i32, i32});
     range_ = runtime(module, "ssmjit_cpu_access_range", nothing, {pointer, build_.getInt64Ty(), i32});
+    outside_ = runtime(module, "ssmjit_cpu_outside", nothing, {build_.getInt64Ty(), build_.getInt64Ty(), i32, i32});
+    wild_call_ = runtime(module, "ssmjit_cpu_wild_call", nothing, {pointer, i32});
+    for (llvm::Function& function : module)
+      if (!function.isDeclaration() && function.hasAddressTaken()) addressed_.push_back(&function);
     for (const RuntimeFunction& f : runtime_functions())
       if (f.marks_place) marked_.insert(f.name);
     code_.sites.emplace_back();  // 0: not known
@@ -406,15 +623,14 @@ class Instrument {
       std::vector<llvm::Instruction*> all;
       for (llvm::BasicBlock& block : function)
         for (llvm::Instruction& instruction : block) all.push_back(&instruction);
-      llvm::DominatorTree tree(function);
-      llvm::LoopInfo loops(tree);
-      for (llvm::Loop* loop : loops.getLoopsInPreorder()) {
-        llvm::SmallVector<llvm::BasicBlock*> latches;
-        loop->getLoopLatches(latches);
-        for (llvm::BasicBlock* latch : latches) {
-          place_before(latch->getTerminator());
-          build_.CreateCall(tick_, {site(*latch->getTerminator(), {})});
-        }
+      llvm::SmallVector<std::pair<const llvm::BasicBlock*, const llvm::BasicBlock*>> back;
+      llvm::FindFunctionBackedges(function, back);
+      std::set<const llvm::BasicBlock*> from;
+      for (const auto& edge : back) from.insert(edge.first);
+      for (llvm::BasicBlock& block : function) {
+        if (from.count(&block) == 0) continue;
+        place_before(block.getTerminator());
+        build_.CreateCall(tick_, {site(*block.getTerminator(), {})});
       }
       for (llvm::Instruction* instruction : all) look_at(*instruction);
     }
@@ -437,32 +653,91 @@ class Instrument {
   }
 
   void access(llvm::Instruction& instruction, llvm::Value* pointer, llvm::Type* type, llvm::Align alignment, bool write,
-              bool atomic) {
-    if (!checks_ || own(pointer)) return;
+              bool atomic, bool update = false) {
+    if (!checks_ || of_runtime(pointer)) return;
     const auto bytes = static_cast<std::uint32_t>(module_.getDataLayout().getTypeStoreSize(type).getFixedValue());
+    if (own(instruction, pointer, build_.getInt64(bytes), write)) return;
     place_before(&instruction);
-    llvm::Value* where = site(
-        instruction,
-        {.bytes = bytes, .alignment = static_cast<std::uint32_t>(alignment.value()), .write = write, .atomic = atomic});
-    build_.CreateCall(access_, {pointer, build_.getInt32(bytes), where});
+    llvm::Value* where = site(instruction, {.bytes = bytes,
+                                            .alignment = static_cast<std::uint32_t>(alignment.value()),
+                                            .write = write,
+                                            .atomic = atomic,
+                                            .update = update,
+                                            .space = pointer->getType()->getPointerAddressSpace()});
+    build_.CreateCall(access_, {plain(pointer), build_.getInt32(bytes), where});
   }
 
   void range(llvm::Instruction& instruction, llvm::Value* pointer, llvm::Value* bytes, llvm::MaybeAlign alignment,
              bool write) {
-    if (!checks_ || own(pointer)) return;
+    if (!checks_ || of_runtime(pointer)) return;
     place_before(&instruction);
-    llvm::Value* where =
-        site(instruction, {.alignment = static_cast<std::uint32_t>(alignment.valueOrOne().value()), .write = write});
-    build_.CreateCall(range_, {pointer, build_.CreateZExtOrTrunc(bytes, build_.getInt64Ty()), where});
+    bytes = build_.CreateZExtOrTrunc(bytes, build_.getInt64Ty());
+    if (own(instruction, pointer, bytes, write)) return;
+    place_before(&instruction);
+    llvm::Value* where = site(instruction, {.alignment = static_cast<std::uint32_t>(alignment.valueOrOne().value()),
+                                            .write = write,
+                                            .space = pointer->getType()->getPointerAddressSpace()});
+    build_.CreateCall(range_, {plain(pointer), bytes, where});
   }
 
-  // Whether it points to what needs no check: a thread's stack, the module's own variables, what the runtime hands out.
-  static bool own(const llvm::Value* pointer) {
+  // The runtime takes pointers that name no address space.
+  llvm::Value* plain(llvm::Value* pointer) { return build_.CreateAddrSpaceCast(pointer, build_.getPtrTy()); }
+
+  // Whether these bytes lie in a variable of the thread's own, or are read in a constant of the module. Where only the
+  // run can tell whether they do, it is asked.
+  bool own(llvm::Instruction& instruction, llvm::Value* pointer, llvm::Value* bytes, bool write) {
+    llvm::SmallVector<const llvm::Value*> objects;
+    llvm::getUnderlyingObjects(pointer, objects, nullptr, 0);
+    if (objects.size() != 1) return false;
+    auto* object = const_cast<llvm::Value*>(objects.front());
+    const llvm::DataLayout& layout = module_.getDataLayout();
+    std::uint64_t size = 0;
+    std::string name;
+    if (const auto* local = llvm::dyn_cast<llvm::AllocaInst>(object)) {
+      size = local->getAllocationSize(layout).value_or(llvm::TypeSize::getFixed(0)).getFixedValue();
+      name = local->getName().str();
+    } else if (const auto* global = llvm::dyn_cast<llvm::GlobalVariable>(object); global != nullptr && !write) {
+      size = layout.getTypeAllocSize(global->getValueType());
+      name = name_of(*global);
+    } else {
+      return false;
+    }
+    llvm::APInt offset(64, 0);
+    const auto* length = llvm::dyn_cast<llvm::ConstantInt>(bytes);
+    if (pointer->stripAndAccumulateConstantOffsets(layout, offset, /*AllowNonInbounds=*/true) == object &&
+        length != nullptr && offset.ule(size) && length->getValue().ule(size - offset.getZExtValue()))
+      return true;
+    place_before(&instruction);
+    llvm::Type* i64 = build_.getInt64Ty();
+    llvm::Value* at = build_.CreateSub(build_.CreatePtrToInt(pointer, i64), build_.CreatePtrToInt(object, i64));
+    llvm::Value* wrong =
+        length != nullptr && length->getValue().ule(size)
+            ? build_.CreateICmpUGT(at, build_.getInt64(size - length->getZExtValue()))
+            : build_.CreateOr(build_.CreateICmpUGT(at, build_.getInt64(size)),
+                              build_.CreateICmpUGT(bytes, build_.CreateSub(build_.getInt64(size), at)));
+    llvm::Value* where = site(instruction, {.write = write});
+    branch(instruction, wrong);
+    code_.variables.push_back({name.substr(0, name.find('.')), static_cast<std::size_t>(size)});
+    build_.CreateCall(outside_,
+                      {at, bytes, build_.getInt32(static_cast<std::uint32_t>(code_.variables.size() - 1)), where});
+    return true;
+  }
+
+  // Goes on building in a block of its own, which is run before the instruction where the condition holds.
+  void branch(llvm::Instruction& instruction, llvm::Value* condition) {
+    const llvm::DebugLoc at = build_.getCurrentDebugLocation();
+    build_.SetInsertPoint(llvm::SplitBlockAndInsertIfThen(condition, &instruction, /*Unreachable=*/false));
+    build_.SetCurrentDebugLocation(at);
+  }
+
+  // Whether it points to what the runtime hands out, parameters of the launch at a fixed place included.
+  bool of_runtime(const llvm::Value* pointer) const {
     const llvm::Value* object = llvm::getUnderlyingObject(pointer, 0);
-    if (llvm::isa<llvm::AllocaInst>(object) || llvm::isa<llvm::GlobalVariable>(object)) return true;
-    // The parameters of a launch, which the runtime keeps.
-    if (const auto* argument = llvm::dyn_cast<llvm::Argument>(object))
-      return argument->getParent()->getName().starts_with(kCallPrefix);
+    if (const auto* argument = llvm::dyn_cast<llvm::Argument>(object)) {
+      llvm::APInt offset(64, 0);
+      return argument->getParent()->getName().starts_with(kCallPrefix) &&
+             pointer->stripAndAccumulateConstantOffsets(module_.getDataLayout(), offset, true) == object;
+    }
     const auto* call = llvm::dyn_cast<llvm::CallBase>(object);
     return call != nullptr && call->getCalledFunction() != nullptr &&
            (call->getCalledFunction()->getName() == "ssmjit_cpu_thread" ||
@@ -473,10 +748,27 @@ class Instrument {
   void divisor(llvm::Instruction& instruction) {
     llvm::Value* by = instruction.getOperand(1);
     const auto* constant = llvm::dyn_cast<llvm::ConstantInt>(by);
-    if (by->getType()->isVectorTy() || (constant != nullptr && !constant->isZero())) return;
+    if (constant != nullptr && !constant->isZero()) return;
     place_before(&instruction);
     llvm::Value* zero = build_.CreateICmpEQ(by, llvm::ConstantInt::get(by->getType(), 0));
+    if (by->getType()->isVectorTy()) zero = build_.CreateOrReduce(zero);
     build_.CreateCall(fault_, {build_.CreateZExt(zero, build_.getInt32Ty()), site(instruction, {})});
+  }
+  // A call through a pointer: it must be one of the functions whose address the source takes.
+  void target(llvm::CallBase& call) {
+    const llvm::StringRef caller = call.getFunction()->getName();
+    const bool from_launch = caller.starts_with(kCallPrefix) || caller.contains("ssmjit_cpu_apply");
+    llvm::Value* wild = build_.getTrue();
+    place_before(&call);
+    for (llvm::Function* function : addressed_) {
+      if (function->getFunctionType() != call.getFunctionType()) continue;
+      // Kernels are called by the launch alone.
+      if (is_entry(*function, source_) && !from_launch) continue;
+      wild = build_.CreateAnd(wild, build_.CreateICmpNE(call.getCalledOperand(), function));
+    }
+    llvm::Value* where = site(call, {});
+    branch(call, wild);
+    build_.CreateCall(wild_call_, {call.getCalledOperand(), where});
   }
   void trap(llvm::Instruction& instruction) {
     place_before(&instruction);
@@ -491,18 +783,24 @@ class Instrument {
       access(instruction, store->getPointerOperand(), store->getValueOperand()->getType(), store->getAlign(), true,
              store->isVolatile() || store->isAtomic());
     } else if (auto* rmw = llvm::dyn_cast<llvm::AtomicRMWInst>(&instruction)) {
-      access(instruction, rmw->getPointerOperand(), rmw->getValOperand()->getType(), rmw->getAlign(), true, true);
+      access(instruction, rmw->getPointerOperand(), rmw->getValOperand()->getType(), rmw->getAlign(), true, true, true);
     } else if (auto* swap = llvm::dyn_cast<llvm::AtomicCmpXchgInst>(&instruction)) {
-      access(instruction, swap->getPointerOperand(), swap->getNewValOperand()->getType(), swap->getAlign(), true, true);
+      access(instruction, swap->getPointerOperand(), swap->getNewValOperand()->getType(), swap->getAlign(), true, true,
+             true);
     } else if (auto* memory = llvm::dyn_cast<llvm::MemIntrinsic>(&instruction)) {
       if (auto* transfer = llvm::dyn_cast<llvm::MemTransferInst>(memory))
         range(instruction, transfer->getSource(), transfer->getLength(), transfer->getSourceAlign(), false);
       range(instruction, memory->getDest(), memory->getLength(), memory->getDestAlign(), true);
     } else if (instruction.isIntDivRem()) {
       divisor(instruction);
+    } else if (llvm::isa<llvm::UnreachableInst>(instruction)) {
+      // What the optimiser took for impossible: the code would run on into the next function.
+      trap(instruction);
     } else if (auto* call = llvm::dyn_cast<llvm::CallBase>(&instruction)) {
       if (call->getIntrinsicID() == llvm::Intrinsic::trap) trap(instruction);
       const llvm::Function* callee = call->getCalledFunction();
+      if (callee == nullptr && !llvm::isa<llvm::Function>(call->getCalledOperand()) && !call->isInlineAsm())
+        target(*call);
       if (callee == nullptr || marked_.count(std::string_view(callee->getName())) == 0) return;
       place_before(&instruction);
       build_.CreateCall(at_, {site(instruction, {})});
@@ -510,11 +808,13 @@ class Instrument {
   }
 
   llvm::Module& module_;
+  const Source& source_;
   const Lines& lines_;
   bool checks_;
   Code& code_;
   llvm::IRBuilder<> build_;
-  llvm::FunctionCallee at_, tick_, access_, range_, fault_;
+  llvm::FunctionCallee at_, tick_, access_, range_, fault_, outside_, wild_call_;
+  std::vector<llvm::Function*> addressed_;
   std::set<std::string_view> marked_;
 };
 
@@ -535,16 +835,19 @@ std::size_t list_constants(llvm::Module& module) {
   return entries.size() / 2;
 }
 
-// What all functions together keep on the stack: no call chain needs more, unless it recurses.
+// What all functions together keep on the stack, their variables and, at worst, every value: no call chain needs more,
+// as none recurses.
 std::size_t stack_of(const llvm::Module& module) {
+  const llvm::DataLayout& layout = module.getDataLayout();
   std::size_t bytes = 0;
   for (const llvm::Function& function : module)
     for (const llvm::BasicBlock& block : function)
-      for (const llvm::Instruction& instruction : block)
+      for (const llvm::Instruction& instruction : block) {
         if (const auto* local = llvm::dyn_cast<llvm::AllocaInst>(&instruction))
-          bytes += local->getAllocationSize(module.getDataLayout())
-                       .value_or(llvm::TypeSize::getFixed(65536))
-                       .getFixedValue();
+          bytes += local->getAllocationSize(layout).value_or(llvm::TypeSize::getFixed(0)).getFixedValue();
+        if (instruction.getType()->isSized())
+          bytes += std::max<std::size_t>(8, layout.getTypeAllocSize(instruction.getType()).getFixedValue());
+      }
   return bytes;
 }
 
@@ -560,9 +863,7 @@ T take(llvm::Expected<T> expected, const char* what) {
   return std::move(*expected);
 }
 
-}  // namespace
-
-std::unique_ptr<Code> build(const Source& source, const CodeOptions& options) {
+std::unique_ptr<Code> build_here(const Source& source, const CodeOptions& options) {
   initialise();
   auto code = std::make_unique<JitCode>();
   code->file = options.file;
@@ -588,10 +889,13 @@ std::unique_ptr<Code> build(const Source& source, const CodeOptions& options) {
     const llvm::DISubprogram* place = kernel != nullptr ? kernel->getSubprogram() : nullptr;
     code->entries.push_back({.name = e.name, .line = place != nullptr ? static_cast<int>(place->getLine()) : 0});
   }
+  refuse_endless_stacks(*module, source, lines, options.file);
   lower_shared(*module, *code);
+  refuse_mutable_globals(*module, lines, options.file);
   keep_only_entries(*module);
+  wrap_divisions(*module);
   optimise(*module, *machine, options.optimisation);
-  Instrument(*module, lines, options.checks, *code).run();
+  Instrument(*module, source, lines, options.checks, *code).run();
   refuse_undefined(*module, lines, options.file);
   code->stack_bytes = 32768 + 2 * stack_of(*module);
   const std::size_t constants = list_constants(*module);
@@ -623,10 +927,22 @@ std::unique_ptr<Code> build(const Source& source, const CodeOptions& options) {
     e.call = address(std::string(kCallPrefix) + e.name).toPtr<void (*)(const void*)>();
     e.args_bytes = address(std::string(kBytesPrefix) + e.name).toPtr<std::uint64_t (*)()>()();
   }
+  if (options.debug) {
+    const auto variable = [&](const char* name) { return address(name).toPtr<std::uint32_t*>(); };
+    code->here = {variable("threadIdx"), variable("blockIdx"), variable("blockDim"), variable("gridDim")};
+  }
   if (constants > 0) {
     const std::uintptr_t* list = address(kConstants).toPtr<const std::uintptr_t*>();
     for (std::size_t i = 0; i < constants; ++i) code->constants.emplace_back(list[2 * i], list[2 * i + 1]);
   }
+  return code;
+}
+
+}  // namespace
+
+std::unique_ptr<Code> build(const Source& source, const CodeOptions& options) {
+  std::unique_ptr<Code> code;
+  on_large_stack([&] { code = build_here(source, options); });
   return code;
 }
 

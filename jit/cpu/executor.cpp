@@ -101,6 +101,7 @@ CpuReport CpuProgram::run(const CpuLaunch& launch) const {
   cpu::Run run(launch, code, entry);
   run.races = launch.races && impl_->checks;
   run.bounds = launch.bounds && impl_->checks;
+  run.checked = impl_->checks;
   run.deadline = start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(launch.timeout_s));
   for (const CpuBuffer& b : launch.buffers) {
     if (b.bytes == 0) continue;

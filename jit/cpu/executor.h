@@ -23,7 +23,8 @@ struct CpuBuffer {
   std::byte* data = nullptr;
   std::size_t bytes = 0;
   bool writable = false;
-  bool initialised = true;  // false: reading a byte before the kernel wrote it is reported
+  bool initialised = true;   // false: reading a byte before the kernel wrote it is reported
+  bool before_wait = false;  // may be read before grid_dependency_wait: no launch before this one writes it
 };
 
 struct CpuLaunch {
@@ -38,8 +39,9 @@ struct CpuLaunch {
   std::vector<CpuBuffer> buffers;
   CpuSchedule schedule = CpuSchedule::forward;
   std::uint64_t seed = 1;
-  bool races = true;   // races, missing waits, uninitialised reads; of a program compiled with checks
-  bool bounds = true;  // accesses outside the buffers; of a program compiled with checks
+  bool dependent = false;  // the launch before may still run: nothing of it is used before grid_dependency_wait
+  bool races = true;       // races, missing waits, uninitialised reads; of a program compiled with checks
+  bool bounds = true;      // accesses outside the buffers; of a program compiled with checks
   double timeout_s = 10;
   int threads = 1;  // of this machine; blocks (clusters) are spread over them
 };
@@ -50,6 +52,7 @@ enum class CpuFault {
   uninitialised,  // bytes read that nobody wrote
   out_of_bounds,
   misaligned,
+  early,      // of a dependent launch: memory used, or the thread's end, before grid_dependency_wait
   divergent,  // lanes or threads that should meet do not
   deadlock,   // everyone waits
   endless,    // the time-out passed
@@ -80,7 +83,7 @@ struct CpuReport {
 };
 
 struct CpuCompileOptions {
-  bool checks = true;        // false: fast, and only deadlocks, divergence and endless loops are found
+  bool checks = true;        // false: fast and unsafe; only deadlocks, divergence and endless loops are found
   bool debug = false;        // unoptimised, with debug information that gdb is told of, the source on disk
   int optimisation = 1;      // 0 to 2
   std::string file;          // what reports call the source; empty: "kernel.cu"
@@ -91,7 +94,8 @@ struct CpuCompileOptions {
 class CpuProgram {
  public:
   // Fails: ErrorKind::missing without the executor; ErrorKind::invalid, with the line, for a source that does not
-  // compile, holds inline assembly, or needs more shared memory than source.arch has.
+  // compile, holds inline assembly, recursion or variables of the module that can change, is nested too deep, or needs
+  // more shared memory or stack than there is.
   static CpuProgram compile(const Source& source, const CpuCompileOptions& options = {});
 
   // Runs one launch to its end. A kernel's faults are in the report. Fails: ErrorKind::invalid for a launch that makes

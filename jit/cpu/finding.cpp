@@ -18,8 +18,9 @@ CpuSchedule parse_cpu_schedule(std::string_view text) {
 }
 
 const char* name(CpuFault fault) {
-  static constexpr const char* kNames[] = {"race",      "unwaited copy", "uninitialised", "out of bounds", "misaligned",
-                                           "divergent", "deadlock",      "endless",       "misuse"};
+  static constexpr const char* kNames[] = {"race",       "unwaited copy",   "uninitialised", "out of bounds",
+                                           "misaligned", "before the wait", "divergent",     "deadlock",
+                                           "endless",    "misuse"};
   return kNames[static_cast<int>(fault)];
 }
 

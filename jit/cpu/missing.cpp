@@ -7,9 +7,8 @@ namespace ssmjit {
 struct CpuProgram::Impl {};
 
 std::string cpu_executor_missing() {
-  return "this build of ssmjit has no CPU executor (SSMJIT_CPU_EXECUTOR=OFF, or SSMJIT_STATIC_DEPS=ON); run make deps "
-         "and "
-         "configure with -DSSMJIT_CPU_EXECUTOR=ON, or use a GPU";
+  return "this build of ssmjit has no CPU executor (SSMJIT_CPU_EXECUTOR=OFF, the default with SSMJIT_STATIC_DEPS=ON); "
+         "run make deps and configure with -DSSMJIT_CPU_EXECUTOR=ON, or use a GPU";
 }
 
 CpuProgram CpuProgram::compile(const Source&, const CpuCompileOptions&) {

@@ -45,6 +45,7 @@ struct Run {
   const EntryCode& entry;
   bool races = false;                // asked for, and compiled in
   bool bounds = false;               // likewise
+  bool checked = false;              // compiled with checks: a wild address never reaches the memory
   std::vector<Buffer> buffers;       // by address
   std::vector<std::uint32_t> order;  // clusters as they take their turn
   std::atomic<std::size_t> next{0};  // in `order`

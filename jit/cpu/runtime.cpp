@@ -21,11 +21,16 @@ void at(u32 site) { Cluster::current().at(site); }
 void tick(u32 site) { Cluster::current().tick(site); }
 void fault(u32 kind, u32 site) { Cluster::current().fault(kind, site); }
 void access(const void* p, u32 bytes, u32 site) { Cluster::current().access(number(p), bytes, site); }
+void outside(std::uint64_t offset, std::uint64_t bytes, u32 variable, u32 site) {
+  Cluster::current().outside(offset, bytes, variable, site);
+}
+void wild_call(const void* p, u32 site) { Cluster::current().wild_call(number(p), site); }
 void access_range(const void* p, std::uint64_t bytes, u32 site) { Cluster::current().access(number(p), bytes, site); }
 
 const void* exchange(u32 mask, u32 operation, const void* mine, u32 bytes) {
   return Cluster::current().exchange(mask, operation, mine, bytes);
 }
+void grid_wait() { Cluster::current().grid_wait(); }
 void block_barrier() { Cluster::current().block_barrier(); }
 void named_barrier(u32 id, u32 threads) { Cluster::current().named_barrier(id, threads, true); }
 void named_barrier_arrive(u32 id, u32 threads) { Cluster::current().named_barrier(id, threads, false); }
@@ -38,13 +43,17 @@ void mbarrier_expect(void* b, u32 bytes) { Cluster::current().mbarrier_expect(nu
 u32 mbarrier_test(void* b, u32 parity) { return Cluster::current().mbarrier_test(number(b), parity) ? 1 : 0; }
 void mbarrier_wait(void* b, u32 parity) { Cluster::current().mbarrier_wait(number(b), parity); }
 void copy(u32 queue, void* to, const void* from, u32 bytes, u32 read, u32 alignment) {
+  Cluster::current().check_copy(queue == 0, bytes_at(to), bytes_at(from), bytes, read);
   Cluster::current().copy(queue, bytes_at(to), bytes_at(from), bytes, read, alignment);
 }
 void copy_commit(u32 queue) { Cluster::current().copy_commit(queue); }
 void copy_wait(u32 queue, u32 pending) { Cluster::current().copy_wait(queue, pending); }
+void copy_wait_read(u32 queue, u32 pending) { Cluster::current().copy_wait_read(queue, pending); }
 void copy_to_barrier(void* to, const void* from, u32 bytes, void* barrier) {
+  Cluster::current().check_copy(true, bytes_at(to), bytes_at(from), bytes, bytes);
   Cluster::current().copy_to_barrier(bytes_at(to), bytes_at(from), bytes, number(barrier));
 }
+void matrix_row(const void* row) { Cluster::current().matrix_row(number(row)); }
 void load_maybe_appended(void* to, const void* from, u32 bytes) {
   Cluster::current().load_maybe_appended(bytes_at(to), bytes_at(from), bytes);
 }
@@ -67,7 +76,10 @@ std::span<const RuntimeFunction> runtime_functions() {
       {"ssmjit_cpu_fault", address(fault), false},
       {"ssmjit_cpu_access", address(access), false},
       {"ssmjit_cpu_access_range", address(access_range), false},
+      {"ssmjit_cpu_outside", address(outside), false},
+      {"ssmjit_cpu_wild_call", address(wild_call), false},
       {"ssmjit_cpu_exchange", address(exchange), true},
+      {"ssmjit_cpu_grid_wait", address(grid_wait), false},
       {"ssmjit_cpu_block_barrier", address(block_barrier), true},
       {"ssmjit_cpu_named_barrier", address(named_barrier), true},
       {"ssmjit_cpu_named_barrier_arrive", address(named_barrier_arrive), true},
@@ -82,7 +94,9 @@ std::span<const RuntimeFunction> runtime_functions() {
       {"ssmjit_cpu_copy", address(copy), true},
       {"ssmjit_cpu_copy_commit", address(copy_commit), true},
       {"ssmjit_cpu_copy_wait", address(copy_wait), true},
+      {"ssmjit_cpu_copy_wait_read", address(copy_wait_read), true},
       {"ssmjit_cpu_copy_to_barrier", address(copy_to_barrier), true},
+      {"ssmjit_cpu_matrix_row", address(matrix_row), true},
       {"ssmjit_cpu_load_maybe_appended", address(load_maybe_appended), true},
       {"expf", address(static_cast<Float1>(std::exp)), false},
       {"logf", address(static_cast<Float1>(std::log)), false},

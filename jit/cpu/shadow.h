@@ -29,6 +29,8 @@ struct Stamp {
   static std::uint32_t clock(std::uint64_t s) { return static_cast<std::uint32_t>(s >> 2) & 0x1ffffff; }
   static bool atomic(std::uint64_t s) { return real(s) && (s & 2) != 0; }
   static bool pending(std::uint64_t s) { return real(s) && (s & 1) != 0; }
+  // A site as a cell keeps it; 0, which is no line, for one that does not fit.
+  static std::uint16_t site(std::uint32_t s) { return s > 0xffff ? std::uint16_t{0} : static_cast<std::uint16_t>(s); }
 };
 
 // The last write, and two reads since that are not ordered one after the other (or one, or none). A third is not kept.

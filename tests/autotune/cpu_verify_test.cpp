@@ -25,7 +25,7 @@ using testing::HasSubstr;
 #define NEEDS_EXECUTOR() \
   if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing
 
-constexpr std::size_t kSample = 3;
+constexpr std::size_t kSample = 2;
 
 class ShippedModel : public testing::TestWithParam<std::string> {};
 
@@ -101,7 +101,24 @@ TEST_F(PlantedBug, ACopyThatIsNotWaitedForIsNamed) {
   NEEDS_EXECUTOR();
   const Verdict v = verify_with(plan(kCpAsync), "copy_async_wait<Cfg::kStages - 1>();", ";");
   EXPECT_EQ(v.outcome, Outcome::faulty);
-  EXPECT_THAT(v.failures, Contains(HasSubstr("unwaited copy")));
+  EXPECT_THAT(v.failures, Contains(AllOf(HasSubstr("unwaited copy"), HasSubstr("mine.cu:"), HasSubstr("thread"))));
+}
+
+TEST_F(PlantedBug, AnEarlyPlanThatNeverWaitsForTheLaunchInFrontIsNamed) {
+  NEEDS_EXECUTOR();
+  Plan early = plan(kDirect);
+  early.early_state = true;
+  const Verdict v = verify_with(early, "    request_state();\n    grid_dependency_wait();\n", "    request_state();\n");
+  EXPECT_EQ(v.outcome, Outcome::faulty);
+  EXPECT_THAT(v.failures, Contains(HasSubstr("before the wait")));
+}
+
+TEST_F(PlantedBug, APlanThatDoesNotWaitFirstIsNamed) {
+  NEEDS_EXECUTOR();
+  const Verdict v =
+      verify_with(plan(kDirect), "if (!Cfg::kEarlyState || args.pdl == kPdlWaitFirst) grid_dependency_wait();", ";");
+  EXPECT_EQ(v.outcome, Outcome::faulty);
+  EXPECT_THAT(v.failures, Contains(HasSubstr("before the wait")));
 }
 
 TEST_F(PlantedBug, TwoBlocksThatWriteTheSameRowsAreARaceInTheState) {
@@ -111,7 +128,7 @@ TEST_F(PlantedBug, TwoBlocksThatWriteTheSameRowsAreARaceInTheState) {
   EXPECT_THAT(v.failures, Contains(AllOf(HasSubstr("race"), HasSubstr("mine.cu:"), HasSubstr(" of state"))));
 }
 
-TEST_F(PlantedBug, AStoreOneRowTooFarIsOutOfBoundsOrWrong) {
+TEST_F(PlantedBug, AStoreOneHeadTooFarIsOutOfBounds) {
   NEEDS_EXECUTOR();
   const Verdict v =
       verify_with(plan(kDirect), "narrow(v, out[own_row + i]);", "narrow(v, out[own_row + i + Cfg::kHeadDim]);");

@@ -1,7 +1,9 @@
 // The executable as a user meets it: exit codes, messages, files. No GPU is ever visible to it here.
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -13,6 +15,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include <ssmjit/cpu.h>
 #include <ssmjit/cubin.h>
 #include <ssmjit/error.h>
 #include <ssmjit/source.h>
@@ -27,6 +30,7 @@ using testing::AllOf;
 using testing::EndsWith;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 using testing::StartsWith;
 
 enum Exit { kOk = 0, kFellShort = 1, kWrongUse = 2, kMissing = 3 };
@@ -70,11 +74,11 @@ class Cli : public testing::Test {
   }
 
   // `arguments` as a shell reads them, in the test's own folder.
-  Ran ssmjit(const std::string& arguments) const {
-    const std::string command = "cd '" + folder_.string() + "' && HOME='" + folder_.string() + "' SSMJIT_CACHE_DIR='" +
-                                (folder_ / "cache").string() +
-                                "' CUDA_VISIBLE_DEVICES= SSMJIT_TABLES= XDG_DATA_HOME= '" SSMJIT_CLI_PATH "' " +
-                                arguments + " > .out 2> .err";
+  Ran ssmjit(const std::string& arguments) const { return shell("'" SSMJIT_CLI_PATH "' " + arguments); }
+  Ran shell(const std::string& line) const {
+    const std::string command = "cd '" + folder_.string() + "' && HOME='" + folder_.string() + "' TMPDIR='" +
+                                folder_.string() + "' SSMJIT_CACHE_DIR='" + (folder_ / "cache").string() +
+                                "' CUDA_VISIBLE_DEVICES= SSMJIT_TABLES= XDG_DATA_HOME= " + line + " > .out 2> .err";
     const int status = std::system(command.c_str());
     Ran ran;
     ran.exit = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
@@ -279,9 +283,10 @@ TEST_F(Cli, CompilesWithTheNvrtcOfTheReleaseBefore) {
   EXPECT_THAT(compiled.lines().back(), StartsWith("compiled 6, failed 0"));
 }
 
-// ---- what needs a GPU ----
+// ---- verify ----
 
-TEST_F(Cli, VerifyWithoutAGpuSkipsAloud) {
+TEST_F(Cli, VerifyWithNeitherAGpuNorACpuExecutorSkipsAloud) {
+  if (cpu_executor_missing().empty()) GTEST_SKIP() << "this build has the CPU executor";
   const Ran one = ssmjit("verify " + kModel);
   EXPECT_EQ(one.exit, kMissing);
   ASSERT_FALSE(one.lines().empty());
@@ -291,23 +296,195 @@ TEST_F(Cli, VerifyWithoutAGpuSkipsAloud) {
   const Json last = ssmjit("verify " + kModel + " --json").json().back();
   EXPECT_EQ(last.at("skipped"), 1);
   EXPECT_EQ(last.at("on"), "no gpu");
+  const Ran cpu = ssmjit("verify " + kModel + " --on cpu");
+  EXPECT_EQ(cpu.exit, kMissing);
+  EXPECT_THAT(cpu.err, HasSubstr("CPU"));
 }
 
-TEST_F(Cli, VerifyRefusesABadPlanAndAnotherKernelsSourceBeforeItLooksForAGpu) {
+TEST_F(Cli, VerifyOnAGpuThatIsNotThereSkipsAloud) {
+  const Ran ran = ssmjit("verify " + kModel + " --on gpu --sample 2");
+  EXPECT_EQ(ran.exit, kMissing);
+  ASSERT_FALSE(ran.lines().empty());
+  EXPECT_EQ(ran.lines().back(), "verified 0, failed 0, skipped 2 (no gpu)");
+  EXPECT_THAT(ran.err, HasSubstr("skipped: "));
+}
+
+TEST_F(Cli, VerifyRefusesABadPlanAndAnotherKernelsSourceBeforeItRunsAnything) {
   EXPECT_EQ(ssmjit("verify " + kModel + " --plan block_m=40").exit, kWrongUse);
   ASSERT_EQ(ssmjit("emit " + kModel + " -o k.cu").exit, kOk);
-  EXPECT_EQ(ssmjit("verify " + kModel + " --source k.cu").exit, kMissing);
   const Ran other = ssmjit("verify " + kModel + " --set state=bf16 --source k.cu");
   EXPECT_EQ(other.exit, kWrongUse);
   EXPECT_THAT(other.err, HasSubstr("its banner describes"));
+  EXPECT_THAT(other.out, IsEmpty());
 }
 
-TEST_F(Cli, VerifyOnTheCpuSaysWhatIsMissing) {
-  const Ran ran = ssmjit("verify " + kModel + " --on cpu");
-  EXPECT_EQ(ran.exit, kMissing);
-  EXPECT_THAT(ran.err, HasSubstr("--on cpu"));
+TEST_F(Cli, VerifyRefusesWrongOptionsAndNamesTheRightOnes) {
+  const Ran schedule = ssmjit("verify " + kModel + " --on cpu --schedule forward,sideways");
+  EXPECT_EQ(schedule.exit, kWrongUse);
+  EXPECT_THAT(schedule.err, AllOf(HasSubstr("\"sideways\""), HasSubstr("forward, reverse or random")));
+  EXPECT_EQ(ssmjit("verify " + kModel + " --on cpu --schedule ''").exit, kWrongUse);
+  const Ran check = ssmjit("verify " + kModel + " --on cpu --check values");
+  EXPECT_EQ(check.exit, kWrongUse);
+  EXPECT_THAT(check.err, AllOf(HasSubstr("--check"), HasSubstr("\"values\""), HasSubstr("races, bounds")));
   EXPECT_EQ(ssmjit("verify " + kModel + " --on moon").exit, kWrongUse);
+  const Ran gpu = ssmjit("verify " + kModel + " --debug --on gpu");
+  EXPECT_EQ(gpu.exit, kWrongUse);
+  EXPECT_THAT(gpu.err, AllOf(HasSubstr("--debug"), HasSubstr("--on gpu")));
+  EXPECT_EQ(ssmjit("verify " + kModel + " --debug --sample 2").exit, kWrongUse);
+  EXPECT_EQ(ssmjit("verify " + kModel + " --debug --all").exit, kWrongUse);
 }
+
+class CliVerifyCpu : public Cli {
+ protected:
+  void SetUp() override {
+    Cli::SetUp();
+    if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  }
+
+  // The model's kernel with `what`, which it holds once, replaced, as mine.cu; gives the line.
+  int edit(const std::string& what, const std::string& replacement) const {
+    EXPECT_EQ(ssmjit("emit " + kModel + " -o k.cu").exit, kOk);
+    std::string text = read(folder_ / "k.cu");
+    const std::size_t at = text.find(what);
+    EXPECT_NE(at, std::string::npos) << what;
+    EXPECT_EQ(text.find(what, at + 1), std::string::npos) << what << " stands there twice";
+    if (at == std::string::npos) return 0;
+    write("mine.cu", text.replace(at, what.size(), replacement));
+    return 1 + static_cast<int>(std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n'));
+  }
+  // Verifies mine.cu, which must fail and say so in the last line.
+  Ran verify_edited(const std::string& options = {}) const {
+    const Ran ran = ssmjit("verify " + kModel + " --on cpu --source mine.cu " + options);
+    EXPECT_EQ(ran.exit, kFellShort) << ran.err;
+    EXPECT_THAT(ran.out, EndsWith("\nverified 0, failed 1, skipped 0 (cpu)\n"));
+    return ran;
+  }
+  static std::string place(int line) { return "mine.cu:" + std::to_string(line) + ": "; }
+};
+
+TEST_F(CliVerifyCpu, WithoutAGpuItIsTheCpuAndTheLastLineSaysSo) {
+  for (const char* on : {"", " --on cpu"}) {
+    const Ran ran = ssmjit("verify " + kModel + on);
+    EXPECT_EQ(ran.exit, kOk) << ran.out << ran.err;
+    ASSERT_EQ(ran.lines().size(), 2u) << ran.out;
+    EXPECT_THAT(ran.lines()[0], AllOf(StartsWith(kModel + ":update block_m="), HasSubstr("  ok: ")));
+    EXPECT_EQ(ran.lines().back(), "verified 1, failed 0, skipped 0 (cpu)");
+  }
+}
+
+TEST_F(CliVerifyCpu, JsonEndsWithTheSum) {
+  const Ran ran = ssmjit("verify " + kModel + " --on cpu --schedule reverse --json");
+  EXPECT_EQ(ran.exit, kOk) << ran.err;
+  const std::vector<Json> json = ran.json();
+  ASSERT_EQ(json.size(), 2u);
+  EXPECT_EQ(json[0].at("outcome"), "ok");
+  EXPECT_EQ(json[1], (Json{{"verified", 1}, {"failed", 0}, {"skipped", 0}, {"on", "cpu"}}));
+}
+
+TEST_F(CliVerifyCpu, ASampleIsVerifiedWithTheChecksThatAreAskedFor) {
+  const Ran ran = ssmjit("verify " + kModel + " --on cpu --sample 3 --check races,bounds");
+  EXPECT_EQ(ran.exit, kOk) << ran.out;
+  ASSERT_EQ(ran.lines().size(), 4u);
+  EXPECT_EQ(ran.lines().back(), "verified 3, failed 0, skipped 0 (cpu)");
+}
+
+TEST_F(CliVerifyCpu, AnEmittedFileVerifiesAgain) {
+  edit("const float u = delta * x[r];", "const float u = x[r] * delta;");
+  const Ran ran = ssmjit("verify " + kModel + " --on cpu --source mine.cu");
+  EXPECT_EQ(ran.exit, kOk) << ran.out;
+}
+
+TEST_F(CliVerifyCpu, WrongMathsOfAnEditedFileAreWrong) {
+  edit("const float u = delta * x[r];", "const float u = 1.1f * delta * x[r];");
+  EXPECT_THAT(verify_edited().out, AllOf(HasSubstr("  wrong: "), HasSubstr("state: relative error")));
+}
+
+TEST_F(CliVerifyCpu, ALoadOutOfBoundsIsNamedByLineBufferAndOffset) {
+  // A holds a float for each of 16 heads.
+  const int line = edit("(args.A) + h, in.A);", "(args.A) + h + 16, in.A);");
+  EXPECT_THAT(verify_edited().out,
+              AllOf(HasSubstr("  faulty: "),
+                    HasSubstr("forward schedule: " + place(line) + "out of bounds: in kernel ssmjit_update_"),
+                    HasSubstr("thread 0 of block (0, 0) reads 4 bytes outside every buffer, at byte 64 of A")));
+  const Ran reverse = verify_edited("--schedule reverse");
+  EXPECT_THAT(reverse.out, AllOf(HasSubstr("reverse schedule: " + place(line)), HasSubstr("block (127, 0)")));
+}
+
+TEST_F(CliVerifyCpu, ARaceNamesBothThreads) {
+  const int line = edit("narrow(v, out[own_row + i]);", "narrow(v, out[own_row / 2 * 2 + i]);");
+  EXPECT_THAT(verify_edited().out, AllOf(HasSubstr(place(line) + "race: "), HasSubstr("of out"),
+                                         HasSubstr("(line " + std::to_string(line) + ") writes too")));
+  EXPECT_THAT(verify_edited("--check bounds").out, Not(HasSubstr("race: ")));
+}
+
+TEST_F(CliVerifyCpu, ATextThatDoesNotCompileIsNamedByItsLine) {
+  const int line = edit("const float u = delta * x[r];", "const float u = nonsense * x[r];");
+  EXPECT_THAT(verify_edited().out,
+              AllOf(HasSubstr("  not_compiled: "), HasSubstr(place(line)), HasSubstr("'nonsense'")));
+}
+
+TEST_F(CliVerifyCpu, InlineAssemblyIsNamedByItsLineAndTheProcessLives) {
+  const int line = edit("const float u = delta * x[r];", "asm(\"\"); const float u = delta * x[r];");
+  EXPECT_THAT(verify_edited().out, HasSubstr(place(line) + "inline assembly"));
+}
+
+TEST_F(CliVerifyCpu, AnEndlessLoopEndsByTheTimeOut) {
+  const int line = edit("const float u = delta * x[r];", "while (delta == delta) {} const float u = delta * x[r];");
+  EXPECT_THAT(verify_edited("--timeout 0.5").out,
+              AllOf(HasSubstr(place(line) + "endless: "), HasSubstr("after 0.5 s")));
+  for (const char* wrong : {"0", "-1", "nan", "soon"})
+    EXPECT_EQ(ssmjit("verify " + kModel + " --on cpu --timeout " + wrong).exit, kWrongUse) << wrong;
+}
+
+TEST_F(CliVerifyCpu, DebugLeavesTheSourceWhereItSays) {
+  edit("const float u = delta * x[r];", "const float u = x[r] * delta;");
+  for (const auto& [option, name, original] :
+       {std::array{"", "kernel.cu", "k.cu"}, std::array{" --source mine.cu", "mine.cu", "mine.cu"}}) {
+    const Ran ran = ssmjit("verify " + kModel + " --debug" + option);
+    EXPECT_EQ(ran.exit, kOk) << ran.out << ran.err;
+    const std::string path = (folder_ / ("ssmjit-debug-" + std::to_string(getuid())) / name).string();
+    EXPECT_THAT(ran.err, HasSubstr("for gdb: break " + std::string(name) + ":LINE; the source is " + path + "\n"));
+    EXPECT_EQ(read(path), read(folder_ / original));
+  }
+}
+
+TEST_F(CliVerifyCpu, DebugFindsTheSameAtTheSameLine) {
+  const int line = edit("(args.A) + h, in.A);", "(args.A) + h + 16, in.A);");
+  EXPECT_THAT(verify_edited("--debug").out, AllOf(HasSubstr(place(line) + "out of bounds"), HasSubstr("byte 64 of A")));
+}
+
+TEST_F(CliVerifyCpu, DebugInAFolderThatCannotBeWrittenSaysWhichVariableToSet) {
+  write("ssmjit-debug-" + std::to_string(getuid()), "");
+  const Ran ran = ssmjit("verify " + kModel + " --debug");
+  EXPECT_EQ(ran.exit, kFellShort);
+  EXPECT_THAT(ran.out, HasSubstr("set TMPDIR"));
+}
+
+TEST_F(CliVerifyCpu, GdbStopsInOneThreadOfOneBlockAndSteps) {
+  if (std::system("gdb --version > /dev/null 2>&1") != 0) GTEST_SKIP() << "gdb is not installed";
+  const int line = edit("S::Sums::sum(y, column);", "S::Sums::sum(y, column);");
+  const std::string at = "mine.cu:" + std::to_string(line);
+  write("commands",
+        "set breakpoint pending on\nset language c++\n"
+        "break " +
+            at +
+            " if threadIdx.x == 37 && blockIdx.x == 5 && column == 5\nrun\n"
+            "print threadIdx\nprint blockIdx\nprint gridDim\nprint Config::kDstate\ninfo locals\n"
+            "next\nprint threadIdx.x + 1000\nbacktrace 2\nup\nprint warp + 2000\n"
+            "break ssmjit::cpu::Findings::add\ninfo breakpoints\nkill\n");
+  const Ran ran = shell("timeout 120 gdb -nx -batch -x commands --args '" SSMJIT_CLI_PATH "' verify " + kModel +
+                        " --debug --source mine.cu");
+  if (ran.err.find("ptrace") != std::string::npos) GTEST_SKIP() << "gdb may not trace here: " << ran.err;
+  EXPECT_THAT(ran.out, AllOf(HasSubstr("UpdateStep<Config>::step"), HasSubstr(at), HasSubstr("= {x = 37}"),
+                             HasSubstr("= {x = 5, y = 0}"), HasSubstr("= {x = 128, y = 1}"), HasSubstr("= 128\n"),
+                             HasSubstr("\ndelta = ")))
+      << ran.err;
+  EXPECT_THAT(ran.out, AllOf(HasSubstr("= 1037\n"), HasSubstr("#1 "), HasSubstr("update<Config>"),
+                             HasSubstr("= 2001\n"), HasSubstr("ssmjit::cpu::Findings::add(")))
+      << "the same thread behind the shuffles; " << ran.err;
+}
+
+// ---- what needs a GPU ----
 
 TEST_F(Cli, BenchAndTuneWithoutAGpuExitThreeWithASentence) {
   for (const std::string verb : {"bench ", "tune "}) {

@@ -23,6 +23,7 @@
 #include "autotune/reference/update_reference.h"
 #include "autotune/update_case.h"
 #include "jit/gpu.h"
+#include "tests/gpu/needs_gpu.h"
 
 namespace ssmjit {
 namespace {
@@ -30,22 +31,6 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 using testing::IsEmpty;
-
-// Why no test of this file can run here; empty when all can.
-std::string lacking() {
-  std::string why;
-  if (devices(&why).empty()) return why;
-  try {
-    nvrtc_version();
-    use_device(0);
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return {};
-}
-
-#define NEEDS_GPU() \
-  if (const std::string why = lacking(); !why.empty()) GTEST_SKIP() << why
 
 Arch arch() { return device(0).arch(); }
 

@@ -21,7 +21,7 @@ Choice look(std::int64_t batch, const Table& table = kTable, PdlMode mode = PdlM
   return lookup(table, sample_description(), "h200", kSm90, batch, mode);
 }
 
-// As a launch behind a producer has it, whatever the row says.
+// As a launch behind a producer wants it.
 Plan early(Plan plan) {
   plan.early_state = true;
   return plan;
@@ -112,12 +112,21 @@ TEST(Lookup, AModeWithoutRowsTakesTheOtherModesAndSaysSo) {
   EXPECT_THAT(choice.reason, HasSubstr("measured with PDL mode off, as there is no row for chain"));
 }
 
+TEST(Lookup, AMeasuredEarlyPlanServesAGpuWithoutDependentLaunchesAsAnOrdinaryOne) {
+  Table table;
+  table.rows.push_back(sample_row(256, 3, 3, "h200", PdlMode::chain));
+  table.rows.back().plan.early_state = true;
+  const Choice choice = lookup(table, sample_description(), "a100", Arch::parse("sm_80"), 16, PdlMode::chain);
+  EXPECT_EQ(choice.why, Why::other_device);
+  EXPECT_EQ(choice.plan, sample_plan(3));
+}
+
 TEST(Lookup, AModeWithRowsNeverMixesWithTheOther) {
   Table table = kTable;
   table.rows.push_back(sample_row(64, 3, 3, "h200", PdlMode::chain));
   const Choice chain = look(16, table, PdlMode::chain);
   EXPECT_EQ(chain.why, Why::nearest);
-  EXPECT_EQ(chain.plan, early(sample_plan(3)));
+  EXPECT_EQ(chain.plan, sample_plan(3)) << "a row of the mode keeps what was measured";
   EXPECT_EQ(look(4, table).why, Why::interpolated);
 }
 

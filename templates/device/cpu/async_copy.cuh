@@ -14,6 +14,7 @@ SSMJIT_DEVICE void copy_async_short(void* shared, const void* global) {
   ssmjit_cpu_copy(0, shared, global, kBytes, kBytes, kBytes);
 }
 
+// What copies read is in memory at once here: no fence is needed, and a missing one is not seen.
 SSMJIT_DEVICE void bulk_store_fence() {}
 SSMJIT_DEVICE void bulk_store(void* global, const void* shared, u32 bytes) {
   ssmjit_cpu_copy(1, global, shared, bytes, bytes, 16);
@@ -21,7 +22,7 @@ SSMJIT_DEVICE void bulk_store(void* global, const void* shared, u32 bytes) {
 SSMJIT_DEVICE void bulk_store_commit() { ssmjit_cpu_copy_commit(1); }
 template <int kPending>
 SSMJIT_DEVICE void bulk_store_wait_read() {
-  ssmjit_cpu_copy_wait(1, kPending);
+  ssmjit_cpu_copy_wait_read(1, kPending);
 }
 template <int kPending>
 SSMJIT_DEVICE void bulk_store_wait() {

@@ -65,18 +65,24 @@ SSMJIT_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 
   ssmjit_cpu_mma<1>(d, a, b, kSsmjitCpuMatrix, SsmjitCpuWidenTf32{});
 }
 
-// The lanes bring their rows' addresses; the words are read and written by plain, checked accesses.
+// The lanes bring their rows' addresses (8 a matrix; those of further lanes do not count); the words are read and
+// written by plain, checked accesses.
+template <int kMatrices, class T>
+SSMJIT_DEVICE T* const* ssmjit_cpu_matrix_rows(u32 operation, T* row) {
+  if (lane_index() < 8 * kMatrices) ssmjit_cpu_matrix_row(row);
+  return ssmjit_cpu_all_lanes(0xffffffffu, operation, row);
+}
 template <int kMatrices>
 SSMJIT_DEVICE void load_matrix(u32 (&word)[kMatrices], const void* row) {
   static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
-  const void* const* rows = ssmjit_cpu_all_lanes(0xffffffffu, kSsmjitCpuLoadMatrix, row);
+  const void* const* rows = ssmjit_cpu_matrix_rows<kMatrices>(kSsmjitCpuLoadMatrix, row);
   for (int m = 0; m < kMatrices; ++m)
     word[m] = static_cast<const SsmjitCpuWord*>(rows[8 * m + lane_index() / 4])[lane_index() % 4];
 }
 template <int kMatrices>
 SSMJIT_DEVICE void load_matrix_transposed(u32 (&word)[kMatrices], const void* row) {
   static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
-  const void* const* rows = ssmjit_cpu_all_lanes(0xffffffffu, kSsmjitCpuLoadMatrix, row);
+  const void* const* rows = ssmjit_cpu_matrix_rows<kMatrices>(kSsmjitCpuLoadMatrix, row);
   const int g = lane_index() / 4, t = lane_index() % 4;
   for (int m = 0; m < kMatrices; ++m) {
     const u32 low = static_cast<const SsmjitCpuHalf*>(rows[8 * m + 2 * t])[g];
@@ -86,14 +92,14 @@ SSMJIT_DEVICE void load_matrix_transposed(u32 (&word)[kMatrices], const void* ro
 template <int kMatrices>
 SSMJIT_DEVICE void store_matrix(void* row, const u32 (&word)[kMatrices]) {
   static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
-  void* const* rows = ssmjit_cpu_all_lanes(0xffffffffu, kSsmjitCpuStoreMatrix, row);
+  void* const* rows = ssmjit_cpu_matrix_rows<kMatrices>(kSsmjitCpuStoreMatrix, row);
   for (int m = 0; m < kMatrices; ++m)
     static_cast<SsmjitCpuWord*>(rows[8 * m + lane_index() / 4])[lane_index() % 4] = word[m];
 }
 template <int kMatrices>
 SSMJIT_DEVICE void store_matrix_transposed(void* row, const u32 (&word)[kMatrices]) {
   static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
-  void* const* rows = ssmjit_cpu_all_lanes(0xffffffffu, kSsmjitCpuStoreMatrix, row);
+  void* const* rows = ssmjit_cpu_matrix_rows<kMatrices>(kSsmjitCpuStoreMatrix, row);
   const int g = lane_index() / 4, t = lane_index() % 4;
   for (int m = 0; m < kMatrices; ++m) {
     static_cast<SsmjitCpuHalf*>(rows[8 * m + 2 * t])[g] = static_cast<u16>(word[m]);

@@ -4,8 +4,9 @@
 // templates/device/ then has its body here. All of them are read, whatever the source includes.
 //
 // - Nothing runs at the same time within a cluster: a thread keeps its core until it meets others or waits.
-// - Who meets whom orders memory: what a thread wrote before an exchange, a barrier or a completed copy is ordered
-//   before what those that were there do after it. Other accesses of the same bytes are reported as races.
+// - Barriers order memory: what a thread wrote before a barrier (the warp's included) or a completed copy is ordered
+//   before what those that were there do after it. An exchange of any other kind orders nothing, as shuffles and votes
+//   order nothing in CUDA. Other accesses of the same bytes are reported as races.
 // - Plain loads and stores of a body are checked as the kernel's own, at the line that called the operation. What a
 //   runtime function reads or writes (copies) is checked there. Memory it hands out (exchange) needs no check.
 // - Addresses are plain pointers, shared memory's too, a peer's included.
@@ -42,15 +43,20 @@ extern "C" {
 __device__ __attribute__((const)) const SsmjitCpuThread* ssmjit_cpu_thread();
 
 // The lanes of `mask` meet, each with `bytes` (at most 512) at `mine`; returns all lanes' bytes, lane i's at i * bytes,
-// until the lane's exchange after the next one. `operation`: lanes that bring different ones are reported as divergent.
-// Without bytes it is a warp barrier.
+// until the lane's exchange after the next one. `operation`: lanes that bring different ones are reported as divergent;
+// kSsmjitCpuSync is the warp barrier, the only one that orders memory.
 __device__ const void* ssmjit_cpu_exchange(u32 mask, u32 operation, const void* mine, u32 bytes);
 
-// All threads of the block meet.
-__device__ void ssmjit_cpu_block_barrier();
-// `threads` threads of the block meet at barrier `id` (0 to 15); `arrive` counts the caller in and goes on.
-__device__ void ssmjit_cpu_named_barrier(u32 id, u32 threads);
-__device__ void ssmjit_cpu_named_barrier_arrive(u32 id, u32 threads);
+// The launches that this one depends on have ended.
+__device__ void ssmjit_cpu_grid_wait();
+
+// All threads of the block meet, those that have returned too: then it never ends. All lanes of a warp come to it by
+// the same call.
+__device__ __attribute__((convergent)) void ssmjit_cpu_block_barrier();
+// `threads` threads of the block, in whole warps, meet at barrier `id` (1 to 15); `arrive` counts the caller's warp in
+// and goes on. All lanes of a warp come to it by the same call.
+__device__ __attribute__((convergent)) void ssmjit_cpu_named_barrier(u32 id, u32 threads);
+__device__ __attribute__((convergent)) void ssmjit_cpu_named_barrier_arrive(u32 id, u32 threads);
 // All threads of the cluster meet, in two halves.
 __device__ void ssmjit_cpu_cluster_arrive();
 __device__ void ssmjit_cpu_cluster_wait();
@@ -67,13 +73,18 @@ __device__ void ssmjit_cpu_mbarrier_wait(void* barrier, u32 parity);   // return
 
 // Asynchronous copies of a thread's own, in groups. The bytes move at the wait and not before: until then nobody may
 // read or write `to`, which holds poison. `read` bytes come from `from`, the rest up to `bytes` becomes zero. Queue 0:
-// cp.async; queue 1: bulk copies by groups, which may also go from shared to global memory.
+// cp.async, from global to shared memory; queue 1: bulk copies by groups, from shared to global memory.
 __device__ void ssmjit_cpu_copy(u32 queue, void* to, const void* from, u32 bytes, u32 read, u32 alignment);
 __device__ void ssmjit_cpu_copy_commit(u32 queue);
 __device__ void ssmjit_cpu_copy_wait(u32 queue, u32 pending);  // until at most `pending` groups are under way
-// An asynchronous copy that counts its bytes into the phase of an mbarrier (addresses and size: multiples of 16). The
-// bytes move when that phase ends.
+// Until at most `pending` groups are still to read; the others' sources may be written, their targets not yet touched.
+__device__ void ssmjit_cpu_copy_wait_read(u32 queue, u32 pending);
+// An asynchronous copy from global to shared memory that counts its bytes into the phase of an mbarrier (addresses and
+// size: multiples of 16). The bytes move when that phase ends.
 __device__ void ssmjit_cpu_copy_to_barrier(void* to, const void* from, u32 bytes, void* barrier);
+
+// Checks an address that a matrix load or store is given: 16 bytes of shared memory, aligned to 16.
+__device__ void ssmjit_cpu_matrix_row(const void* row);
 
 // Reads bytes that another thread of the launch may be writing: they come as poison (0xff) where that has happened, or
 // where nobody ever wrote. Never a race.

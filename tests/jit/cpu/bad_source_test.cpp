@@ -80,6 +80,101 @@ TEST_F(CpuBadSource, AnUndefinedFunctionIsNamed) {
   EXPECT_THAT(refusal([&] { k.run(); }), HasSubstr("kernel.cu:2: nowhere(float) is called and defined nowhere"));
 }
 
+std::string whole(const std::string& before, const std::string& body) {
+  return before + "extern \"C\" __global__ void k(const float* in, float* out) {\n  const int t = thread_index();\n" +
+         body + "}\n";
+}
+
+TEST_F(CpuBadSource, RecursionIsRefusedWithItsLine) {
+  PlantedKernel k("");
+  k.source(
+      whole("__device__ __noinline__ int deep(int n) {\n  int a[64];\n  for (int i = 0; i < 64; ++i) a[i] = n + i;\n"
+            "  const int r = n == 0 ? 1 : deep(n - 1);  // here\n  return a[(r ^ n) & 63] + r;\n}\n",
+            "  out[t] = static_cast<float>(deep(static_cast<int>(in[t])));\n"));
+  EXPECT_THAT(refusal([&] { k.run(); }), AllOf(HasSubstr(at(k, "// here")), HasSubstr("deep(int) calls itself")));
+  k.source(
+      whole("__device__ __noinline__ int odd(int n);\n"
+            "__device__ __noinline__ int even(int n) { return n == 0 ? 1 : odd(n - 1) + n; }\n"
+            "__device__ __noinline__ int odd(int n) { return n == 0 ? 0 : even(n - 1) * n; }  // here\n",
+            "  out[t] = static_cast<float>(even(static_cast<int>(in[t])));\n"));
+  EXPECT_THAT(refusal([&] { k.run(); }), AllOf(HasSubstr(at(k, "// here")), HasSubstr("even(int) calls itself")));
+  k.source(
+      whole("typedef int (*Function)(int, void*);\n"
+            "__device__ __noinline__ int through(int n, void* f) {\n"
+            "  return n == 0 ? 1 : reinterpret_cast<Function>(f)(n - 1, f) + n;  // here\n}\n",
+            "  out[t] = static_cast<float>(through(static_cast<int>(in[t]), reinterpret_cast<void*>(through)));\n"));
+  EXPECT_THAT(refusal([&] { k.run(); }), HasSubstr(at(k, "// here")));
+}
+
+TEST_F(CpuBadSource, TemplatesThatCallTheNextOneAreNoRecursion) {
+  PlantedKernel k("");
+  k.source(
+      whole("template <int N> __device__ __noinline__ float sum(const float* p) {\n"
+            "  if constexpr (N == 0) return 0.0f; else return p[N - 1] + sum<N - 1>(p);\n}\n",
+            "  out[t] = sum<8>(in);\n"));
+  EXPECT_TRUE(k.run().clean());
+  EXPECT_EQ(k.out[4], 28);
+}
+
+TEST_F(CpuBadSource, StackOfASizeThatOnlyTheRunKnowsIsRefusedWithItsLine) {
+  PlantedKernel dynamic(
+      "  int* p = static_cast<int*>(__builtin_alloca(static_cast<u64>(in[t]) * 4096));  // here\n"
+      "  p[t] = 1;\n  out[t] = static_cast<float>(p[t]);\n");
+  EXPECT_THAT(refusal([&] { dynamic.run(); }), AllOf(HasSubstr(at(dynamic, "// here")), HasSubstr("run time")));
+  PlantedKernel large(
+      "  int a[3000000];  // here\n  a[static_cast<int>(in[t])] = 1;\n"
+      "  out[t] = static_cast<float>(a[t]);\n");
+  EXPECT_THAT(refusal([&] { large.run(); }), AllOf(HasSubstr(at(large, "// here")), HasSubstr("12000000 bytes")));
+}
+
+TEST_F(CpuBadSource, VariablesOfTheModuleThatCanChangeAreRefusedWithALine) {
+  PlantedKernel global("");
+  global.source(whole("__device__ int counter;\n",
+                      "  counter = counter + 1;  // here\n  out[t] = static_cast<float>(counter);\n"));
+  EXPECT_THAT(refusal([&] { global.run(); }), AllOf(HasSubstr(at(global, "// here")), HasSubstr("\"counter\"")));
+  PlantedKernel local("  static int count = 0;\n  count += 1;  // here\n  out[t] = static_cast<float>(count);\n");
+  EXPECT_THAT(refusal([&] { local.run(); }), AllOf(HasSubstr(at(local, "// here")), HasSubstr("\"count\"")));
+  PlantedKernel constant("");
+  constant.source(whole("__device__ const float table[2] = {3.0f, 4.0f};\n", "  out[t] = table[t & 1] + in[t];\n"));
+  EXPECT_TRUE(constant.run().clean());
+  EXPECT_EQ(constant.out[3], 7);
+}
+
+TEST_F(CpuBadSource, ASourceTooDeepForTheCompilerIsRefusedWithItsLine) {
+  PlantedKernel minus("  out[t] =\n" + [] {
+    std::string s;
+    for (int i = 0; i < 200000; ++i) s += "- ";
+    return s;
+  }() + "in[t];\n");
+  EXPECT_THAT(refusal([&] { minus.run(); }), AllOf(HasSubstr("kernel.cu:4:"), HasSubstr("20000 tokens")));
+  PlantedKernel macro("");
+  std::string macros = "#define M0 - -\n";
+  for (int i = 1; i < 40; ++i)
+    macros += "#define M" + std::to_string(i) + " M" + std::to_string(i - 1) + " M" + std::to_string(i - 1) + "\n";
+  macro.source(whole(macros, "  out[t] = M39 in[t];  // here\n"));
+  EXPECT_THAT(refusal([&] { macro.run(); }), AllOf(HasSubstr(at(macro, "// here")), HasSubstr("20000 tokens")));
+  std::string terms = "in[0]";
+  for (int i = 0; i < 3000; ++i) terms += " + in[t]";
+  PlantedKernel many("  out[t] = " + terms + ";\n");
+  EXPECT_TRUE(many.run().clean());
+  EXPECT_EQ(many.out[1], 3000);
+}
+
+TEST_F(CpuBadSource, ADeepSourceWithinTheLimitsCompilesOnASmallThread) {
+  std::string minus;
+  for (int i = 0; i < 19000; ++i) minus += "- ";
+  PlantedKernel k("  out[t] = " + minus + "in[t];\n");
+  EXPECT_TRUE(k.run().clean());
+  EXPECT_EQ(k.out[2], 2);
+  std::string chain = "  if (in[t] < 0.0f) out[t] = 0.0f;\n";
+  for (int i = 0; i < 5000; ++i) chain += "  else if (in[t] == " + std::to_string(i) + ".0f) out[t] = 1.0f;\n";
+  PlantedKernel cases(chain);
+  cases.options.optimisation = 0;
+  const CpuReport report = cases.run();
+  EXPECT_TRUE(report.clean()) << report.findings.at(0).text();
+  EXPECT_EQ(cases.out[9], 1);
+}
+
 TEST_F(CpuBadSource, LaunchesThatMakeNoSenseAreRefused) {
   const auto with = [](const auto& change) {
     return refusal([&] {

@@ -47,11 +47,11 @@ std::vector<Case> cases() {
 // The case's blocks in the executor's memory, and a launch over them.
 class Launched {
  public:
-  explicit Launched(const UpdateCase& c) : case_(c) {
+  explicit Launched(const UpdateCase& c, Pdl pdl = Pdl::off) : case_(c), dependent_(pdl != Pdl::off) {
     for (const UpdateCase::Block& block : c.blocks()) memory_.push_back(block.before);
     std::vector<std::byte*> base;
     for (std::vector<std::byte>& m : memory_) base.push_back(m.data());
-    args_ = to_device(c.args(base), Pdl::off);
+    args_ = to_device(c.args(base), pdl);
   }
   CpuReport run(const CpuProgram& program, const LaunchShape& shape, CpuSchedule schedule) {
     CpuLaunch launch;
@@ -60,6 +60,7 @@ class Launched {
     launch.block_threads = shape.block_threads;
     launch.smem_bytes = shape.smem_bytes;
     launch.schedule = schedule;
+    launch.dependent = dependent_;
     launch.args = &args_;
     launch.args_bytes = sizeof(args_);
     for (std::size_t i = 0; i < memory_.size(); ++i) {
@@ -67,14 +68,20 @@ class Launched {
       const UpdateCase::Block& block = case_.blocks()[i];
       const std::size_t canary = block.tensor_offset;
       launch.buffers.push_back({block.name, memory_[i].data() + canary, memory_[i].size() - 2 * canary,
-                                block.may_change, block.name != "out"});
+                                block.may_change, block.name != "out", before_wait(block.name)});
     }
     return program.run(launch);
   }
   CaseResult check() const { return case_.check(memory_); }
 
  private:
+  // What the launch before an update does not write.
+  static bool before_wait(const std::string& name) {
+    return name == "state" || name == "A" || name == "D" || name == "dt_bias" || name.ends_with("indices");
+  }
+
   const UpdateCase& case_;
+  bool dependent_;
   std::vector<std::vector<std::byte>> memory_;
   device_args::UpdateArgs args_;
 };
@@ -101,6 +108,39 @@ TEST_P(CpuUpdate, IsRightAndWithoutAFindingUnderEverySchedule) {
 
 INSTANTIATE_TEST_SUITE_P(Plans, CpuUpdate, testing::ValuesIn(cases()),
                          [](const auto& param) { return param.param.name; });
+
+TEST(CpuUpdateDependent, AKernelThatOvertakesTheInputsProducerUsesNothingOfItBeforeTheWait) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  const Arch arch = Arch::parse("sm_90a");
+  const Description description =
+      mamba2({.nheads = 8, .head_dim = 32, .dstate = 64, .ngroups = 2}).state(DType::bf16).destination_slots(true);
+  for (const char* path : {"direct", "cp_async", "bulk"}) {
+    for (bool early_state : {true, false}) {
+      SCOPED_TRACE(std::string(path) + (early_state ? ", early state" : ", wait first"));
+      const Plan plan = Plan::parse(std::string("block_m=16,warps=2,lanes_per_row=8,heads_per_block=2,stages=2,") +
+                                        "state_path=" + path + ",early_state=" + (early_state ? "true" : "false"),
+                                    default_plan(description, arch, 16));
+      Source source = emit(description, plan, arch);
+      const UpdateCase test(description, {.batch = 3, .indexed = true, .pads = true}, 1);
+      Launched launched(test, early_state ? Pdl::early_state : Pdl::wait_first);
+      const CpuReport right =
+          launched.run(CpuProgram::compile(source), launch_shape(plan, description, 3), CpuSchedule::random);
+      for (const CpuFinding& f : right.findings) ADD_FAILURE() << f.text();
+      for (const std::string& f : launched.check().failures) ADD_FAILURE() << f;
+
+      const std::string call = "    grid_dependency_wait();";
+      const std::size_t at = source.text.find(call);
+      for (std::size_t i = at; i != std::string::npos; i = source.text.find(call, i))
+        source.text.replace(i, call.size(), "");
+      for (std::size_t i; (i = source.text.find(") grid_dependency_wait();")) != std::string::npos;)
+        source.text.replace(i, 25, ") {}");
+      const CpuReport wrong =
+          launched.run(CpuProgram::compile(source), launch_shape(plan, description, 3), CpuSchedule::random);
+      EXPECT_FALSE(wrong.clean());
+      for (const CpuFinding& f : wrong.findings) EXPECT_EQ(f.fault, CpuFault::early) << f.text();
+    }
+  }
+}
 
 TEST(CpuUpdateSample, PlansOfTp8AreRightAndWithoutAFinding) {
   if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
