@@ -12,19 +12,24 @@
 // ring; the state is brought up to date and written only by the step for which the ring has no room (flush iff
 // count + tokens > window). With s the running sum of A * delta over the ring's rows, oldest first, and the new ones:
 //
-//   y[t, p] = exp(s[t]) * sum over n of h[p, n] * C[t, n]  +  sum over rows j up to t of W[t, j] * x[j, p]
+//   y[t, p] = exp(s[t]) * sum over n of h[p, n] * C[t, n] + sum over rows j up to t of W[t, j] * x[j, p]
 //   W[t, j] = (sum over n of C[t, n] * B[j, n]) * exp(s[t] - s[j]) * delta[j]
-//   flush: h'[p, n] = exp(s[last old]) * h[p, n] + sum over old j of exp(s[last old] - s[j]) * delta[j] * x[j, p] * B[j, n],
-//          stored; y is then that of h' as stored and an empty ring
 //   y += Cfg::skip(D, x[t, p]);  y *= Cfg::gate(z[t, p])
 //
-// The products run on the tensor cores, head_dim on the side of 16 and tokens on the side of 8, so that few tokens waste
-// no rows. A warp takes 16 rows of head_dim. The state goes from memory straight into operands: a lane's 16-byte vectors
-// are the fragments of a contraction in another order of dstate, and the operand across (C, B) is loaded in the same
-// order.
+// In a flush, with s' the sum up to the last old row, what is stored is
 //
-// No address waits for the cursors: all ring rows are read where they lie, beside the new ones, and rows that are not in
-// use are masked before any arithmetic; the order of rows in a sum does not matter.
+//   h'[p, n] = exp(s') * h[p, n] + sum over old rows j of exp(s' - s[j]) * delta[j] * x[j, p] * B[j, n]
+//
+// and y is that of h' as stored and an empty ring.
+//
+// The products run on the tensor cores, head_dim on the side of 16 and tokens on the side of 8, so that few tokens
+// waste no rows. A warp takes 16 rows of head_dim. The state goes from memory straight into operands: a lane's 16-byte
+// vectors are the fragments of a contraction in another order of dstate, and the operand across (C, B) is loaded in the
+// same order.
+//
+// No address waits for the cursors: all ring rows are read where they lie, beside the new ones, and rows that are not
+// in use are masked before any arithmetic; the order of rows in a sum does not matter. Rows out of use may be appended
+// to by another block of the same launch.
 
 enum class RingPad { zeros, untouched };
 
@@ -54,14 +59,15 @@ template <class Cfg>
 struct RingShared {
   using S = RingShape<Cfg>;
   using Input = typename Cfg::Input;
-  alignas(16) Input x[Cfg::kWarps][2][S::kRowTiles * 16][kXRow];  // of the warp's rows of head_dim, this head's and the next one's
+  alignas(16) Input
+      x[Cfg::kWarps][2][S::kRowTiles * 16][kXRow];  // of the warp's rows of head_dim, this head's and the next one's
   alignas(16) Input W[Cfg::kHeadsPerBlock][S::kTokenTiles * 8][S::kRowTiles * 16 + 8];
   float CB[S::kTokenTiles * 8][S::kRowTiles * 16 + 4];  // C . B, before the heads' factors
   float token_decay[Cfg::kHeadsPerBlock][S::kTokenTiles * 8];
   float row_factor[Cfg::kHeadsPerBlock][S::kRowTiles * 16];  // of an old row in a flush
   float state_decay[Cfg::kHeadsPerBlock];                    // of the state in a flush
   float D[Cfg::kHeadsPerBlock];
-  alignas(16) Input B[S::kRowTiles * 16][Cfg::kDstate + 8];              // old rows for a flush, dstate in the fragments' order
+  alignas(16) Input B[S::kRowTiles * 16][Cfg::kDstate + 8];  // old rows for a flush, dstate in the fragments' order
 };
 
 // The lane's state: rows g and g + 8 of the warp's 16, in each chunk of 32 columns the 8 from 8 q on.
@@ -125,7 +131,7 @@ struct RingState {
   }
 };
 
-// A vector of 8 16-bit elements at `row`, or zeros.
+// What a warp does of a step.
 template <class Cfg>
 struct RingStep {
   using S = RingShape<Cfg>;
@@ -172,11 +178,10 @@ struct RingStep {
 #pragma unroll
     for (int i = 0; i < S::kRowTiles; ++i) {
       const int j = 16 * i + lane / 2;
-      const Input* p = j < Cfg::kRing
-                           ? static_cast<const Input*>(args.x_ring) + slot * args.x_ring_stride +
-                                 (static_cast<i64>(h) * Cfg::kRing + j) * Cfg::kHeadDim + column
-                           : token(args.x, args.x_stride, args.x_token_stride, j - Cfg::kRing,
-                                   static_cast<i64>(h) * Cfg::kHeadDim + column);
+      const Input* p = j < Cfg::kRing ? static_cast<const Input*>(args.x_ring) + slot * args.x_ring_stride +
+                                            (static_cast<i64>(h) * Cfg::kRing + j) * Cfg::kHeadDim + column
+                                      : token(args.x, args.x_stride, args.x_token_stride, j - Cfg::kRing,
+                                              static_cast<i64>(h) * Cfg::kHeadDim + column);
       v[i] = load_maybe_appended<false>(p);
     }
   }
@@ -255,8 +260,8 @@ struct RingStep {
     }
   }
 
-  // h' of the warp's rows: the state's decay, and x by B over the old rows. x times its factor goes in two parts, so that
-  // the product keeps more digits than an operand has.
+  // h' of the warp's rows: the state's decay, and x by B over the old rows. x times its factor goes in two parts, so
+  // that the product keeps more digits than an operand has.
   SSMJIT_DEVICE void flush_state(RingState<Cfg>& state, int i, int buffer) const {
     constexpr int kOldTiles = (Cfg::kRing + 15) / 16;
     u32 high[kOldTiles][4], low[kOldTiles][4];
@@ -375,8 +380,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   using S = RingShape<Cfg>;
   using State = typename Cfg::State;
   using Input = typename Cfg::Input;
-  extern __shared__ __align__(128) unsigned char memory[];
-  RingShared<Cfg>& shared = *reinterpret_cast<RingShared<Cfg>*>(memory);
+  __shared__ RingShared<Cfg> shared;
   const int lane = lane_index();
   const int head = block_x() / S::kTiles * Cfg::kHeadsPerBlock;
   const RingStep<Cfg> at{args,
@@ -413,10 +417,8 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     return;
   }
 
-  // Everything that lies in the slot, in the order in which it is needed last to first.
-  State* const state_of_head =
-      static_cast<State*>(args.state) + slot * args.state_stride + static_cast<i64>(head) * S::kHeadSize +
-      static_cast<i64>(at.head_row()) * Cfg::kDstate;
+  State* const state_of_head = static_cast<State*>(args.state) + slot * args.state_stride +
+                               static_cast<i64>(head) * S::kHeadSize + static_cast<i64>(at.head_row()) * Cfg::kDstate;
   const typename RingStep<Cfg>::Cursors cursors = [&] {
     u32 start, count;
     start = load_now_b32(args.ring_start + slot);
@@ -439,7 +441,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   for (int k = 0; k < kMine; ++k) {
     const int i = at.warp + k * Cfg::kWarps;
     const int h = head + (i < Cfg::kHeadsPerBlock ? i : 0);
-    load_now(dt_ring + h * Cfg::kRing + (lane < Cfg::kRing ? lane : 0), old_delta[k]);
+    old_delta[k] = load_maybe_appended_f32(dt_ring + h * Cfg::kRing + (lane < Cfg::kRing ? lane : 0));
     load_now(static_cast<const typename Cfg::Dt*>(args.dt) + at.row * args.dt_stride + token * args.dt_token_stride + h,
              dt[k]);
   }
@@ -481,8 +483,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 #pragma unroll
     for (int n = 0; n < S::kTokenTiles; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        shared.CB[n * 8 + 2 * at.q + e % 2][16 * tile + at.g + 8 * (e / 2)] = sum[n][e];
+      for (int e = 0; e < 4; ++e) shared.CB[n * 8 + 2 * at.q + e % 2][16 * tile + at.g + 8 * (e / 2)] = sum[n][e];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int j = 16 * tile + at.g + 8 * r, t = j - Cfg::kRing;

@@ -54,6 +54,8 @@ SSMJIT_DEVICE u16 load_now_b16(const void* address) {
   return v;
 }
 SSMJIT_DEVICE void load_now(const float* address, float& v) { v = __uint_as_float(load_now_b32(address)); }
+// As load_maybe_appended, of one fp32 element.
+SSMJIT_DEVICE float load_maybe_appended_f32(const void* address) { return __uint_as_float(load_now_b32(address)); }
 SSMJIT_DEVICE void load_now(const bf16* address, bf16& v) { v.bits = load_now_b16(address); }
 SSMJIT_DEVICE void load_now(const f16* address, f16& v) { v.bits = load_now_b16(address); }
 // kWords neighbouring words, as wide as the count allows (4, 2 or 1 words; the address is aligned to that width).
