@@ -6,6 +6,7 @@
 #include "device/cluster.cuh"
 #include "device/mma.cuh"
 #include "device/shuffle.cuh"
+#include "ring.cuh"
 #include "rounding.cuh"
 #include "update.cuh"
 
@@ -103,12 +104,42 @@ struct HeadAhead : Maths {
   static SSMJIT_DEVICE float skip(float, float) { return 0.0f; }
 };
 
-#define SSMJIT_CHECK(Config)                                                                                \
-  extern "C" __global__ void __launch_bounds__(32 * Config::kWarps) check_##Config(                         \
-      const __grid_constant__ UpdateArgs args) {                                                            \
-    update<Config>(args);                                                                                   \
+#define SSMJIT_CHECK(Config)                                        \
+  extern "C" __global__ void __launch_bounds__(32 * Config::kWarps) \
+      check_##Config(const __grid_constant__ UpdateArgs args) {     \
+    update<Config>(args);                                           \
   }
 SSMJIT_CHECK(Direct)
 SSMJIT_CHECK(CpAsync)
 SSMJIT_CHECK(Bulk)
 SSMJIT_CHECK(HeadAhead)
+
+// A ring of 22 rows, 6 tokens a step, two heads a block.
+struct RingOfTwoHeads {
+  using State = bf16;
+  using Input = bf16;
+  using StateOperand = bf16;
+  using Dt = float;
+  using Weight = float;
+  static constexpr int kHeadDim = 64;
+  static constexpr int kDstate = 128;
+  static constexpr int kHeadsPerGroup = 16;
+  static constexpr int kTokens = 6;
+  static constexpr int kWindow = 16;
+  static constexpr int kRing = 22;
+  static constexpr int kHeadsPerBlock = 2;
+  static constexpr int kWarps = 4;
+  static constexpr bool kHasDtBias = true;
+  static constexpr bool kHasD = true;
+  static constexpr bool kHasSkip = true;
+  static constexpr bool kHasGate = false;
+  static constexpr bool kStreaming = true;
+  static constexpr bool kEarlyState = true;
+  static constexpr RingPad kPad = RingPad::untouched;
+  static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }
+  static SSMJIT_DEVICE float skip(float D, float x) { return D * x; }
+  static SSMJIT_DEVICE float gate(float) { return 1.0f; }
+};
+extern "C" __global__ void __launch_bounds__(128, 1) check_ring(const __grid_constant__ RingArgs args) {
+  ring_step<RingOfTwoHeads>(args);
+}

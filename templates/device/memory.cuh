@@ -54,6 +54,8 @@ SSMJIT_DEVICE u16 load_now_b16(const void* address) {
   return v;
 }
 SSMJIT_DEVICE void load_now(const float* address, float& v) { v = __uint_as_float(load_now_b32(address)); }
+// As load_maybe_appended, of one fp32 element.
+SSMJIT_DEVICE float load_maybe_appended_f32(const void* address) { return __uint_as_float(load_now_b32(address)); }
 SSMJIT_DEVICE void load_now(const bf16* address, bf16& v) { v.bits = load_now_b16(address); }
 SSMJIT_DEVICE void load_now(const f16* address, f16& v) { v.bits = load_now_b16(address); }
 // kWords neighbouring words, as wide as the count allows (4, 2 or 1 words; the address is aligned to that width).
@@ -84,6 +86,7 @@ SSMJIT_DEVICE void add_global(u64* address, u64 value) { atomicAdd(address, valu
 SSMJIT_DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
 SSMJIT_DEVICE Vec16 load_shared(const void* address) { return *static_cast<const Vec16*>(address); }
+SSMJIT_DEVICE void store_shared(void* address, const Vec16& v) { *static_cast<Vec16*>(address) = v; }
 
 // cp.async: 16 bytes from global to shared memory; each thread waits for its own groups.
 SSMJIT_DEVICE void copy_async(void* shared, const void* global) {

@@ -111,7 +111,8 @@ void TestKernel::run_on_gpu(const std::string& entry, const Shape& shape, const 
     args.buffer[memory.size() - 1] = memory.back().data();
   }
   const Stream stream;
-  launch_raw(module->entry(entry), shape.blocks, 1, shape.threads, &args, stream.handle(), false, shape.cluster);
+  launch_raw(module->entry(entry), shape.blocks, shape.rows, shape.threads, &args, stream.handle(), false,
+             shape.cluster);
   stream.synchronize();
   for (std::size_t i = 0; i < buffers.size(); ++i) memory[i].download(buffers[i].data, buffers[i].bytes);
 }
@@ -133,6 +134,7 @@ void TestKernel::run_on_cpu(const std::string& entry, const Shape& shape, const 
     CpuLaunch launch;
     launch.entry = entry;
     launch.grid_x = shape.blocks;
+    launch.grid_y = shape.rows;
     launch.block_threads = shape.threads;
     launch.cluster = shape.cluster;
     launch.args = &args;

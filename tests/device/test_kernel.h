@@ -20,6 +20,7 @@ struct Shape {
   int threads = 32;
   int blocks = 1;
   int cluster = 1;
+  int rows = 1;  // blocks along y
 };
 
 // Host memory that a kernel reads and writes.

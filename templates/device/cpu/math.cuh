@@ -11,3 +11,4 @@ SSMJIT_DEVICE float abs_f32(float v) { return __builtin_fabsf(v); }
 SSMJIT_DEVICE float min_f32(float a, float b) { return __builtin_fminf(a, b); }
 SSMJIT_DEVICE float max_f32(float a, float b) { return __builtin_fmaxf(a, b); }
 SSMJIT_DEVICE float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+SSMJIT_DEVICE float exp2_fast_f32(float v) { return expf(v * 0.69314718056f); }

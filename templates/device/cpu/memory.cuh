@@ -41,6 +41,12 @@ SSMJIT_DEVICE Vec16 load_maybe_appended(const void* address) {
   return v;
 }
 
+SSMJIT_DEVICE float load_maybe_appended_f32(const void* address) {
+  float v;
+  ssmjit_cpu_load_maybe_appended(&v, address, sizeof(v));
+  return v;
+}
+
 SSMJIT_DEVICE u32 load_now_b32(const void* address) { return ssmjit_cpu_global_load<SsmjitCpuWord>(address); }
 SSMJIT_DEVICE u16 load_now_b16(const void* address) { return ssmjit_cpu_global_load<SsmjitCpuHalf>(address); }
 SSMJIT_DEVICE void load_now(const float* address, float& v) { v = __builtin_bit_cast(float, load_now_b32(address)); }
@@ -74,6 +80,9 @@ SSMJIT_DEVICE void add_global(u64* address, u64 value) { __atomic_fetch_add(addr
 SSMJIT_DEVICE Vec16 load_shared(const void* address) {
   const SsmjitCpuWord4 v = *(const SSMJIT_CPU_SHARED SsmjitCpuWord4*)address;
   return __builtin_bit_cast(Vec16, v);
+}
+SSMJIT_DEVICE void store_shared(void* address, const Vec16& v) {
+  *(SSMJIT_CPU_SHARED SsmjitCpuWord4*)address = __builtin_bit_cast(SsmjitCpuWord4, v);
 }
 
 SSMJIT_DEVICE void copy_async(void* shared, const void* global) { ssmjit_cpu_copy(0, shared, global, 16, 16, 16); }
