@@ -160,6 +160,8 @@ SSMJIT_DEVICE u16 load_now_b16(const void* address) {
   return v;
 }
 SSMJIT_DEVICE void load_now(const float* address, float& v) { v = __uint_as_float(load_now_b32(address)); }
+// As load_maybe_appended, of one fp32 element.
+SSMJIT_DEVICE float load_maybe_appended_f32(const void* address) { return __uint_as_float(load_now_b32(address)); }
 SSMJIT_DEVICE void load_now(const bf16* address, bf16& v) { v.bits = load_now_b16(address); }
 SSMJIT_DEVICE void load_now(const f16* address, f16& v) { v.bits = load_now_b16(address); }
 // kWords neighbouring words, as wide as the count allows (4, 2 or 1 words; the address is aligned to that width).
@@ -190,6 +192,7 @@ SSMJIT_DEVICE void add_global(u64* address, u64 value) { atomicAdd(address, valu
 SSMJIT_DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
 SSMJIT_DEVICE Vec16 load_shared(const void* address) { return *static_cast<const Vec16*>(address); }
+SSMJIT_DEVICE void store_shared(void* address, const Vec16& v) { *static_cast<Vec16*>(address) = v; }
 
 // cp.async: 16 bytes from global to shared memory; each thread waits for its own groups.
 SSMJIT_DEVICE void copy_async(void* shared, const void* global) {
@@ -304,6 +307,33 @@ struct RowSums {
 };
 #endif
 
+// ---- index.cuh ----
+
+// An entry of an int32 or int64 index array, as the words that were asked for: what waits for them is value(), so it
+// can stand behind the loads that need no index. No branch. A null array gives `otherwise`; `readable` is any address
+// that may be read in its place.
+struct IndexEntry {
+  u32 low, high;
+  i64 otherwise;
+  bool given, wide;
+
+  static SSMJIT_DEVICE IndexEntry load(const void* indices, int wide, i64 at, i64 otherwise, const void* readable) {
+    IndexEntry e;
+    e.given = indices != nullptr;
+    e.wide = wide != 0;
+    e.otherwise = otherwise;
+    const u32* words = static_cast<const u32*>(e.given ? indices : readable);
+    const i64 first = e.given ? (e.wide ? 2 * at : at) : 0;
+    e.low = load_now_b32(words + first);
+    e.high = load_now_b32(words + (e.given && e.wide ? first + 1 : first));
+    return e;
+  }
+  SSMJIT_DEVICE i64 value() const {
+    const i64 narrow = static_cast<int>(low);
+    return !given ? otherwise : wide ? static_cast<i64>(static_cast<u64>(high) << 32 | low) : narrow;
+  }
+};
+
 // ---- device/math.cuh ----
 
 #ifndef SSMJIT_CPU
@@ -319,6 +349,12 @@ SSMJIT_DEVICE float abs_f32(float v) { return fabsf(v); }
 SSMJIT_DEVICE float min_f32(float a, float b) { return fminf(a, b); }
 SSMJIT_DEVICE float max_f32(float a, float b) { return fmaxf(a, b); }
 SSMJIT_DEVICE float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
+// 2 to the power v, to 2 ulp of the result's fp32 (ex2.approx); results below 2^-126 may be zero.
+SSMJIT_DEVICE float exp2_fast_f32(float v) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
 #endif
 
 // ---- maths.cuh ----
@@ -455,31 +491,6 @@ struct Packed {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) v[i] = widen(element[i]);
     }
-  }
-};
-
-// An entry of an int32 or int64 index array, as the words that were asked for: what waits for them is value(), so it
-// can stand behind the loads that need no index. No branch. A null array gives `otherwise`; `readable` is any address
-// that may be read in its place.
-struct IndexEntry {
-  u32 low, high;
-  i64 otherwise;
-  bool given, wide;
-
-  static SSMJIT_DEVICE IndexEntry load(const void* indices, int wide, i64 at, i64 otherwise, const void* readable) {
-    IndexEntry e;
-    e.given = indices != nullptr;
-    e.wide = wide != 0;
-    e.otherwise = otherwise;
-    const u32* words = static_cast<const u32*>(e.given ? indices : readable);
-    const i64 first = e.given ? (e.wide ? 2 * at : at) : 0;
-    e.low = load_now_b32(words + first);
-    e.high = load_now_b32(words + (e.given && e.wide ? first + 1 : first));
-    return e;
-  }
-  SSMJIT_DEVICE i64 value() const {
-    const i64 narrow = static_cast<int>(low);
-    return !given ? otherwise : wide ? static_cast<i64>(static_cast<u64>(high) << 32 | low) : narrow;
   }
 };
 
