@@ -5,7 +5,7 @@ PRESET ?= release
 BUILD = build/$(PRESET)
 JOBS ?= $(shell nproc)
 GENERATOR = $(if $(shell command -v ninja),-G Ninja) $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
-SOURCES = $(shell git ls-files -co --exclude-standard -- '*.cpp' '*.h' '*.cuh' '*.cu')
+SOURCES = $(shell git ls-files -co --exclude-standard -- '*.cpp' '*.h' '*.cuh' '*.cu' ':!tests/golden')
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

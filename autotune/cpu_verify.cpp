@@ -24,9 +24,6 @@ namespace {
 constexpr int kMultiprocessors = 1;
 constexpr double kForever_s = 1e9;  // while somebody looks at it in gdb
 
-// Whether the launch in front of a step may still be writing the block: the step's inputs, and an output that it reads.
-bool written_in_front(const std::string& block) { return block == "x, B, C, z" || block == "dt" || block == "out"; }
-
 // The CPU executor, one kernel, one schedule after the other.
 class CpuTarget : public Target {
  public:
@@ -35,11 +32,8 @@ class CpuTarget : public Target {
 
   std::byte* allocate(const UpdateCase::Block& block) override {
     memory_.push_back(std::make_unique<std::vector<std::byte>>(block.before));
-    std::vector<std::byte>& m = *memory_.back();
-    // What lies between the canaries; the output must not be read before it is written.
-    buffers_.push_back({block.name, m.data() + block.tensor_offset, m.size() - 2 * block.tensor_offset,
-                        block.may_change, block.name != "out"});
-    return m.data();
+    buffers_.push_back(cpu_buffer(block, *memory_.back()));
+    return memory_.back()->data();
   }
   void write(std::byte* address, const std::vector<std::byte>& contents) override {
     std::copy(contents.begin(), contents.end(), address);
@@ -62,17 +56,8 @@ class CpuTarget : public Target {
     const Pdl pdl =
         !plan_.early_state ? launched_ == 1 && how_.arch.has_pdl() ? Pdl::wait_first : Pdl::off : Pdl::early_state;
     const device_args::UpdateArgs device = to_device(args, pdl);
-    const LaunchShape shape = launch_shape(plan_, description_, static_cast<int>(args.x.shape[0]));
-    CpuLaunch launch;
-    launch.grid_x = shape.grid_x;
-    launch.grid_y = shape.grid_y;
-    launch.block_threads = shape.block_threads;
-    launch.smem_bytes = shape.smem_bytes;
-    launch.args = &device;
-    launch.args_bytes = sizeof device;
-    launch.buffers = buffers_;
-    launch.dependent = pdl != Pdl::off;
-    for (CpuBuffer& buffer : launch.buffers) buffer.before_wait = !written_in_front(buffer.name);
+    CpuLaunch launch =
+        cpu_launch(launch_shape(plan_, description_, static_cast<int>(args.x.shape[0])), device, buffers_);
     launch.schedule = how_.schedules[launched_++];
     launch.races = how_.races;
     launch.bounds = how_.bounds;
@@ -96,6 +81,31 @@ class CpuTarget : public Target {
 };
 
 }  // namespace
+
+CpuBuffer cpu_buffer(const UpdateCase::Block& block, std::vector<std::byte>& memory) {
+  const std::size_t canary = block.tensor_offset;
+  const bool output = block.name == "out";
+  const bool produced_in_front = output || block.name == "x, B, C, z" || block.name == "dt";
+  return {.name = block.name,
+          .data = memory.data() + canary,
+          .bytes = memory.size() - 2 * canary,
+          .writable = block.may_change,
+          .initialised = !output,
+          .before_wait = !produced_in_front};
+}
+
+CpuLaunch cpu_launch(const LaunchShape& shape, const device_args::UpdateArgs& args, std::vector<CpuBuffer> buffers) {
+  CpuLaunch launch;
+  launch.grid_x = shape.grid_x;
+  launch.grid_y = shape.grid_y;
+  launch.block_threads = shape.block_threads;
+  launch.smem_bytes = shape.smem_bytes;
+  launch.args = &args;
+  launch.args_bytes = sizeof args;
+  launch.buffers = std::move(buffers);
+  launch.dependent = args.pdl != 0;
+  return launch;
+}
 
 std::vector<Verdict> verify_on_cpu(const Description& description, const std::vector<Plan>& plans,
                                    const VerifyOptions& options) {

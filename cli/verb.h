@@ -53,9 +53,9 @@ struct SpecOption {
 std::vector<int> parse_batches(std::string_view text, std::string_view option = "--batches");
 std::vector<std::string> split(std::string_view text, char separator);
 
-void print(std::string_view line);  // stdout
+void print(std::string_view line);    // stdout
 void print_json(const Json& object);  // stdout, one line
-void say(std::string_view line);    // stderr
+void say(std::string_view line);      // stderr
 // "12 of 96  compile  3.1 s, about 20 s left" on stderr: in place on a terminal, now and then elsewhere.
 ProgressCallback progress_line();
 

@@ -59,8 +59,8 @@ SSMJIT_DEVICE void memory_pass(const PassArgs& args) {
   if (seen == 0x9e3779b9u + args.key) static_cast<u32*>(args.elsewhere)[0] = seen;
 }
 
-// The stand-in for what runs before the step in a layer: writes the layer's x, B, C and dt, and signals at its start, so
-// that a dependent launch may overlap it.
+// The stand-in for what runs before the step in a layer: writes the layer's x, B, C and dt, and signals at its start,
+// so that a dependent launch may overlap it.
 struct ProduceArgs {
   const void* source;
   void* target;
@@ -70,7 +70,8 @@ SSMJIT_DEVICE void produce(const ProduceArgs& args) {
   grid_dependency_trigger();
   for (u64 i = static_cast<u64>(block_x()) * block_threads() + thread_index(); i < args.vectors;
        i += static_cast<u64>(grid_x()) * block_threads())
-    store_global<false>(static_cast<Vec16*>(args.target) + i, load_global<false>(static_cast<const Vec16*>(args.source) + i));
+    store_global<false>(static_cast<Vec16*>(args.target) + i,
+                        load_global<false>(static_cast<const Vec16*>(args.source) + i));
 }
 
 // A well-mixed word for (seed, index): the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
@@ -120,10 +121,8 @@ SSMJIT_DEVICE void hash(const HashArgs& args) {
   add_global(static_cast<u64*>(args.result), sum);
 }
 
-#define SSMJIT_PASS(name, unroll, streaming)                                   \
-  extern "C" __global__ void name(const __grid_constant__ PassArgs args) {     \
-    memory_pass<unroll, streaming>(args);                                      \
-  }
+#define SSMJIT_PASS(name, unroll, streaming) \
+  extern "C" __global__ void name(const __grid_constant__ PassArgs args) { memory_pass<unroll, streaming>(args); }
 SSMJIT_PASS(ssmjit_pass_1, 1, false)
 SSMJIT_PASS(ssmjit_pass_4, 4, false)
 SSMJIT_PASS(ssmjit_pass_8, 8, false)

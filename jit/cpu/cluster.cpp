@@ -15,7 +15,6 @@ constexpr std::size_t kMostLaneBytes = 512;
 constexpr std::size_t kMostMasks = 33;                          // that a warp meets under
 constexpr std::size_t kMeetingBytes = kMostLaneBytes * 32 * 2;  // two, so that one may be read during the next
 constexpr std::size_t kWarpBytes = kMostMasks * kMeetingBytes;
-constexpr std::byte kPoison{0xff};         // NaN in every dtype
 constexpr std::uint32_t kWarpBarrier = 1;  // kSsmjitCpuSync of runtime.cuh
 
 thread_local Cluster* current_cluster = nullptr;

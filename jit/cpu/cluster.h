@@ -17,7 +17,8 @@
 
 namespace ssmjit::cpu {
 
-constexpr std::size_t kPage = 65536;  // of any machine, at most: the guard below each stack
+constexpr std::size_t kPage = 65536;       // of any machine, at most: the guard below each stack
+inline constexpr std::byte kPoison{0xff};  // NaN in every dtype
 
 // SsmjitCpuThread of runtime.cuh.
 struct ThreadView {

@@ -8,12 +8,6 @@
 #include "jit/cpu/cluster.h"
 
 namespace ssmjit::cpu {
-namespace {
-
-constexpr int kPoison = 0xff;
-
-}  // namespace
-
 // ---- findings ----
 
 CpuFinding Cluster::finding(CpuFault fault, int line, const Thread& t, std::string what) const {
@@ -322,7 +316,7 @@ Cluster::Copy Cluster::start(std::byte* to, const std::byte* from, std::uint32_t
     }
     if (run_.races) touch(target_place, target, bytes, Touch::copy_start, false, t.site, t.index, t.clock);
   }
-  std::memset(to, kPoison, bytes);
+  std::memset(to, std::to_integer<int>(kPoison), bytes);
   return {to, from, bytes, read, t.site, t.index, t.clock++};
 }
 
@@ -399,7 +393,7 @@ void Cluster::load_maybe_appended(std::byte* to, const std::byte* from, std::uin
   if (shadow == nullptr) return;
   shadow->each(source, bytes, false, [&](const Cell& cell, std::uintptr_t first, std::uintptr_t end) {
     if (cell.write == Stamp::kUnwritten || Stamp::pending(cell.write) || !ordered(cell.write))
-      std::memset(to + (first - source), kPoison, end - first);
+      std::memset(to + (first - source), std::to_integer<int>(kPoison), end - first);
   });
 }
 

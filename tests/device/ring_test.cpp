@@ -10,10 +10,12 @@
 #include <gtest/gtest.h>
 
 #include "autotune/host_numbers.h"
-#include "jit/ring_args.h"
 #include "tests/device/test_kernel.h"
 
 namespace ssmjit {
+namespace device_args {
+#include "templates/ring_args.cuh"
+}  // namespace device_args
 namespace {
 
 constexpr int kHeads = 4, kGroups = 2, kHeadDim = 32, kDstate = 64;

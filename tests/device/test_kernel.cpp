@@ -9,11 +9,11 @@
 
 #include <ssmjit/cubin.h>
 #include <ssmjit/device.h>
-#include <ssmjit/error.h>
 
 #include "codegen/pieces.h"
 #include "jit/cpu/executor.h"
 #include "jit/gpu.h"
+#include "tests/gpu/needs_gpu.h"
 
 namespace ssmjit {
 namespace {
@@ -75,14 +75,7 @@ Source TestKernel::source(const Arch& arch) const {
 
 std::string TestKernel::lacking(Where where) const {
   if (where == Where::cpu) return cpu_executor_missing();
-  std::string why;
-  if (devices(&why).empty()) return why;
-  try {
-    nvrtc_version();
-    use_device(0);
-  } catch (const Error& e) {
-    return e.what();
-  }
+  if (const std::string why = gpu_lacking(); !why.empty()) return why;
   const Arch arch = device(0).arch();
   if (arch.number() < sm_) return "wants sm_" + std::to_string(sm_) + "; the device is " + arch.text();
   return {};

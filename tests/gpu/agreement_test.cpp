@@ -20,11 +20,10 @@
 #include <ssmjit/source.h>
 #include <ssmjit/tune.h>
 
+#include "autotune/cpu_verify.h"
 #include "autotune/reference/update_reference.h"
 #include "autotune/update_case.h"
-#include "jit/cpu/executor.h"
 #include "jit/gpu.h"
-#include "jit/kernel_args.h"
 #include "tests/gpu/needs_gpu.h"
 
 namespace ssmjit {
@@ -74,21 +73,11 @@ Memory after_cpu(const CpuProgram& program, const Description& d, const Plan& pl
                  CpuSchedule schedule) {
   Memory memory = before(c);
   const device_args::UpdateArgs args = to_device(args_in(c, memory), pdl_of(plan));
-  const LaunchShape shape = launch_shape(plan, d, c.layout().batch);
-  CpuLaunch launch;
-  launch.grid_x = shape.grid_x;
-  launch.grid_y = shape.grid_y;
-  launch.block_threads = shape.block_threads;
-  launch.smem_bytes = shape.smem_bytes;
-  launch.args = &args;
-  launch.args_bytes = sizeof(args);
+  std::vector<CpuBuffer> buffers;
+  for (std::size_t i = 0; i < memory.size(); ++i) buffers.push_back(cpu_buffer(c.blocks()[i], memory[i]));
+  CpuLaunch launch = cpu_launch(launch_shape(plan, d, c.layout().batch), args, std::move(buffers));
   launch.schedule = schedule;
   launch.timeout_s = 60;
-  for (std::size_t i = 0; i < memory.size(); ++i) {
-    const UpdateCase::Block& block = c.blocks()[i];
-    launch.buffers.push_back({block.name, memory[i].data() + block.tensor_offset,
-                              memory[i].size() - 2 * block.tensor_offset, block.may_change, block.name != "out"});
-  }
   for (const CpuFinding& finding : program.run(launch).findings)
     ADD_FAILURE() << c.layout().name() << ": CPU: " << finding.text();
   return memory;

@@ -9,9 +9,8 @@
 #include <ssmjit/source.h>
 #include <ssmjit/tune.h>
 
+#include "autotune/cpu_verify.h"
 #include "autotune/update_case.h"
-#include "jit/cpu/executor.h"
-#include "jit/kernel_args.h"
 
 namespace ssmjit {
 namespace {
@@ -47,41 +46,26 @@ std::vector<Case> cases() {
 // The case's blocks in the executor's memory, and a launch over them.
 class Launched {
  public:
-  explicit Launched(const UpdateCase& c, Pdl pdl = Pdl::off) : case_(c), dependent_(pdl != Pdl::off) {
+  explicit Launched(const UpdateCase& c, Pdl pdl = Pdl::off) : case_(c) {
     for (const UpdateCase::Block& block : c.blocks()) memory_.push_back(block.before);
     std::vector<std::byte*> base;
     for (std::vector<std::byte>& m : memory_) base.push_back(m.data());
     args_ = to_device(c.args(base), pdl);
   }
   CpuReport run(const CpuProgram& program, const LaunchShape& shape, CpuSchedule schedule) {
-    CpuLaunch launch;
-    launch.grid_x = shape.grid_x;
-    launch.grid_y = shape.grid_y;
-    launch.block_threads = shape.block_threads;
-    launch.smem_bytes = shape.smem_bytes;
-    launch.schedule = schedule;
-    launch.dependent = dependent_;
-    launch.args = &args_;
-    launch.args_bytes = sizeof(args_);
+    std::vector<CpuBuffer> buffers;
     for (std::size_t i = 0; i < memory_.size(); ++i) {
       memory_[i] = case_.blocks()[i].before;
-      const UpdateCase::Block& block = case_.blocks()[i];
-      const std::size_t canary = block.tensor_offset;
-      launch.buffers.push_back({block.name, memory_[i].data() + canary, memory_[i].size() - 2 * canary,
-                                block.may_change, block.name != "out", before_wait(block.name)});
+      buffers.push_back(cpu_buffer(case_.blocks()[i], memory_[i]));
     }
+    CpuLaunch launch = cpu_launch(shape, args_, std::move(buffers));
+    launch.schedule = schedule;
     return program.run(launch);
   }
   CaseResult check() const { return case_.check(memory_); }
 
  private:
-  // What the launch before an update does not write.
-  static bool before_wait(const std::string& name) {
-    return name == "state" || name == "A" || name == "D" || name == "dt_bias" || name.ends_with("indices");
-  }
-
   const UpdateCase& case_;
-  bool dependent_;
   std::vector<std::vector<std::byte>> memory_;
   device_args::UpdateArgs args_;
 };
@@ -169,7 +153,7 @@ TEST(CpuUpdateTime, OnePlanOfTp8CompilesAndRunsUnderThreeSchedulesInTime) {
   // Time of the processor, not of the clock: others may be using the machine.
   const auto now = [] { return 1e3 * static_cast<double>(std::clock()) / CLOCKS_PER_SEC; };
   double best = 1e9;
-  for (int attempt = 0; attempt < 3; ++attempt) {
+  for (int attempt = 0; attempt < 5; ++attempt) {
     const double start = now();
     const CpuProgram program = CpuProgram::compile(emit(description, plan, arch));
     const double compiled = now();
@@ -179,8 +163,11 @@ TEST(CpuUpdateTime, OnePlanOfTp8CompilesAndRunsUnderThreeSchedulesInTime) {
     RecordProperty("run_ms_" + std::to_string(attempt), std::to_string(now() - compiled));
     best = std::min(best, now() - start);
   }
-  // The goal is 250 ms; a build with sanitizers takes several times as long.
-  EXPECT_LT(best, 2500);
+#if defined(NDEBUG) && !defined(__SANITIZE_ADDRESS__)
+  EXPECT_LT(best, 250);
+#else
+  EXPECT_LT(best, 2500) << "without optimisation or with sanitizers it takes several times as long";
+#endif
 }
 
 TEST(CpuUpdateDebug, AnEmittedKernelRunsUnoptimisedToo) {
