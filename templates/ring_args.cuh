@@ -6,7 +6,9 @@ struct RingArgs {
   void* state;             // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows
   long long slots;         // a slot index outside [0, slots) makes its row a pad row
   long long state_stride;  // between slots
-  void* x_ring;            // [slots, nheads, ring, head_dim]
+  float* state_scale;      // [slots, nheads, head_dim], inner two contiguous; null: the state has none
+  long long state_scale_stride;
+  void* x_ring;  // [slots, nheads, ring, head_dim]
   long long x_ring_stride;
   void* B_ring;  // [slots, ngroups, ring, dstate]
   long long B_ring_stride;
@@ -14,6 +16,7 @@ struct RingArgs {
   long long dt_ring_stride;
   const int* ring_start;  // [slots]: where the oldest row is
   const int* ring_count;  // [slots]: how many rows are in use, up to the window
+  const int* cu_seqlens;  // [batch + 1]: request b has tokens cu_seqlens[b] on, and row strides are 0; null: it has all
   const void* x;          // [batch, tokens, nheads, head_dim]
   long long x_stride;
   long long x_token_stride;
@@ -37,8 +40,10 @@ struct RingArgs {
   long long out_token_stride;
   const void* state_batch_indices;  // [batch], null: row b uses slot b
   long long index_stride;
-  long long pad_slot_id;  // a row with this index, or a negative one, is a pad row
-  int wide_indices;       // 1: indices are int64, 0: int32
-  int pdl;                // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads index, state, rings and
-                          // cursors, waits, then reads the rest; any other does as for 1
+  long long pad_slot_id;       // a row with this index, or a negative one, is a pad row
+  const long long* rand_seed;  // null: nothing is rounded by chance
+  int nheads;
+  int wide_indices;  // 1: indices are int64, 0: int32
+  int pdl;           // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads index, state, rings and
+                     // cursors, waits, then reads the rest; any other does as for 1
 };

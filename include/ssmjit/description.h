@@ -21,8 +21,8 @@
 
 namespace ssmjit {
 
-enum class DType { f32, bf16, f16, i32, i64 };
-const char* name(DType dtype);  // "fp32", "bf16", "fp16", "int32", "int64"
+enum class DType { f32, bf16, f16, i8, f8, i32, i64 };
+const char* name(DType dtype);  // "fp32", "bf16", "fp16", "int8", "fp8" (e4m3), "int32", "int64"
 int size_bytes(DType dtype);
 // Fails: ErrorKind::invalid, with the names that are known.
 DType parse_dtype(std::string_view text);
@@ -34,13 +34,32 @@ const char* name(Family family);
 struct Nearest {
   bool operator==(const Nearest&) const = default;
 };
-using Rounding = std::variant<Nearest>;
+// Up or down by chance, the nearer the likelier, so that errors of many steps cancel. Random bits: Philox-4x32 with
+// `philox_rounds` rounds (1 to 32), keyed by the launch's rand_seed, which the caller changes every step; counted by
+// the element's place, ((slot * nheads + h) * head_dim + p) * dstate + n, never by tiles or launch shape.
+struct Stochastic {
+  int philox_rounds = 10;
+  bool operator==(const Stochastic&) const = default;
+};
+using Rounding = std::variant<Nearest, Stochastic>;
 
-// Where the new state goes: over the one that was read, or to the slot that dst_state_batch_indices names.
+// Where the new state goes. InPlace: over the one that was read, or to the slot that dst_state_batch_indices names.
 struct InPlace {
   bool operator==(const InPlace&) const = default;
 };
-using Store = std::variant<InPlace>;
+// Nowhere, until a ring of the last steps' x, B and delta is full: a step writes the state iff the rows in use and its
+// own tokens together are more than `window` (1 to 32, at least the tokens of a step). `length`: rows of the ring, at
+// least window + tokens; 0: exactly that.
+struct Ring {
+  int window = 16;
+  int length = 0;
+  bool operator==(const Ring&) const = default;
+};
+using Store = std::variant<InPlace, Ring>;
+
+// What kind of kernel a description asks for: each has its templates, its plans and its arguments.
+enum class Op { update, ring };
+const char* name(Op op);
 
 // What the output row of a pad request holds (a row whose slot index is negative, pad_slot_id, or past the pool).
 enum class PadOutput { zeros, untouched, as_if_zero_state };
@@ -90,6 +109,8 @@ struct Description {
   Rounding rounding_kind = Nearest{};
   Store store_kind = InPlace{};
   bool has_destination = false;  // whether launches may give dst_state_batch_indices
+  // Whether requests have up to token_count tokens each, packed one behind the other, with cu_seqlens at launch.
+  bool is_varlen = false;
   // Whether rows of x, B and C are 16-byte aligned (bases and row strides), so that they are read as vectors; false:
   // any element alignment, a few percent slower at small batch.
   bool aligned_rows = true;
@@ -110,8 +131,16 @@ struct Description {
   Description& rounding(Rounding r) { return rounding_kind = r, *this; }
   Description& store(Store s) { return store_kind = s, *this; }
   Description& destination_slots(bool on = true) { return has_destination = on, *this; }
+  Description& varlen(bool on = true) { return is_varlen = on, *this; }
   Description& unaligned_rows() { return aligned_rows = false, *this; }
   Description& pad_output(PadOutput p) { return pad_output_kind = p, *this; }
+
+  Op op() const { return std::holds_alternative<Ring>(store_kind) ? Op::ring : Op::update; }
+  // Of the ring: its window and length, or 0 for another store.
+  int ring_window() const;
+  int ring_length() const;
+  // Whether the state has a factor for each row of dstate (8-bit dtypes).
+  bool has_state_scale() const { return state_dtype == DType::i8 || state_dtype == DType::f8; }
 
   // Whether the maths reads the tensor at all.
   bool has_z() const;
@@ -150,8 +179,14 @@ struct Description {
 // Mamba-2 with its usual maths: delta = softplus(dt + dt_bias), decay = exp(A * delta), skip = D * x, no gate.
 Description mamba2(const Sizes& sizes);
 
-// For `batch` live requests. Fails: ErrorKind::invalid for a batch below 0.
-Bytes bytes_moved(const Description& description, int batch);
+// The steps of a ring: most leave the state as it is; one in some (`window` for one token a step) brings it up to date.
+// Other kernels have no_flush only.
+enum class Phase { no_flush, flush };
+const char* name(Phase phase);
+
+// For `batch` live requests, each with `ring_count` rows in use (-1: window - tokens without flush, window with).
+// Fails: ErrorKind::invalid for a batch below 0.
+Bytes bytes_moved(const Description& description, int batch, Phase phase = Phase::no_flush, int ring_count = -1);
 
 // A model's kernels, as a SPEC file holds them: {"schema": 1, "model": ..., "source": ..., "kernels": {"update":
 // {...}}}.

@@ -62,6 +62,54 @@ struct UpdateArgs {
   bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
 };
 
+// Tensors of one ring step. x, z, out: [batch, tokens, nheads, head_dim]; dt: [batch, tokens, nheads]; B, C: [batch,
+// tokens, ngroups, dstate]; requests and tokens may be strided, inner dimensions are contiguous, rows 16-byte aligned.
+// A description with varlen: [total, ...] or [1, total, ...] instead of [batch, tokens, ...], request b's tokens from
+// cu_seqlens[b] to cu_seqlens[b + 1].
+// The host owns the cursors and moves them once a model step, after all layers (advance_ring() below).
+struct RingArgs {
+  std::size_t size = sizeof(RingArgs);
+  Tensor state;        // [slots, nheads, head_dim, dstate], state dtype; slots may be strided; written by a flush
+  Tensor state_scale;  // [slots, nheads, head_dim], fp32; given iff the state is int8 or fp8; a row's value is stored *
+                       // scale; written by a flush
+  Tensor x_ring;       // [slots, nheads, length, head_dim], input dtype; the step's rows are added
+  Tensor B_ring;       // [slots, ngroups, length, dstate], input dtype; likewise
+  Tensor dt_ring;      // [slots, nheads, length], fp32: delta, not dt; likewise
+  Tensor ring_start;   // [slots], int32: where a slot's oldest row lies, from 0 to length - 1
+  Tensor ring_count;   // [slots], int32: rows in use, 0 to window (FlashInfer's prev_num_accepted_tokens)
+  Tensor x;
+  Tensor dt;
+  Tensor A;  // [nheads], fp32, negative
+  Tensor B;
+  Tensor C;
+  Tensor D;                       // [nheads], weight dtype; given iff the description's skip reads D
+  Tensor dt_bias;                 // [nheads], weight dtype; given iff the description's delta reads dt_bias
+  Tensor z;                       // given iff the description has a gate
+  Tensor out;                     // written
+  Tensor state_batch_indices;     // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b
+  Tensor cu_seqlens;              // [batch + 1], int32, from 0, never decreasing; given iff the description has varlen
+  Tensor rand_seed;               // [1], int64; given iff the description rounds stochastically
+  std::int64_t pad_slot_id = -1;  // this index, and every negative one, marks a pad row
+  Pdl pdl = Pdl::off;             // early_state: indices, cursors, state and rings are read before the wait
+  bool checked = false;  // look at indices, cursors and cu_seqlens before the launch (copies them and synchronises;
+                         // refused under capture)
+};
+
+// A slot's cursors, as the host keeps them.
+struct RingCursor {
+  int start = 0;
+  int count = 0;
+  bool operator==(const RingCursor&) const = default;
+};
+// Whether a step of `tokens` with this cursor writes the state.
+bool ring_flushes(const Description& description, RingCursor cursor, int tokens);
+// The cursor after a step of `tokens` of which the first `accepted` are kept; once a model step, not once a layer.
+// Fails: ErrorKind::invalid for a cursor or counts out of range, naming them.
+RingCursor advance_ring(const Description& description, RingCursor cursor, int tokens, int accepted);
+// Device memory of one slot of one layer: state, scales and rings, bytes; cursors (8 bytes a slot, shared by all
+// layers) apart. Fails: ErrorKind::invalid for an invalid description.
+std::int64_t ring_slot_bytes(const Description& description);
+
 class Kernel {
  public:
   // Compiles (or takes from the cache) and loads on the device of the current context, the primary context of device 0
@@ -83,6 +131,7 @@ class Kernel {
   // checked mode also for a slot index past the pool or two rows that write one slot, naming the rows;
   // ErrorKind::machine when the driver refuses, with its code.
   void launch(const UpdateArgs& args, void* stream) const;
+  void launch(const RingArgs& args, void* stream) const;
 
   // Fail: ErrorKind::invalid for a Kernel that was never loaded; so does launch().
   const Description& description() const;
@@ -91,6 +140,7 @@ class Kernel {
 
   // The checks of launch() alone: one sentence a wrong tensor; empty when all is well. Needs no GPU.
   static std::vector<std::string> problems(const Description& description, const UpdateArgs& args);
+  static std::vector<std::string> problems(const Description& description, const RingArgs& args);
 
  private:
   struct State;

@@ -37,7 +37,12 @@ struct Arch {
 enum class StatePath { direct, cp_async, bulk };
 const char* name(StatePath path);
 
-// The tunables of the update kernels; templates/update.json declares each with its values and constraints.
+// Which rows of a ring a kernel asks for: every row where it lies, before it knows which are in use, or those alone.
+enum class RingRows { all, live };
+const char* name(RingRows rows);
+
+// The tunables of the kernels; templates/update.json and templates/ring.json declare each with its values and
+// constraints.
 struct Plan {
   int block_m = 0;          // rows of head_dim a block takes
   int warps = 0;            // warps a block
@@ -45,11 +50,12 @@ struct Plan {
   int heads_per_block = 1;  // heads a block takes one after the other
   int stages = 1;           // heads whose state is on its way or in use at once
   StatePath state_path = StatePath::direct;
-  bool streaming = true;      // loads bypass the L1, stores leave the L2 first
-  bool early_state = false;   // Pdl::early_state asks for the state before it waits; else it is as wait_first
-  int min_blocks_per_sm = 1;  // blocks of an SM that the compiler leaves registers for; 0: its own choice
+  bool streaming = true;               // loads bypass the L1, stores leave the L2 first
+  bool early_state = false;            // Pdl::early_state asks for the state before it waits; else it is as wait_first
+  int min_blocks_per_sm = 1;           // blocks of an SM that the compiler leaves registers for; 0: its own choice
+  RingRows ring_rows = RingRows::all;  // ring kernels only
 
-  // "block_m=32,warps=4,...": every field, in the order above.
+  // "block_m=32,warps=4,...": every field, in the order above; those of ring kernels only where they are not as here.
   std::string text() const;
   std::string json() const;
   // Reads text(); fields left out keep `base`'s. Fails: ErrorKind::invalid, naming the field.
@@ -82,12 +88,12 @@ LaunchShape launch_shape(const Plan& plan, const Description& description, int b
 // not move while a captured graph uses it.
 std::int64_t scratch_bytes(const Plan& plan, const Description& description, int batch);
 
-// The tunables as templates/update.json declares them, for docs and for `describe`.
+// The tunables of an op as its JSON file in templates/ declares them, for docs and for `describe`.
 struct Tunable {
   std::string name;
   std::string meaning;  // with its unit
   std::vector<std::string> values;
 };
-const std::vector<Tunable>& tunables();
+const std::vector<Tunable>& tunables(Op op);
 
 }  // namespace ssmjit
