@@ -74,10 +74,8 @@ struct RingShape {
   static constexpr int kBlocks = Cfg::kHeadDim / Cfg::kBlockM;
   static constexpr int kHeadSize = Cfg::kHeadDim * Cfg::kDstate;
 
-  // A lane holds kSpan neighbouring columns of each chunk of 4 * kSpan, as kVectors vectors.
-  static constexpr int kPerVector = 16 / static_cast<int>(sizeof(State));
-  static constexpr int kSpan = kPerVector > 8 ? kPerVector : 8;
-  static constexpr int kVectors = kSpan / kPerVector;
+  // A lane holds a vector of each row and chunk of dstate: kSpan neighbouring columns of 4 * kSpan.
+  static constexpr int kSpan = 16 / static_cast<int>(sizeof(State));
   static constexpr int kChunks = Cfg::kDstate / (4 * kSpan);
   static constexpr int kSteps = kSpan / 4;  // products over a chunk
 
@@ -120,21 +118,21 @@ struct RingColumns {
   // `row`: from the lane's first column on.
   SSMJIT_DEVICE void load(const typename Cfg::Input* row) {
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c)
-#pragma unroll
-      for (int v = 0; v < S::kSpan / 8; ++v) {
-        const Vec16 got = load_maybe_appended<false>(row + 4 * c * S::kSpan + 8 * v);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) word[c][4 * v + i] = got.word[i];
-      }
+    for (int c = 0; c < S::kChunks; ++c) load_maybe_appended(row + 4 * c * S::kSpan, word[c]);
   }
   SSMJIT_DEVICE void store(typename Cfg::Input* row) const {
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c)
+    for (int c = 0; c < S::kChunks; ++c) {
+      if constexpr (S::kSpan % 8 == 0) {
 #pragma unroll
-      for (int v = 0; v < S::kSpan / 8; ++v)
-        store_global<false>(row + 4 * c * S::kSpan + 8 * v,
-                            Vec16{{word[c][4 * v], word[c][4 * v + 1], word[c][4 * v + 2], word[c][4 * v + 3]}});
+        for (int v = 0; v < S::kSpan / 2; v += 4)
+          store_global<false>(row + 4 * c * S::kSpan + 2 * v,
+                              Vec16{{word[c][v], word[c][v + 1], word[c][v + 2], word[c][v + 3]}});
+      } else {
+#pragma unroll
+        for (int w = 0; w < S::kSpan / 2; ++w) *reinterpret_cast<u32*>(row + 4 * c * S::kSpan + 2 * w) = word[c][w];
+      }
+    }
   }
 };
 
@@ -145,34 +143,29 @@ struct RingState {
   using S = RingShape<Cfg>;
   using State = typename Cfg::State;
   using Operand = typename S::Operand;
-  Vec16 raw[S::kDirect ? S::kTiles : 1][S::kChunks][S::kVectors];
-  State* stage;  // the lane's element 0 of it
+  Vec16 raw[S::kDirect ? S::kTiles : 1][S::kChunks];
+  int stage;  // where the lane's element 0 of it lies in shared memory
 
-  static SSMJIT_DEVICE constexpr int element(int i, int c, int v) {
-    return 8 * i * Cfg::kDstate + 4 * c * S::kSpan + v * S::kPerVector;
+  // Stages of block_m rows each.
+  static SSMJIT_DEVICE State* stages() {
+    extern __shared__ __align__(128) unsigned char ring_stages[];
+    return reinterpret_cast<State*>(ring_stages);
   }
+  static SSMJIT_DEVICE constexpr int element(int i, int c) { return 8 * i * Cfg::kDstate + 4 * c * S::kSpan; }
   // `first`: the lane's element 0.
   SSMJIT_DEVICE void load(const State* first) {
 #pragma unroll
     for (int i = 0; i < S::kTiles; ++i)
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c)
-#pragma unroll
-        for (int v = 0; v < S::kVectors; ++v)
-          raw[i][c][v] = Cfg::kStreaming ? load_global_of_line(first + element(i, c, v))
-                                         : load_global<false>(first + element(i, c, v));
+        raw[i][c] =
+            Cfg::kStreaming ? load_global_of_line(first + element(i, c)) : load_global<false>(first + element(i, c));
   }
-  SSMJIT_DEVICE Vec16 get(int i, int c, int v) const {
+  SSMJIT_DEVICE Vec16 get(int i, int c) const {
     if constexpr (S::kDirect)
-      return raw[i][c][v];
+      return raw[i][c];
     else
-      return load_shared(stage + element(i, c, v));
-  }
-  SSMJIT_DEVICE void put(int i, int c, int v, const Vec16& value) {
-    if constexpr (S::kDirect)
-      raw[i][c][v] = value;
-    else
-      store_shared(stage + element(i, c, v), value);
+      return load_shared(stages() + (stage + element(i, c)));
   }
 };
 
@@ -181,26 +174,22 @@ template <class Cfg>
 struct RingSpan {
   using S = RingShape<Cfg>;
   using State = typename Cfg::State;
-  Vec16 raw[S::kVectors];
+  Vec16 raw;
 
-  SSMJIT_DEVICE RingSpan(const RingState<Cfg>& state, int i, int c) {
-#pragma unroll
-    for (int v = 0; v < S::kVectors; ++v) raw[v] = state.get(i, c, v);
-  }
   // Columns 2 w and 2 w + 1.
   SSMJIT_DEVICE void pair(int w, float (&v)[2]) const {
     if constexpr (sizeof(State) == 4) {
-      v[0] = bits_float(raw[w / 2].word[2 * (w % 2)]);
-      v[1] = bits_float(raw[w / 2].word[2 * (w % 2) + 1]);
+      v[0] = bits_float(raw.word[2 * w]);
+      v[1] = bits_float(raw.word[2 * w + 1]);
     } else if constexpr (sizeof(State) == 2) {
-      unpack_word(raw[0].word[w], v, State{});
+      unpack_word(raw.word[w], v, State{});
     } else {
-      unpack_half_word(raw[0].word[w / 2], w % 2, v, State{});
+      unpack_half_word(raw.word[w / 2], w % 2, v, State{});
     }
   }
   SSMJIT_DEVICE u32 operand(int w) const {
     if constexpr (is_same<State, typename S::Operand>) {
-      return raw[0].word[w];
+      return raw.word[w];
     } else {
       float v[2];
       pair(w, v);
@@ -285,21 +274,12 @@ struct RingStep {
 
   // ---- C . B and the weights ----
 
-  // d[i]: tokens g (and g + 8) by rows 2 q and 2 q + 1 of tile i.
-  template <int kCount>
-  SSMJIT_DEVICE static void contract(float (&d)[kCount][4], const RingColumns<Cfg> (&C)[S::kNewTiles],
-                                     const RingColumns<Cfg> (&rows)[kCount]) {
-#pragma unroll
-    for (int c = 0; c < S::kChunks; ++c)
-#pragma unroll
-      for (int m = 0; m < S::kSteps; ++m)
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          const u32 a[4] = {C[0].word[c][2 * m], upper(C).word[c][2 * m], C[0].word[c][2 * m + 1],
-                            upper(C).word[c][2 * m + 1]};
-          const u32 b[2] = {rows[i].word[c][2 * m], rows[i].word[c][2 * m + 1]};
-          mma_m16n8k16(d[i], a, b, Input{});
-        }
+  // d += C . rows at step m of chunk c: tokens g (and g + 8) by rows 2 q and 2 q + 1 of a tile.
+  SSMJIT_DEVICE static void contract(float (&d)[4], const RingColumns<Cfg> (&C)[S::kNewTiles],
+                                     const RingColumns<Cfg>& rows, int c, int m) {
+    mma_m16n8k16(d,
+                 {C[0].word[c][2 * m], upper(C).word[c][2 * m], C[0].word[c][2 * m + 1], upper(C).word[c][2 * m + 1]},
+                 {rows.word[c][2 * m], rows.word[c][2 * m + 1]}, Input{});
   }
   // Tokens 8 and on; the rows that these would fill are not looked at where there are none.
   SSMJIT_DEVICE static const RingColumns<Cfg>& upper(const RingColumns<Cfg> (&C)[S::kNewTiles]) {
@@ -373,9 +353,46 @@ struct RingStep {
     }
   }
 
-  // h' to memory, and as stored into `state` (and `scale`). x[j][i]: the rows of tile j by the columns of tile i;
-  // `stored`: the lane's element 0 in memory.
-  SSMJIT_DEVICE void flush(RingState<Cfg>& state, float (&scale)[S::kScaled ? S::kTiles : 1][2],
+  // y += C . h at step m of chunk c.
+  SSMJIT_DEVICE void contract_state(float (&y)[4], const RingColumns<Cfg> (&C)[S::kNewTiles], const RingSpan<Cfg>& h,
+                                    int c, int m) const {
+    mma_m16n8k16(y,
+                 {as_operand(C[0].word[c][2 * m]), as_operand(upper(C).word[c][2 * m]),
+                  as_operand(C[0].word[c][2 * m + 1]), as_operand(upper(C).word[c][2 * m + 1])},
+                 {h.operand(2 * m), h.operand(2 * m + 1)}, Operand{});
+  }
+
+  // What a flush reads of a chunk: the state of rows of two tiles, and B.
+  struct Piece {
+    RingSpan<Cfg> h[2];
+    u32 B[S::kOldTiles][S::kSpan / 2];  // rows of tile j, columns of word w
+  };
+  static constexpr int kPair = S::kTiles > 1 ? 2 : 1;  // tiles of a flush's product: its rows g and g + 8
+  SSMJIT_DEVICE void load_piece(Piece& piece, const RingState<Cfg>& state, int i, int c) const {
+    constexpr int kLast = S::kOldTiles - 1;
+#pragma unroll
+    for (int r = 0; r < kPair; ++r) piece.h[r].raw = state.get(i + r, c);
+    if constexpr (kPair == 1) piece.h[1] = piece.h[0];
+#pragma unroll
+    for (int j = 0; j < S::kOldTiles; j += 2)
+#pragma unroll
+      for (int w = 0; w < S::kSpan / 2; w += 2) {
+        u32 got[4];
+        const int row_of_pair = j < kLast ? lane % 16 : lane % 8, word_of_pair = j < kLast ? lane / 16 : lane / 8 % 2;
+        load_matrix_transposed(got, &shared.B[8 * j + row_of_pair][4 * c * S::kSpan + 8 * (w + word_of_pair)]);
+        piece.B[j][w] = got[0];
+        piece.B[j][w + 1] = got[j < kLast ? 2 : 1];
+        if (j < kLast) {
+          piece.B[j < kLast ? j + 1 : j][w] = got[1];
+          piece.B[j < kLast ? j + 1 : j][w + 1] = got[3];
+        }
+      }
+  }
+
+  // h' to memory; y += C . h' as stored to nearest, not yet scaled. x[j][i]: the rows of tile j by the columns of tile
+  // i; `stored`: the lane's element 0 in memory.
+  SSMJIT_DEVICE void flush(float (&y)[S::kTiles][4], float (&scale)[S::kScaled ? S::kTiles : 1][2],
+                           const RingState<Cfg>& state, const RingColumns<Cfg> (&C)[S::kNewTiles],
                            const u32 (&x)[S::kRowTiles][S::kTiles], State* stored, float all_old, int slot,
                            int i_head) const {
     float factor[S::kOldTiles][2];
@@ -397,53 +414,53 @@ struct RingStep {
 
 #pragma unroll
     for (int i = 0; i < S::kTiles; i += 2) {
-      constexpr int kPair = S::kTiles > 1 ? 2 : 1;  // tiles at once: the product's rows g and g + 8
       u32 a[S::kOldTiles][2][kParts];
 #pragma unroll
       for (int j = 0; j < S::kOldTiles; ++j)
 #pragma unroll
         for (int r = 0; r < 2; ++r) split_x(a[j][r], r < kPair ? x[j][(i + r) % S::kTiles] : 0u, factor[j]);
-      float old_scale[2] = {1.0f, 1.0f};
+      float old_decay[2] = {decay, decay};
       if constexpr (S::kScaled) {
 #pragma unroll
-        for (int r = 0; r < kPair; ++r) old_scale[r] = scale_of_row(scale[i + r]);
+        for (int r = 0; r < kPair; ++r) old_decay[r] *= scale_of_row(scale[i + r]);
       }
       float v[S::kScaled ? S::kChunks : 1][2][S::kSpan];
+      Piece piece;
+      load_piece(piece, state, i, 0);
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c) {
         float(&now)[2][S::kSpan] = v[S::kScaled ? c : 0];
-        const RingSpan<Cfg> h0(state, i, c), h1(state, i + kPair - 1, c);
+        Piece next;
+        if (c + 1 < S::kChunks) load_piece(next, state, i, c + 1);
+        constexpr int kWords = S::kSpan / 2;
+        float sum[kWords][4] = {};
 #pragma unroll
-        for (int w = 0; w < S::kSpan / 2; ++w) {
-          float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-          const int column = 4 * c * S::kSpan + 8 * w;
+        for (int j = 0; j < S::kOldTiles; j += 2)
 #pragma unroll
-          for (int j = 0; j + 1 < S::kOldTiles; j += 2) {
-            u32 b[2];
-            load_matrix_transposed(b, &shared.B[8 * j + lane % 16][column]);
+          for (int k = 0; k < kParts; ++k)
 #pragma unroll
-            for (int k = 0; k < kParts; ++k)
-              mma_m16n8k16(sum, {a[j][0][k], a[j][1][k], a[j + 1][0][k], a[j + 1][1][k]}, b, Input{});
+            for (int w = 0; w < kWords; ++w) {
+              const int other = j + 1 < S::kOldTiles ? j + 1 : j;
+              if (j + 1 < S::kOldTiles)
+                mma_m16n8k16(sum[w], {a[j][0][k], a[j][1][k], a[other][0][k], a[other][1][k]},
+                             {piece.B[j][w], piece.B[other][w]}, Input{});
+              else
+                mma_m16n8k8(sum[w], {a[j][0][k], a[j][1][k]}, {piece.B[j][w]}, Input{});
+            }
+#pragma unroll
+        for (int w = 0; w < kWords; ++w)
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            float old[2];
+            piece.h[r].pair(w, old);
+#pragma unroll
+            for (int e = 0; e < 2; ++e) now[r][2 * w + e] = fma_f32(old[e], old_decay[r], sum[w][2 * r + e]);
           }
-          if constexpr (S::kOldTiles % 2 == 1) {
-            constexpr int j = S::kOldTiles - 1;
-            u32 b[1];
-            load_matrix_transposed(b, &shared.B[8 * j + lane % 8][column]);
-#pragma unroll
-            for (int k = 0; k < kParts; ++k) mma_m16n8k8(sum, {a[j][0][k], a[j][1][k]}, b, Input{});
-          }
-          float old[2][2];
-          h0.pair(w, old[0]);
-          h1.pair(w, old[1]);
-#pragma unroll
-          for (int r = 0; r < 2; ++r)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) now[r][2 * w + e] = fma_f32(old[r][e] * old_scale[r], decay, sum[2 * r + e]);
-        }
         if constexpr (!S::kScaled) {
 #pragma unroll
-          for (int r = 0; r < kPair; ++r) put(state, stored, place, seed, i + r, c, now[r]);
+          for (int r = 0; r < kPair; ++r) put(y[i + r], C, stored, place, seed, i + r, c, now[r]);
         }
+        piece = next;
       }
       if constexpr (S::kScaled) {
 #pragma unroll
@@ -466,7 +483,7 @@ struct RingStep {
           for (int c = 0; c < S::kChunks; ++c) {
 #pragma unroll
             for (int e = 0; e < S::kSpan; ++e) v[c][r][e] *= encode;
-            put(state, stored, place, seed, i + r, c, v[c][r]);
+            put(y[i + r], C, stored, place, seed, i + r, c, v[c][r]);
           }
         }
       }
@@ -477,24 +494,22 @@ struct RingStep {
     const float even = shuffle<4>(scale[0], g / 2), odd = shuffle<4>(scale[1], g / 2);
     return g % 2 == 0 ? even : odd;
   }
-  // The lane's columns of a chunk and row: rounded to nearest into `state`, to nearest or by chance to memory.
-  SSMJIT_DEVICE void put(RingState<Cfg>& state, State* stored, u64 place, u64 seed, int i, int c,
-                         const float (&v)[S::kSpan]) const {
+  // The lane's columns of a chunk and row: to memory, rounded to nearest or by chance, and into y to nearest.
+  SSMJIT_DEVICE void put(float (&y)[4], const RingColumns<Cfg> (&C)[S::kNewTiles], State* stored, u64 place, u64 seed,
+                         int i, int c, const float (&v)[S::kSpan]) const {
     constexpr int kPer = kPerWord<State>;
-    const int at = RingState<Cfg>::element(i, c, 0);
+    const int at = RingState<Cfg>::element(i, c);
+    RingSpan<Cfg> nearest;
 #pragma unroll
-    for (int k = 0; k < S::kVectors; ++k) {
-      Vec16 nearest;
+    for (int w = 0; w < 4; ++w) {
+      float part[kPer];
 #pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        float part[kPer];
-#pragma unroll
-        for (int e = 0; e < kPer; ++e) part[e] = v[k * S::kPerVector + w * kPer + e];
-        nearest.word[w] = pack_word(part, State{});
-      }
-      state.put(i, c, k, nearest);
-      if constexpr (Cfg::kPhiloxRounds == 0) store_global<Cfg::kStreaming>(stored + at + k * S::kPerVector, nearest);
+      for (int e = 0; e < kPer; ++e) part[e] = v[w * kPer + e];
+      nearest.raw.word[w] = pack_word(part, State{});
     }
+    if constexpr (Cfg::kPhiloxRounds == 0) store_global<Cfg::kStreaming>(stored + at, nearest.raw);
+#pragma unroll
+    for (int m = 0; m < S::kSteps; ++m) contract_state(y, C, nearest, c, m);
     if constexpr (Cfg::kPhiloxRounds > 0) {
       Vec16 chance;
       constexpr int kWords = 8 / kPer;  // of a draw
@@ -549,22 +564,28 @@ struct RingStreams {
   static constexpr int kOldLoads = (8 * S::kOldTiles + kRowStep - 1) / kRowStep;
   static constexpr int kNewLoads = (8 * S::kNewTiles + kRowStep - 1) / kRowStep;
   static constexpr int kStage = 8 * S::kRowTiles * S::kXRow, kZStage = 8 * S::kNewTiles * S::kXRow;  // elements
+  static constexpr int kWarp = static_cast<int>(sizeof(typename Shared::Warp) / sizeof(Input));
   static constexpr int kRingHead = Cfg::kRing * Cfg::kHeadDim;
 
   int j0;
   u32 old_in_use;  // bit k
-  Input *x, *z;    // the lane's places in stage 0
+  int x, z;        // the lane's places in stage 0, in elements from the first warp's
   const Input* old_x[kOldLoads];
   const Input* new_x[kNewLoads];
   const Input* new_z[Cfg::kHasGate ? kNewLoads : 1];
   Input* kept_x[kNewLoads];
   Input* out[S::kNewTiles];
 
+  SSMJIT_DEVICE static Input* all_x(Shared& shared) { return &shared.warp[0].x[0][0][0]; }
+  SSMJIT_DEVICE static Input* all_z(Shared& shared) { return &shared.warp[0].z[0][0][0]; }
+  SSMJIT_DEVICE static int x_row(int warp, int j) { return warp * kWarp + j * S::kXRow; }
+  SSMJIT_DEVICE static int z_row(int warp, int t) { return warp * kWarp + t * S::kXRow; }
+
   SSMJIT_DEVICE void place_new(const Step& step) {
     const int v = step.lane % S::kTiles * 8;
     j0 = step.lane / S::kTiles;
-    x = &step.mine().x[0][j0][v];
-    z = &step.mine().z[0][Cfg::kHasGate ? j0 % (8 * S::kNewTiles) : 0][v];
+    x = x_row(step.warp, j0) + v;
+    z = z_row(step.warp, j0) + v;
     const RingArgs& args = step.args;
     const int at = step.head * Cfg::kHeadDim + step.first + v;
 #pragma unroll
@@ -610,40 +631,42 @@ struct RingStreams {
   }
 
   // Rows in use alone go by cp.async; all rows go through registers, where they are masked.
-  SSMJIT_DEVICE void copy_old(int i, int stage) const {
+  SSMJIT_DEVICE void copy_old(Shared& shared, int i, int stage) const {
 #pragma unroll
     for (int k = 0; k < kOldLoads; ++k)
       if (there<8 * S::kOldTiles>(k))
-        copy_async_zero_fill<16>(x + (stage * kStage + k * kRowStep * S::kXRow), old_x[k] + i * kRingHead,
-                                 (old_in_use >> k & 1u) * 16u);
+        copy_async_zero_fill<16>(all_x(shared) + (x + stage * kStage + k * kRowStep * S::kXRow),
+                                 old_x[k] + i * kRingHead, (old_in_use >> k & 1u) * 16u);
   }
   SSMJIT_DEVICE void load_old(Vec16 (&v)[kOldLoads]) const {
 #pragma unroll
     for (int k = 0; k < kOldLoads; ++k) v[k] = load_maybe_appended<false>(old_x[k]);
   }
-  SSMJIT_DEVICE void store_masked(const Vec16 (&v)[kOldLoads]) const {
+  SSMJIT_DEVICE void store_masked(Shared& shared, const Vec16 (&v)[kOldLoads]) const {
 #pragma unroll
     for (int k = 0; k < kOldLoads; ++k)
       if (there<8 * S::kOldTiles>(k))
-        store_shared(x + k * kRowStep * S::kXRow, (old_in_use >> k & 1u) != 0 ? v[k] : Vec16{});
+        store_shared(all_x(shared) + (x + k * kRowStep * S::kXRow), (old_in_use >> k & 1u) != 0 ? v[k] : Vec16{});
   }
-  SSMJIT_DEVICE void copy_new(int i, int stage, int tokens) const {
+  SSMJIT_DEVICE void copy_new(Shared& shared, int i, int stage, int tokens) const {
 #pragma unroll
     for (int k = 0; k < kNewLoads; ++k) {
       if (!there<8 * S::kNewTiles>(k)) continue;
       const u32 bytes = j0 + k * kRowStep < tokens ? 16u : 0u;
-      copy_async_zero_fill<16>(x + (stage * kStage + (S::kFirstNew + k * kRowStep) * S::kXRow),
+      copy_async_zero_fill<16>(all_x(shared) + (x + stage * kStage + (S::kFirstNew + k * kRowStep) * S::kXRow),
                                new_x[k] + i * Cfg::kHeadDim, bytes);
       if constexpr (Cfg::kHasGate)
-        copy_async_zero_fill<16>(z + (stage * kZStage + k * kRowStep * S::kXRow), new_z[k] + i * Cfg::kHeadDim, bytes);
+        copy_async_zero_fill<16>(all_z(shared) + (z + stage * kZStage + k * kRowStep * S::kXRow),
+                                 new_z[k] + i * Cfg::kHeadDim, bytes);
     }
   }
-  SSMJIT_DEVICE void append(int i, int stage, int tokens) const {
+  SSMJIT_DEVICE void append(Shared& shared, int i, int stage, int tokens) const {
 #pragma unroll
     for (int k = 0; k < kNewLoads; ++k)
       if (j0 + k * kRowStep < tokens)
-        store_global<false>(kept_x[k] + i * kRingHead,
-                            load_shared(x + (stage * kStage + (S::kFirstNew + k * kRowStep) * S::kXRow)));
+        store_global<false>(
+            kept_x[k] + i * kRingHead,
+            load_shared(all_x(shared) + (x + stage * kStage + (S::kFirstNew + k * kRowStep) * S::kXRow)));
   }
 };
 
@@ -658,7 +681,6 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   using Weight = typename Cfg::Weight;
   using Dt = typename Cfg::Dt;
   __shared__ RingShared<Cfg> shared;
-  extern __shared__ __align__(128) unsigned char stages[];  // bulk: the state of block_m rows, kStages times
   int lane = lane_index(), warp = thread_index() / 32;
   keep(lane);
   keep(warp);
@@ -745,13 +767,12 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   State* warp_state = static_cast<State*>(args.state) + Step::wide(slot, args.state_stride) +
                       (static_cast<i64>(head) * S::kHeadSize + step.first * Cfg::kDstate);
   RingState<Cfg> state;
-  State* const warp_stage = reinterpret_cast<State*>(stages) + warp * S::kWarpSize;
   const auto copy_state = [&](int i, int stage) {
     if (lane != 0) return;
     constexpr u32 kBytes = S::kWarpSize * static_cast<u32>(sizeof(State));
     barrier_arrive_expect(&shared.full[warp][stage], kBytes);
-    bulk_load(warp_stage + stage * (Cfg::kWarps * S::kWarpSize), warp_state + i * S::kHeadSize, kBytes,
-              &shared.full[warp][stage]);
+    bulk_load(RingState<Cfg>::stages() + (stage * Cfg::kWarps + warp) * S::kWarpSize, warp_state + i * S::kHeadSize,
+              kBytes, &shared.full[warp][stage]);
   };
   constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
   const int lane_element = g * Cfg::kDstate + q * S::kSpan;
@@ -784,7 +805,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   if constexpr (S::kDirect && S::kAll) state.load(warp_state + lane_element);
   // A group of copies a head; past the last one groups are empty.
   const auto copy_early = [&](int i, int stage) {
-    if constexpr (!S::kAll) streams.copy_old(i, stage);
+    if constexpr (!S::kAll) streams.copy_old(shared, i, stage);
     if constexpr (S::kScaled) step.copy_scale(slot, head + i, stage);
   };
   if constexpr (Cfg::kEarlyState) {
@@ -797,9 +818,27 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   for (int i = 0; i < Cfg::kStages; ++i) {
     if (i < kAhead) {
       if constexpr (!Cfg::kEarlyState) copy_early(i, i);
-      streams.copy_new(i, i, tokens);
+      streams.copy_new(shared, i, i, tokens);
     }
     copy_async_commit();
+  }
+
+  // C . B of every row; with it, so that the products overlap, C . h of a state that is in registers.
+  float old_CB[kOldMine][4] = {}, new_CB[kNewMine][4] = {}, y[S::kTiles][4] = {};
+#pragma unroll
+  for (int c = 0; c < S::kChunks; ++c) {
+    RingSpan<Cfg> h[S::kDirect ? S::kTiles : 1];
+#pragma unroll
+    for (int p = 0; S::kDirect && p < S::kTiles; ++p) h[p].raw = state.get(p, c);
+#pragma unroll
+    for (int m = 0; m < S::kSteps; ++m) {
+#pragma unroll
+      for (int k = 0; k < kNewMine; ++k) Step::contract(new_CB[k], C, new_B[k], c, m);
+#pragma unroll
+      for (int k = 0; k < kOldMine; ++k) Step::contract(old_CB[k], C, old_B[k], c, m);
+#pragma unroll
+      for (int p = 0; S::kDirect && p < S::kTiles; ++p) step.contract_state(y[p], C, h[p], c, m);
+    }
   }
 
   // The sums of the heads; delta of the new rows into the ring.
@@ -819,12 +858,9 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     }
     step.sum_rows(i, delta, shuffle(A, i), at);
   }
-  // C . B of every row; the new rows into the ring, once a group; the old ones where a flush finds them.
+  // The new rows of B into the ring, once a group; the old ones where a flush finds them.
   float CB[S::kRowTiles][4] = {};
   {
-    float old_CB[kOldMine][4] = {}, new_CB[kNewMine][4] = {};
-    Step::contract(new_CB, C, new_B);
-    Step::contract(old_CB, C, old_B);
     const bool keeps_B = head % Cfg::kHeadsPerGroup == 0 && block_x() % S::kBlocks == 0;
 #pragma unroll
     for (int k = 0; k < kNewMine; ++k) {
@@ -881,21 +917,25 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
       const bool does = old ? !at.flush && at.old_in_use(j) : j - S::kFirstNew <= t && j - S::kFirstNew < tokens;
       weighs |= (does ? 1u : 0u) << (4 * i + e);
     }
-  if constexpr (S::kAll) streams.store_masked(old_x);
+  if constexpr (S::kAll) streams.store_masked(shared, old_x);
 
   if constexpr (Cfg::kHeadsPerBlock > 1) streams.keep_all();
-  // The lane's places for operands of x: of row lane % 8 of a tile of rows, tile lane / 8 (or less) of the columns.
-  Input* x_operands = &step.mine().x[0][lane % 8][8 * (lane / 8 % S::kTiles)];
-  Input* new_x = &step.mine().x[0][S::kFirstNew + g][2 * q];
-  Input* new_z = &step.mine().z[0][Cfg::kHasGate ? g : 0][2 * q];
-  State* lane_stage = warp_stage + lane_element;
+  // The lane's places for operands of x: of row lane % 8 of a tile of rows, tile lane / 8 (or less) of the columns; and
+  // for its own outputs.
+  int x_operands = streams.x_row(warp, lane % 8) + 8 * (lane / 8 % (S::kTiles < 4 ? S::kTiles : 4));
+  int new_x = streams.x_row(warp, S::kFirstNew + g) + 2 * q;
+  int new_z = streams.z_row(warp, g) + 2 * q;
+  int lane_stage = warp * S::kWarpSize + lane_element;
   State* stored = warp_state + lane_element;
   if constexpr (Cfg::kHeadsPerBlock > 1) {
     keep(x_operands);
     keep(new_x);
+    keep(new_z);
     keep(lane_stage);
     keep(stored);
   }
+  const Input* const all_x = streams.all_x(shared);
+  const Input* const all_z = streams.all_z(shared);
   int stage = 0;
   u32 parity = 0;
 #pragma unroll 1
@@ -910,19 +950,16 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     u32 x[S::kRowTiles][S::kTiles];
 #pragma unroll
     for (int j = 0; j < S::kRowTiles; ++j) {
-      if constexpr (S::kTiles > 4) {
+      constexpr int kAtOnce = S::kTiles < 4 ? S::kTiles : 4;
 #pragma unroll
-        for (int p = 0; p < S::kTiles; p += 4) {
-          u32 four[4];
-          load_matrix_transposed(four, &step.mine().x[stage][8 * j + lane % 8][8 * (p + lane / 8)]);
+      for (int p = 0; p < S::kTiles; p += kAtOnce) {
+        u32 got[kAtOnce];
+        load_matrix_transposed(got, all_x + (x_operands + x_stage + 8 * j * S::kXRow + 8 * p));
 #pragma unroll
-          for (int k = 0; k < 4; ++k) x[j][p + k] = four[k];
-        }
-      } else {
-        load_matrix_transposed(x[j], x_operands + (x_stage + 8 * j * S::kXRow));
+        for (int k = 0; k < kAtOnce; ++k) x[j][p + k] = got[k];
       }
     }
-    streams.append(i, stage, tokens);
+    streams.append(shared, i, stage, tokens);
 
     // The weights, as operands.
     float s[S::kNewTiles];
@@ -956,28 +993,27 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
       barrier_wait(&shared.full[warp][stage], parity);
     }
     const float all_old = shared.all_old[i];
-    if (at.flush) step.flush(state, scale, x, stored + i * S::kHeadSize, all_old, slot, i);
-    const float base = at.flush ? all_old : 0.0f;
-
-    float y[S::kTiles][4] = {};
+    if (at.flush || !S::kDirect) {
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) {
-      u32 h[S::kTiles][2 * S::kSteps];
+      for (int p = 0; p < S::kTiles; ++p)
 #pragma unroll
-      for (int p = 0; p < S::kTiles; ++p) {
-        const RingSpan<Cfg> span(state, p, c);
-#pragma unroll
-        for (int w = 0; w < 2 * S::kSteps; ++w) h[p][w] = span.operand(w);
-      }
-#pragma unroll
-      for (int m = 0; m < S::kSteps; ++m)
-#pragma unroll
-        for (int p = 0; p < S::kTiles; ++p)
-          mma_m16n8k16(y[p],
-                       {Step::as_operand(C[0].word[c][2 * m]), Step::as_operand(Step::upper(C).word[c][2 * m]),
-                        Step::as_operand(C[0].word[c][2 * m + 1]), Step::as_operand(Step::upper(C).word[c][2 * m + 1])},
-                       {h[p][2 * m], h[p][2 * m + 1]}, typename S::Operand{});
+        for (int e = 0; e < 4; ++e) y[p][e] = 0.0f;
     }
+    if (at.flush) {
+      step.flush(y, scale, state, C, x, stored + i * S::kHeadSize, all_old, slot, i);
+    } else if constexpr (!S::kDirect) {
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) {
+        RingSpan<Cfg> h[S::kTiles];
+#pragma unroll
+        for (int p = 0; p < S::kTiles; ++p) h[p].raw = state.get(p, c);
+#pragma unroll
+        for (int m = 0; m < S::kSteps; ++m)
+#pragma unroll
+          for (int p = 0; p < S::kTiles; ++p) step.contract_state(y[p], C, h[p], c, m);
+      }
+    }
+    const float base = at.flush ? all_old : 0.0f;
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) {
       const float decay = exp2_fast_f32(s[n] - base);
@@ -1007,14 +1043,16 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
         float v[2] = {y[p][2 * n], y[p][2 * n + 1]};
         if constexpr (Cfg::kHasSkip) {
           float own[2];
-          unpack_word(*reinterpret_cast<const u32*>(new_x + (x_stage + 8 * n * S::kXRow + 8 * p)), own, Input{});
+          unpack_word(*reinterpret_cast<const u32*>(all_x + (new_x + x_stage + 8 * n * S::kXRow + 8 * p)), own,
+                      Input{});
           v[0] += Cfg::skip(D_h, own[0]);
           v[1] += Cfg::skip(D_h, own[1]);
         }
         if constexpr (Cfg::kHasGate) {
           float z[2];
-          unpack_word(*reinterpret_cast<const u32*>(new_z + (stage * Streams::kZStage + 8 * n * S::kXRow + 8 * p)), z,
-                      Input{});
+          unpack_word(
+              *reinterpret_cast<const u32*>(all_z + (new_z + stage * Streams::kZStage + 8 * n * S::kXRow + 8 * p)), z,
+              Input{});
           v[0] *= Cfg::gate(z[0]);
           v[1] *= Cfg::gate(z[1]);
         }
@@ -1023,12 +1061,11 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     }
     if constexpr (Cfg::kHeadsPerBlock > 1) {
       // The stage is free for the head that comes `stages` later.
-      if (!S::kDirect && at.flush) bulk_store_fence();
       sync_warp();
       if (i + Cfg::kStages < Cfg::kHeadsPerBlock) {
         copy_state(i + Cfg::kStages, stage);
         copy_early(i + Cfg::kStages, stage);
-        streams.copy_new(i + Cfg::kStages, stage, tokens);
+        streams.copy_new(shared, i + Cfg::kStages, stage, tokens);
       }
       copy_async_commit();
       stage = stage + 1 < Cfg::kStages ? stage + 1 : 0;

@@ -48,6 +48,14 @@ SSMJIT_DEVICE float load_maybe_appended_f32(const void* address) {
   return v;
 }
 
+template <int kWords>
+SSMJIT_DEVICE void load_maybe_appended(const void* address, u32 (&word)[kWords]) {
+  constexpr int kAtOnce = kWords % 4 == 0 ? 4 : kWords;
+#pragma unroll
+  for (int i = 0; i < kWords; i += kAtOnce)
+    ssmjit_cpu_load_maybe_appended(word + i, static_cast<const u32*>(address) + i, 4 * kAtOnce);
+}
+
 SSMJIT_DEVICE u32 load_now_b32(const void* address) { return ssmjit_cpu_global_load<SsmjitCpuWord>(address); }
 SSMJIT_DEVICE u16 load_now_b16(const void* address) { return ssmjit_cpu_global_load<SsmjitCpuHalf>(address); }
 SSMJIT_DEVICE void load_now(const float* address, float& v) { v = __builtin_bit_cast(float, load_now_b32(address)); }
