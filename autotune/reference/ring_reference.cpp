@@ -1,0 +1,222 @@
+#include "autotune/reference/ring_reference.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include "autotune/host_numbers.h"
+#include "autotune/reference/philox.h"
+
+namespace ssmjit {
+namespace {
+
+// A row of the recurrence, old or new.
+struct Row {
+  std::vector<double> x, B;
+  double delta = 0;
+};
+
+std::size_t at(int i) { return static_cast<std::size_t>(i); }
+
+double dot(const std::vector<double>& a, const std::vector<double>& b) {
+  double sum = 0;
+  for (std::size_t n = 0; n < a.size(); ++n) sum += a[n] * b[n];
+  return sum;
+}
+
+// Largest value that the dtype of a scaled state holds.
+double largest(DType dtype) { return dtype == DType::i8 ? 127.0 : 448.0; }
+
+std::uint32_t reversed_half(std::uint32_t bits) {
+  std::uint32_t r = 0;
+  for (int i = 0; i < 16; ++i) r |= ((bits >> i) & 1u) << (15 - i);
+  return r;
+}
+
+}  // namespace
+
+RingRequest ring_request(const Description& d, const RingArgs& args, std::int64_t request, const Reader& read) {
+  RingRequest r;
+  r.tokens = d.token_count;
+  if (d.is_varlen) {
+    r.first_packed = stored_index(args.cu_seqlens, request, read);
+    r.tokens = static_cast<int>(stored_index(args.cu_seqlens, request + 1, read) - r.first_packed);
+  }
+  r.slot = args.state_batch_indices.data != nullptr ? stored_index(args.state_batch_indices, request, read) : request;
+  r.live = r.slot >= 0 && r.slot < args.state.shape[0] && r.slot != args.pad_slot_id;
+  if (!r.live) return r;
+  const auto cursor = [&](const Tensor& t, int limit) {
+    return static_cast<int>(std::clamp<std::int64_t>(stored_index(t, r.slot, read), 0, limit));
+  };
+  r.start = cursor(args.ring_start, static_cast<int>(args.x_ring.shape[2]) - 1);
+  r.count = cursor(args.ring_count, d.ring_window());
+  r.flush = r.tokens > 0 && r.count + r.tokens > d.ring_window();
+  return r;
+}
+
+std::int64_t token_offset(const Description& d, const Tensor& tensor, int inner, std::int64_t request,
+                          const RingRequest& of, int t) {
+  const std::int64_t token_stride = tensor.stride[at(tensor.rank - inner - 1)];
+  if (d.is_varlen) return (of.first_packed + t) * token_stride;
+  return request * tensor.stride[0] + t * token_stride;
+}
+
+std::int64_t ring_offset(const Tensor& ring, const RingRequest& of, std::int64_t head, int age) {
+  const std::int64_t place = (of.start + age) % ring.shape[2];
+  return of.slot * ring.stride[0] + head * ring.stride[1] + place * ring.stride[2];
+}
+
+RingOperands ring_operands(const Description& d) {
+  const bool wide_state = d.state_dtype == DType::bf16 || d.state_dtype == DType::f32;
+  return {.state = d.input_dtype == DType::f16 && wide_state ? DType::bf16 : d.input_dtype, .input = d.input_dtype};
+}
+
+RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t request, const RingRequest& of,
+                        int head, const RingOperands& operands, const Reader& read) {
+  const int P = d.head_dim, N = d.dstate, group = head / d.heads_per_group();
+  LeafValues leaf{};
+  const auto set = [&](Leaf l, double v) { leaf[static_cast<std::size_t>(l)] = v; };
+  set(Leaf::A, stored_value(args.A, head, read));
+  if (d.has_dt_bias()) set(Leaf::dt_bias, stored_value(args.dt_bias, head, read));
+  if (d.has_D()) set(Leaf::D, stored_value(args.D, head, read));
+  const double A = leaf[static_cast<std::size_t>(Leaf::A)];
+
+  RingHead result;
+  std::vector<Row> rows;
+  for (int j = 0; j < of.count; ++j)
+    rows.push_back({.x = stored_values(args.x_ring, ring_offset(args.x_ring, of, head, j), P, read),
+                    .B = stored_values(args.B_ring, ring_offset(args.B_ring, of, group, j), N, read),
+                    .delta = stored_value(args.dt_ring, ring_offset(args.dt_ring, of, head, j), read)});
+  std::vector<std::vector<double>> C, z;
+  for (int t = 0; t < of.tokens; ++t) {
+    const auto of_token = [&](const Tensor& tensor, int part, int width) {
+      return stored_values(tensor, token_offset(d, tensor, 2, request, of, t) + std::int64_t{part} * width, width,
+                           read);
+    };
+    set(Leaf::dt, stored_value(args.dt, token_offset(d, args.dt, 1, request, of, t) + head, read));
+    result.delta.push_back(d.delta_expr.evaluate(leaf));
+    rows.push_back({.x = of_token(args.x, head, P), .B = of_token(args.B, group, N), .delta = result.delta.back()});
+    C.push_back(of_token(args.C, group, N));
+    if (d.has_z()) z.push_back(of_token(args.z, head, P));
+  }
+
+  // The state before the step.
+  const std::int64_t state_at = of.slot * args.state.stride[0] + std::int64_t{head} * P * N;
+  std::vector<double> h = stored_values(args.state, state_at, P * N, read);
+  if (d.has_state_scale()) {
+    const std::vector<double> scale =
+        stored_values(args.state_scale, of.slot * args.state_scale.stride[0] + std::int64_t{head} * P, P, read);
+    for (int i = 0; i < P * N; ++i) h[at(i)] *= scale[at(i / N)];
+  }
+  // Decay and what a row adds, as the recurrence has it.
+  const auto advance = [&](std::vector<double>& state, const Row& row) {
+    set(Leaf::delta, row.delta);
+    const double decay = d.decay_expr.evaluate(leaf);
+    for (int p = 0; p < P; ++p)
+      for (int n = 0; n < N; ++n)
+        state[at(p * N + n)] = state[at(p * N + n)] * decay + row.delta * row.x[at(p)] * row.B[at(n)];
+  };
+  for (const Row& row : rows) result.exponents += std::abs(A * row.delta);
+
+  result.state = h;
+  result.stored = h;
+  std::vector<double> now = h;
+  for (int j = 0; j < of.count; ++j) advance(now, rows[at(j)]);
+  if (of.flush) {
+    result.state = now;
+    std::vector<double> magnitudes = h;
+    for (double& v : magnitudes) v = std::abs(v);
+    for (int j = 0; j < of.count; ++j) {
+      Row row = rows[at(j)];
+      row.delta = std::abs(row.delta);
+      for (double& v : row.x) v = std::abs(v);
+      for (double& v : row.B) v = std::abs(v);
+      advance(magnitudes, row);
+    }
+    result.state_terms = magnitudes;
+    for (int p = 0; p < P; ++p) {
+      double decode = 1, encode = 1;
+      if (d.has_state_scale()) {
+        double peak = 0;
+        for (int n = 0; n < N; ++n) peak = std::max(peak, std::abs(now[at(p * N + n)]));
+        if (rounded(DType::f32, peak) > 0) {
+          encode = largest(d.state_dtype) / peak;
+          decode = peak / largest(d.state_dtype);
+        }
+        result.scale.push_back(decode);
+      }
+      for (int n = 0; n < N; ++n) now[at(p * N + n)] = rounded(d.state_dtype, now[at(p * N + n)] * encode) * decode;
+    }
+    result.stored = now;
+  }
+
+  // From here on in both forms. `first`: the oldest row that the stored state does not hold.
+  const int first = of.flush ? of.count : 0, count = of.count + of.tokens;
+  std::vector<double> operand_state = result.stored;
+  for (double& v : operand_state) v = rounded(operands.state, v);
+  std::vector<double> s(at(count), 0.0);
+  double sum = 0;
+  for (int j = first; j < count; ++j) s[at(j)] = sum += A * rows[at(j)].delta;
+  for (int t = 0; t < of.tokens; ++t) {
+    const int own = of.count + t;
+    advance(now, rows[at(own)]);
+    std::vector<double> operand_C = C[at(t)];
+    for (double& v : operand_C) v = rounded(operands.state, v);
+    std::vector<double> weight(at(count), 0.0);
+    for (int j = first; j <= own; ++j)
+      weight[at(j)] =
+          rounded(operands.input, dot(C[at(t)], rows[at(j)].B) * std::exp(s[at(own)] - s[at(j)]) * rows[at(j)].delta);
+    const double token_decay = std::exp(s[at(own)]);
+    for (int p = 0; p < P; ++p) {
+      double y = 0, products = 0, terms = 0;
+      for (int n = 0; n < N; ++n) {
+        y += now[at(p * N + n)] * C[at(t)][at(n)];
+        const double product = operand_state[at(p * N + n)] * operand_C[at(n)];
+        products += product;
+        terms += std::abs(product);
+      }
+      products *= token_decay;
+      terms *= token_decay;
+      for (int j = first; j <= own; ++j) {
+        const double product = weight[at(j)] * rows[at(j)].x[at(p)];
+        products += product;
+        terms += std::abs(product);
+      }
+      double factor = 1, skip = 0;
+      set(Leaf::x, rows[at(own)].x[at(p)]);
+      if (!d.skip_expr.empty()) skip = d.skip_expr.evaluate(leaf);
+      if (d.has_z()) {
+        set(Leaf::z, z[at(t)][at(p)]);
+        factor = d.gate_expr.evaluate(leaf);
+      }
+      result.y.push_back((y + skip) * factor);
+      result.y_operands.push_back((products + skip) * factor);
+      result.y_terms.push_back(terms * std::abs(factor));
+    }
+  }
+  return result;
+}
+
+double stored_stochastically(const Description& d, double value, std::uint64_t seed, std::int64_t slot, int head, int p,
+                             int n) {
+  if (!std::isfinite(value)) return rounded(d.state_dtype, value);
+  const auto element = static_cast<std::uint64_t>(
+      ((slot * d.nheads + head) * std::int64_t{d.head_dim} + p) * std::int64_t{d.dstate} + n / 8 * 8);
+  const std::array<std::uint32_t, 4> draw =
+      host_state_draw(std::get<Stochastic>(d.rounding_kind).philox_rounds, seed, element, 0);
+  const auto i = static_cast<unsigned>(n % 8);
+  const std::uint32_t own = (draw[i / 2] >> (16 * (i % 2))) & 0xffffu;
+  if (d.state_dtype == DType::i8) return std::clamp(std::floor(value + own / 65536.0), -127.0, 127.0);
+  double chance = own / 65536.0;
+  if (d.state_dtype == DType::f16) chance = (own & 0x1fffu) / 8192.0;
+  if (d.state_dtype == DType::f8) {
+    const std::uint32_t half = (draw[i / 4] >> (16 * (i % 4 / 2))) & 0xffffu;
+    chance = (i % 2 == 0 ? half : reversed_half(half)) / 65536.0;
+  }
+  const double magnitude = std::abs(value), unit = ulp(d.state_dtype, magnitude);
+  // Down here an exact value, which rounded() only takes past the largest.
+  return std::copysign(rounded(d.state_dtype, std::floor(magnitude / unit + chance) * unit), value);
+}
+
+}  // namespace ssmjit
