@@ -115,31 +115,34 @@ SSMJIT_CHECK(Bulk)
 SSMJIT_CHECK(HeadAhead)
 
 // A ring of 22 rows, 6 tokens a step, two heads a block.
-struct RingOfTwoHeads {
+struct RingOfTwoHeads : Maths {
   using State = bf16;
   using Input = bf16;
-  using StateOperand = bf16;
-  using Dt = float;
-  using Weight = float;
   static constexpr int kHeadDim = 64;
   static constexpr int kDstate = 128;
   static constexpr int kHeadsPerGroup = 16;
   static constexpr int kTokens = 6;
   static constexpr int kWindow = 16;
   static constexpr int kRing = 22;
-  static constexpr int kHeadsPerBlock = 2;
+  static constexpr bool kVarlen = false;
+  static constexpr int kPhiloxRounds = 0;
+  static constexpr int kBlockM = 64;
   static constexpr int kWarps = 4;
-  static constexpr bool kHasDtBias = true;
-  static constexpr bool kHasD = true;
-  static constexpr bool kHasSkip = true;
-  static constexpr bool kHasGate = false;
-  static constexpr bool kStreaming = true;
-  static constexpr bool kEarlyState = true;
-  static constexpr RingPad kPad = RingPad::untouched;
-  static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }
-  static SSMJIT_DEVICE float skip(float D, float x) { return D * x; }
-  static SSMJIT_DEVICE float gate(float) { return 1.0f; }
+  static constexpr int kHeadsPerBlock = 2;
+  static constexpr int kStages = 1;
+  static constexpr RingRows kRingRows = RingRows::all;
+};
+// int8 state with its scales, rounded by chance, the live rows of a ring alone.
+struct RingOfBytes : RingOfTwoHeads {
+  using State = i8;
+  static constexpr int kPhiloxRounds = 10;
+  static constexpr int kBlockM = 16;
+  static constexpr int kWarps = 1;
+  static constexpr RingRows kRingRows = RingRows::live;
 };
 extern "C" __global__ void __launch_bounds__(128, 1) check_ring(const __grid_constant__ RingArgs args) {
   ring_step<RingOfTwoHeads>(args);
+}
+extern "C" __global__ void __launch_bounds__(32, 1) check_ring_of_bytes(const __grid_constant__ RingArgs args) {
+  ring_step<RingOfBytes>(args);
 }

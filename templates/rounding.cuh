@@ -137,6 +137,23 @@ SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[4], i8) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) v[i] = static_cast<float>(static_cast<i8>(word >> (8 * i)));
 }
+// Elements 2 half and 2 half + 1 of the four.
+SSMJIT_DEVICE void unpack_half_word(u32 word, int half, float (&v)[2], i8) {
+  // v + 128 as the last byte of 2^23 + v + 128: no conversion, which is slow.
+  const u32 biased = (word ^ 0x80808080u) >> (16 * half);
+  v[0] = bits_float(0x4b000000u | (biased & 0xffu)) - 8388736.0f;
+  v[1] = bits_float(0x4b000000u | (biased >> 8 & 0xffu)) - 8388736.0f;
+}
+SSMJIT_DEVICE void unpack_half_word(u32 word, int half, float (&v)[2], e4m3) {
+  if constexpr (kFp8InHardware) {
+    unpack_word(fp8_unpack_e4m3(word >> (16 * half) & 0xffffu), v, f16{});
+  } else {
+    float four[4];
+    unpack_word(word, four, e4m3{});
+    v[0] = half == 0 ? four[0] : four[2];
+    v[1] = half == 0 ? four[1] : four[3];
+  }
+}
 SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
   v[0] = static_cast<float>(static_cast<i16>(word));
   v[1] = static_cast<float>(static_cast<i16>(word >> 16));

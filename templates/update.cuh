@@ -4,6 +4,7 @@
 #include "device/memory.cuh"
 #include "device/warp.cuh"
 #include "index.cuh"
+#include "launch.cuh"
 #include "maths.cuh"
 #include "update_args.cuh"
 // One decode step of a state-space layer, one token a request, the state updated in place (or written to another slot):
@@ -25,8 +26,6 @@
 //   bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
 
 enum class StatePath { direct, cp_async, bulk };
-enum class PadOutput { zeros, untouched, as_if_zero_state };
-enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
 
 // Sizes that follow from Cfg. Cfg is a struct of constants: kHeadDim, kDstate, kHeadsPerGroup, the types State, Input,
 // Dt, Weight, kPadOutput, kDestination, the plan's fields, and the functions delta, decay, skip, gate.
