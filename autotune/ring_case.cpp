@@ -12,16 +12,11 @@
 namespace ssmjit {
 namespace {
 
-// Relative errors of a flush: products of operands in two parts of 8 bits each; a scale, and what is divided by it.
-constexpr double kProducts = 0x1p-15;
-constexpr double kScale = 0x1p-20;
-constexpr double kDelta = 1e-6;
-constexpr double kSmallest = 0x1p-126;  // below it fp32 may flush to zero
+constexpr double kScale = 0x1p-20;  // relative error of a scale
+constexpr double kDelta = 1e-6;     // and of a delta
 constexpr int kCursorKinds = 7;
 
 }  // namespace
-
-double sum_slack(double exponents, double terms) { return 0x1p-21 * exponents * terms; }
 
 RingCase::RingCase(const Description& description, const CaseLayout& layout, std::uint64_t seed)
     : KernelCase(description, layout, seed) {
@@ -197,12 +192,10 @@ void FlushMeter::add_head(const RingHead& want, const RingRequest& of, int head,
     double row_slack = 0;
     for (int n = 0; n < d.dstate; ++n) {
       const auto i = static_cast<std::size_t>(p * d.dstate + n);
-      const double terms = want.state_terms[i];
-      const double slack = kProducts * terms + sum_slack(want.exponents, terms) + kSmallest;
-      row_slack = std::max(row_slack, slack);
+      row_slack = std::max(row_slack, want.state_slack[i]);
       const double value = want.state[i], is = stored[i] * scale;
       // In units of the scale.
-      const double at_most = slack / want_scale + (d.has_state_scale() ? kScale * std::abs(value / want_scale) : 0);
+      const double at_most = want.state_slack[i] / want_scale;
       const double exact = value / want_scale;
       const double unit = ulp(d.state_dtype, exact);
       double units = 0;
@@ -276,12 +269,10 @@ void RingCase::judge(const std::vector<std::byte*>& want_base, const std::vector
       for (int h = 0; h < d.nheads; ++h) {
         const RingHead& head = expected_[b][static_cast<std::size_t>(h)];
         const std::size_t first = static_cast<std::size_t>(t) * static_cast<std::size_t>(P);
-        std::vector<double> slack(static_cast<std::size_t>(P));
-        for (std::size_t p = 0; p < slack.size(); ++p) slack[p] = sum_slack(head.exponents, head.y_terms[first + p]);
         const std::int64_t at = out_at + std::int64_t{h} * P;
         const std::vector<double> y = stored_values(got.out, at, P, read_host);
         recurrence.add_row(head.y.data() + first, y);
-        operands.add_row(head.y_operands.data() + first, y, nullptr, slack.data());
+        operands.add_row(head.y_operands.data() + first, y, nullptr, head.y_slack.data() + first);
         take(want.out, got.out, at, P);
 
         const int age = request.count + t;

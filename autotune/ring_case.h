@@ -37,7 +37,7 @@ class FlushMeter {
   void add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got, const Reader& read);
   Nearness result() const;
   // Empty, or what was passed: an element may be off by half a unit of the dtype, of a stochastic flush it is the value
-  // that its random bits give; both give way for what products of 16-bit operands and fp32 sums may be off.
+  // that its random bits give; both give way to RingHead's slack.
   std::string failure() const;
 
  private:
@@ -47,9 +47,5 @@ class FlushMeter {
   std::int64_t count_ = 0, past_two_ = 0, not_by_chance_ = 0;
   double worst_scale_ = 0;
 };
-
-// By how much what is summed from `terms` may be off before its output is rounded: fp32 rounds the sums of A * delta
-// that it takes exponentials of.
-double sum_slack(double exponents, double terms);
 
 }  // namespace ssmjit

@@ -25,6 +25,13 @@ double dot(const std::vector<double>& a, const std::vector<double>& b) {
   return sum;
 }
 
+// Relative errors of a flush: of the products' operands in their parts, and of what is divided by a scale.
+constexpr double kProducts = 0x1p-15;
+constexpr double kScaling = 0x1p-20;
+constexpr double kSmallest = 0x1p-126;  // below it fp32 may flush to zero
+// Of an exponential, by the magnitudes that its exponent is summed from: several roundings of fp32 each.
+constexpr double kSums = 0x1p-21;
+
 // Largest value that the dtype of a scaled state holds.
 double largest(DType dtype) { return dtype == DType::i8 ? 127.0 : 448.0; }
 
@@ -101,14 +108,17 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
     if (d.has_z()) z.push_back(of_token(args.z, head, P));
   }
 
-  // The state before the step.
+  // The state before the step: as stored, and the factor of each row of it.
   const std::int64_t state_at = of.slot * args.state.stride[0] + std::int64_t{head} * P * N;
-  std::vector<double> h = stored_values(args.state, state_at, P * N, read);
-  if (d.has_state_scale()) {
-    const std::vector<double> scale =
-        stored_values(args.state_scale, of.slot * args.state_scale.stride[0] + std::int64_t{head} * P, P, read);
-    for (int i = 0; i < P * N; ++i) h[at(i)] *= scale[at(i / N)];
-  }
+  std::vector<double> units = stored_values(args.state, state_at, P * N, read), scale(at(P), 1.0);
+  if (d.has_state_scale())
+    scale = stored_values(args.state_scale, of.slot * args.state_scale.stride[0] + std::int64_t{head} * P, P, read);
+  const auto decoded = [&] {
+    std::vector<double> v = units;
+    for (int i = 0; i < P * N; ++i) v[at(i)] *= scale[at(i / N)];
+    return v;
+  };
+  const std::vector<double> h = decoded();
   // Decay and what a row adds, as the recurrence has it.
   const auto advance = [&](std::vector<double>& state, const Row& row) {
     set(Leaf::delta, row.delta);
@@ -117,44 +127,58 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
       for (int n = 0; n < N; ++n)
         state[at(p * N + n)] = state[at(p * N + n)] * decay + row.delta * row.x[at(p)] * row.B[at(n)];
   };
-  for (const Row& row : rows) result.exponents += std::abs(A * row.delta);
+  double exponents = 0;
+  for (const Row& row : rows) exponents += std::abs(A * row.delta);
+  const double sums = kSums * exponents;
 
   result.state = h;
-  result.stored = h;
   std::vector<double> now = h;
+  std::vector<double> flips(h.size(), 0.0);  // the gap between the two values that an element may be stored as
   for (int j = 0; j < of.count; ++j) advance(now, rows[at(j)]);
   if (of.flush) {
     result.state = now;
-    std::vector<double> magnitudes = h;
-    for (double& v : magnitudes) v = std::abs(v);
+    result.state_slack = h;
+    for (double& v : result.state_slack) v = std::abs(v);
     for (int j = 0; j < of.count; ++j) {
       Row row = rows[at(j)];
       row.delta = std::abs(row.delta);
       for (double& v : row.x) v = std::abs(v);
       for (double& v : row.B) v = std::abs(v);
-      advance(magnitudes, row);
+      advance(result.state_slack, row);
     }
-    result.state_terms = magnitudes;
+    for (double& v : result.state_slack) v = (kProducts + sums) * v + kSmallest;
     for (int p = 0; p < P; ++p) {
-      double decode = 1, encode = 1;
+      double encode = 1, scaling = 0;  // and its relative error
+      scale[at(p)] = 1;
       if (d.has_state_scale()) {
-        double peak = 0;
-        for (int n = 0; n < N; ++n) peak = std::max(peak, std::abs(now[at(p * N + n)]));
-        if (rounded(DType::f32, peak) > 0) {
-          encode = largest(d.state_dtype) / peak;
-          decode = peak / largest(d.state_dtype);
+        std::size_t peak = at(p * N);
+        for (int n = 1; n < N; ++n)
+          if (std::abs(now[at(p * N + n)]) > std::abs(now[peak])) peak = at(p * N + n);
+        const double amax = std::abs(now[peak]);
+        if (rounded(DType::f32, amax) > 0) {
+          encode = largest(d.state_dtype) / amax;
+          scale[at(p)] = amax / largest(d.state_dtype);
+          scaling = kScaling + result.state_slack[peak] / amax;
         }
-        result.scale.push_back(decode);
       }
-      for (int n = 0; n < N; ++n) now[at(p * N + n)] = rounded(d.state_dtype, now[at(p * N + n)] * encode) * decode;
+      for (int n = 0; n < N; ++n) {
+        const std::size_t i = at(p * N + n);
+        const double exact = now[i] * encode;
+        result.state_slack[i] += scaling * std::abs(now[i]);
+        const double slack = result.state_slack[i] * encode;
+        units[i] = rounded(d.state_dtype, exact);
+        flips[i] = (rounded(d.state_dtype, exact + slack) - rounded(d.state_dtype, exact - slack)) * scale[at(p)];
+      }
     }
-    result.stored = now;
+    if (d.has_state_scale()) result.scale = scale;
+    now = decoded();
   }
+  result.stored = decoded();
 
   // From here on in both forms. `first`: the oldest row that the stored state does not hold.
   const int first = of.flush ? of.count : 0, count = of.count + of.tokens;
-  std::vector<double> operand_state = result.stored;
-  for (double& v : operand_state) v = rounded(operands.state, v);
+  std::vector<double> operand_state = units;
+  for (int i = 0; i < P * N; ++i) operand_state[at(i)] = rounded(operands.state, units[at(i)]) * scale[at(i / N)];
   std::vector<double> s(at(count), 0.0);
   double sum = 0;
   for (int j = first; j < count; ++j) s[at(j)] = sum += A * rows[at(j)].delta;
@@ -169,15 +193,17 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
           rounded(operands.input, dot(C[at(t)], rows[at(j)].B) * std::exp(s[at(own)] - s[at(j)]) * rows[at(j)].delta);
     const double token_decay = std::exp(s[at(own)]);
     for (int p = 0; p < P; ++p) {
-      double y = 0, products = 0, terms = 0;
+      double y = 0, products = 0, terms = 0, flipped = 0;
       for (int n = 0; n < N; ++n) {
         y += now[at(p * N + n)] * C[at(t)][at(n)];
         const double product = operand_state[at(p * N + n)] * operand_C[at(n)];
         products += product;
         terms += std::abs(product);
+        flipped += std::abs(flips[at(p * N + n)] * operand_C[at(n)]);
       }
       products *= token_decay;
       terms *= token_decay;
+      flipped *= token_decay;
       for (int j = first; j <= own; ++j) {
         const double product = weight[at(j)] * rows[at(j)].x[at(p)];
         products += product;
@@ -192,7 +218,7 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
       }
       result.y.push_back((y + skip) * factor);
       result.y_operands.push_back((products + skip) * factor);
-      result.y_terms.push_back(terms * std::abs(factor));
+      result.y_slack.push_back((sums * terms + flipped) * std::abs(factor));
     }
   }
   return result;

@@ -36,24 +36,27 @@ std::int64_t token_offset(const Description& description, const Tensor& tensor, 
 // Where row `age` (0: the oldest; from count on: the new ones) of a head or group lies in a ring; elements.
 std::int64_t ring_offset(const Tensor& ring, const RingRequest& of, std::int64_t head, int age);
 
-// What operands of products are rounded to: those with the state and C, and all others.
+// What operands of products are rounded to: those with the state and C, and all others. An 8-bit state is exact in
+// either, and its scale is applied to the sum.
 struct RingOperands {
   DType state;
   DType input;
 };
 RingOperands ring_operands(const Description& description);
 
-// One head of a live request with tokens.
+// One head of a live request with tokens. `slack`: by how much a right kernel may be off before its result is rounded.
+// It takes exponentials of fp32 sums of A * delta; a flush sums products of 16-bit operands, of which it keeps the
+// digits that one has not in others; where an element of the new state lies that near to halfway between two stored
+// values, either may be stored.
 struct RingHead {
   std::vector<double> delta;        // [tokens], of the new ones
   std::vector<double> state;        // [head_dim, dstate]: in a flush after the ring's rows, before it is rounded
-  std::vector<double> state_terms;  // of a flush: the sum of the magnitudes of what each is summed from
+  std::vector<double> state_slack;  // of a flush
   std::vector<double> scale;        // [head_dim] of a flush with an 8-bit state: value = stored * scale; else empty
   std::vector<double> stored;       // the state as stored, to nearest, times scale: what y comes from
   std::vector<double> y;            // [tokens, head_dim], by the recurrence
   std::vector<double> y_operands;   // the same from rounded operands
-  std::vector<double> y_terms;      // the sum of the magnitudes of what each is summed from
-  double exponents = 0;             // sum of |A * delta| over all rows: fp32 rounds sums of that size
+  std::vector<double> y_slack;
 };
 RingHead ring_reference(const Description& description, const RingArgs& args, std::int64_t request,
                         const RingRequest& of, int head, const RingOperands& operands, const Reader& read);

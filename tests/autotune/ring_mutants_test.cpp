@@ -1,0 +1,149 @@
+// The verifier rejects wrong ring kernels: emitted sources with one place of their text changed, each for its reason.
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ssmjit/cpu.h>
+#include <ssmjit/source.h>
+#include <ssmjit/tune.h>
+
+namespace ssmjit {
+namespace {
+
+using testing::AnyOf;
+using testing::Contains;
+using testing::HasSubstr;
+
+Description step() {
+  return mamba2({.nheads = 4, .head_dim = 16, .dstate = 32, .ngroups = 2})
+      .tokens(3)
+      .state(DType::bf16)
+      .gate(silu(dsl::z))
+      .store(Ring{.window = 6});
+}
+Description by_chance() { return step().state(DType::f16).rounding(Stochastic{}); }
+Description in_int8() {
+  return mamba2({.nheads = 4, .head_dim = 16, .dstate = 64, .ngroups = 2})
+      .tokens(3)
+      .state(DType::i8)
+      .store(Ring{.window = 6});
+}
+Description ragged() { return step().varlen(); }
+
+constexpr const char* kAll = "ring_rows=all";
+constexpr const char* kLive = "ring_rows=live";
+
+struct Wrong {
+  std::string name;
+  Description description;
+  const char* rows;
+  std::string right, wrong;  // text of the emitted source, and what stands in its place
+  std::string reason;        // part of a sentence of the verdict
+  Outcome outcome = Outcome::wrong;
+};
+void PrintTo(const Wrong& w, std::ostream* out) { *out << w.name; }
+
+std::vector<Wrong> every_mutant() {
+  const std::string out = ": out: ", state = ": state: ", stay = "memory that must stay as it was";
+  return {
+      {"CIsOfTheFirstGroup", step(), kAll,
+       "return token<Input>(args.C, args.C_stride, args.C_token_stride, t, group() * Cfg::kDstate);",
+       "return token<Input>(args.C, args.C_stride, args.C_token_stride, t, 0);", out},
+      {"BIsOfTheFirstGroup", step(), kAll, "static_cast<i64>(group() * Cfg::kRing + place) * Cfg::kDstate;",
+       "static_cast<i64>(place) * Cfg::kDstate;", "B_ring"},
+      {"COfTheFirstToken", step(), kAll, "C[n].load(step.C_row(8 * n + g), q);", "C[n].load(step.C_row(0), q);", out},
+      {"TheNewestOldRowIsLost", step(), kAll, "- start < count;", "- start < count - 1;", out},
+      {"TheNewestOldRowIsLostOfLiveOnes", step(), kLive, "      return j < count;", "      return j < count - 1;", out},
+      {"ARowOutOfUseIsNotMasked", step(), kAll, "at.old_in_use(j) ? in.x[k] : Vec16{}", "in.x[k]", out},
+      {"TheDeltaOfARowOutOfUseIsNotMasked", step(), kAll,
+       "delta[k] = at.in_use(j) ? (t < 0 ? in.old_delta[k] : fresh) : 0.0f;",
+       "delta[k] = t < 0 ? in.old_delta[k] : fresh;", out},
+      {"DecayIsThatOfTheTokenBefore", step(), kLive, "s[n] = step.mine().row[S::kFirstNew + g + 8 * n][0];",
+       "s[n] = step.mine().row[S::kFirstNew + g + 8 * n - 1][0];", out},
+      {"TheStateDoesNotDecay", step(), kAll, "const float decay = exp2_fast_f32(s[n] - base);",
+       "const float decay = 1.0f;", out},
+      {"LaterTokensWeigh", step(), kAll, "j - S::kFirstNew <= t && j - S::kFirstNew < tokens",
+       "j - S::kFirstNew < tokens", out},
+      {"OldRowsWeighInAFlushToo", step(), kAll, "old ? !at.flush && at.old_in_use(j)", "old ? at.old_in_use(j)", out},
+      {"MissedSkip", step(), kAll, "v[0] += Cfg::skip(D_h, own[0]);", ";", out},
+      {"MissedGate", step(), kAll, "v[1] *= Cfg::gate(z[1]);", ";", out},
+      {"MissedDtBias", step(), kAll, "Cfg::delta(widen(in.dt[k]), bias)", "Cfg::delta(widen(in.dt[k]), 0.0f)",
+       "dt_ring"},
+      {"DeltaIsNotKept", step(), kAll, "at.place_of_new(t)) = fresh;", "at.place_of_new(t)) = 0.0f;", "dt_ring"},
+      {"StateOfTheNextSlot", step(), kAll, "static_cast<const State*>(args.state) + slot * args.state_stride",
+       "static_cast<const State*>(args.state) + (slot + 1) % args.slots * args.state_stride", out},
+      {"FlushesOneTokenTooEarly", step(), kAll, "count + tokens > Cfg::kWindow}", "count + tokens >= Cfg::kWindow}",
+       stay},
+      {"FlushesOneTokenTooLate", step(), kAll, "count + tokens > Cfg::kWindow}", "count + tokens > Cfg::kWindow + 1}",
+       state},
+      {"NewRowsGoOnePlaceTooFar", step(), kAll, "return wrapped(wrapped(start + count) + t);",
+       "return wrapped(wrapped(start + count) + t + 1);", stay, Outcome::nondeterministic},
+      {"TheStateIsNotWritten", step(), kAll,
+       "store_global<Cfg::kStreaming>(stored + at + k * S::kPerVector, state.raw[i][c][k]);", ";", state},
+      {"OutputOfAFlushComesFromTheOldState", step(), kAll,
+       "if (at.flush) step.flush(used, scale, x, all_old, slot, h);",
+       "if (at.flush) { RingState<Cfg> other = used; step.flush(other, scale, x, all_old, slot, h); }", out},
+      {"AFlushForgetsTheDeltas", step(), kAll, "exp2_fast_f32(all_old - r.s[e]) * r.delta[e] : 0.0f",
+       "exp2_fast_f32(all_old - r.s[e]) : 0.0f", state},
+      {"AFlushDoesNotDecay", step(), kAll, "const float decay = exp2_fast_f32(all_old);", "const float decay = 1.0f;",
+       state},
+      {"PadsAreNotWritten", step(), kAll, "if constexpr (Cfg::kPadOutput == PadOutput::zeros) step.write_zeros();", ";",
+       "out: " + stay},
+      {"CursorsAreNotClamped", step(), kAll, "count_word < Cfg::kWindow ? count_word : Cfg::kWindow",
+       "count_word < 99 ? count_word : 99", ""},
+      {"TheWrongRandomBits", by_chance(), kAll, "place + at + 8 * d, 0)", "place + at + 8 * d, 1)",
+       "not what their random bits round them to"},
+      {"ToNearestInPlaceOfByChance", by_chance(), kAll, "chance.word[d * kWords + w] = word[w];",
+       "chance.word[d * kWords + w] = state.raw[i][c][d / S::kVectors].word[d * kWords + w];",
+       "not what their random bits round them to"},
+      {"AScaleThatUsesPartOfTheRange", in_int8(), kAll, "? 127.0f : 448.0f", "? 120.0f : 448.0f", "state_scale"},
+      {"TheScaleIsNotWritten", in_int8(), kAll, "if (q == 0)\n", "if (q == 4)\n", "state_scale"},
+      {"TheOldScaleIsForgotten", in_int8(), kAll, "old_scale[r] = scale_of_row(scale[i + r]);", "old_scale[r] = 1.0f;",
+       "state"},
+      {"LengthsOfSequencesAreIgnored", ragged(), kAll, "tokens = length < Cfg::kTokens ? length : Cfg::kTokens;",
+       "tokens = length > 0 ? Cfg::kTokens : 0;", ""},
+      {"SequencesAllBeginAtTheFirst", ragged(), kAll, "first_token = begin;", "first_token = 0;", ""},
+  };
+}
+
+class RingVerifierRejects : public testing::TestWithParam<Wrong> {};
+
+TEST_P(RingVerifierRejects, WithItsReason) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  const Wrong& wrong = GetParam();
+  const Description& d = wrong.description;
+  VerifyOptions options;
+  options.on = VerifyOn::cpu;
+  const Plan plan = Plan::parse(wrong.rows, default_plan(d, options.cpu.arch, 8));
+  options.source = emit(d, plan, options.cpu.arch).text;
+  options.source_name = "mine.cu";
+  const std::size_t at = options.source.find(wrong.right);
+  ASSERT_NE(at, std::string::npos) << wrong.right;
+  options.source.replace(at, wrong.right.size(), wrong.wrong);
+  const Verdict verdict = verify(d, {plan}, options).front();
+  EXPECT_THAT(verdict.outcome, AnyOf(wrong.outcome, Outcome::faulty)) << name(verdict.outcome);
+  EXPECT_THAT(verdict.failures, Contains(HasSubstr(wrong.reason)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Ring, RingVerifierRejects, testing::ValuesIn(every_mutant()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(RingVerifier, PassesTheKernelsThatTheMutantsAreMadeFrom) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  VerifyOptions options;
+  options.on = VerifyOn::cpu;
+  for (const Description& d : {step(), by_chance(), in_int8(), ragged()})
+    for (const char* rows : {kAll, kLive}) {
+      const Plan plan = Plan::parse(rows, default_plan(d, options.cpu.arch, 8));
+      const Verdict verdict = verify(d, {plan}, options).front();
+      EXPECT_EQ(verdict.outcome, Outcome::ok) << d.summary() << testing::PrintToString(verdict.failures);
+      EXPECT_GT(verdict.y_error, 0);
+      EXPECT_GT(verdict.state_error, 0);
+    }
+}
+
+}  // namespace
+}  // namespace ssmjit
