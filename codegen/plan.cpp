@@ -137,8 +137,9 @@ struct Space {
     v[base + 6] = arch.has_pdl() ? 1 : 0;
     v[base + 7] = arch.max_smem_bytes();
     v[base + 8] = d.token_count;
-    v[base + 9] = d.ring_length();
-    std::size_t at = base + 10;
+    v[base + 9] = d.ring_window();
+    v[base + 10] = d.ring_length();
+    std::size_t at = base + 11;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -154,7 +155,7 @@ struct Space {
     const Json json = Json::parse(template_file(file));
     for (const Field& f : kFields) names.emplace_back(f.name);
     for (const char* fact : {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy",
-                             "has_pdl", "max_smem_bytes", "tokens", "ring_length"})
+                             "has_pdl", "max_smem_bytes", "tokens", "ring_window", "ring_length"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -172,12 +173,10 @@ struct Space {
       tunables.push_back(std::move(tunable));
       values.push_back(std::move(numbers));
     }
-    std::vector<std::string> derived_names;
-    for (const auto& d : json.at("derived")) {
+    for (const auto& d : json.at("derived")) {  // each may read those before it
       derived.emplace_back(d.at("value").get<std::string>(), names);
-      derived_names.push_back(d.at("name"));
+      names.emplace_back(d.at("name").get<std::string>());
     }
-    names.insert(names.end(), derived_names.begin(), derived_names.end());
     for (const auto& c : json.at("constraints"))
       rules.push_back({Constraint(c.at("require").get<std::string>(), names), c.at("because").get<std::string>()});
   }

@@ -334,6 +334,15 @@ struct IndexEntry {
   }
 };
 
+// ---- launch.cuh ----
+
+// What a launch is told beside its tensors.
+
+// What the output row of a pad request holds (templates/index.cuh says which requests are pads).
+enum class PadOutput { zeros, untouched, as_if_zero_state };
+// Programmatic dependent launch: how far a kernel may come before the launch in front of it has ended.
+enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
+
 // ---- device/math.cuh ----
 
 #ifndef SSMJIT_CPU
@@ -430,8 +439,6 @@ struct UpdateArgs {
 //   bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
 
 enum class StatePath { direct, cp_async, bulk };
-enum class PadOutput { zeros, untouched, as_if_zero_state };
-enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
 
 // Sizes that follow from Cfg. Cfg is a struct of constants: kHeadDim, kDstate, kHeadsPerGroup, the types State, Input,
 // Dt, Weight, kPadOutput, kDestination, the plan's fields, and the functions delta, decay, skip, gate.
