@@ -58,6 +58,7 @@ std::vector<Wrong> every_mutant() {
       {"TheNewestOldRowIsLost", step(), kAll, "- start < count;", "- start < count - 1;", out},
       {"TheNewestOldRowIsLostOfLiveOnes", step(), kLive, "      return j < count;", "      return j < count - 1;", out},
       {"ARowOutOfUseIsNotMasked", step(), kAll, "at.old_in_use(j) ? in.x[k] : Vec16{}", "in.x[k]", out},
+      {"ARowOutOfUseIsNotMaskedOfLiveOnes", step(), kLive, "at.old_in_use(j) ? 16u : 0u", "16u", out},
       {"TheDeltaOfARowOutOfUseIsNotMasked", step(), kAll,
        "delta[k] = at.in_use(j) ? (t < 0 ? in.old_delta[k] : fresh) : 0.0f;",
        "delta[k] = t < 0 ? in.old_delta[k] : fresh;", out},

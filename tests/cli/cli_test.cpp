@@ -372,6 +372,15 @@ TEST_F(CliVerifyCpu, WithoutAGpuItIsTheCpuAndTheLastLineSaysSo) {
   }
 }
 
+TEST_F(CliVerifyCpu, ARingIsVerifiedTooWithWhateverIsSet) {
+  const Ran ran = ssmjit(
+      "verify nemotron3-nano:ring --on cpu --set head_dim=16,dstate=64,tokens=3,state=int8,rounding=stochastic,"
+      "varlen=true");
+  EXPECT_EQ(ran.exit, kOk) << ran.out << ran.err;
+  EXPECT_THAT(ran.out, HasSubstr("nemotron3-nano:ring block_m="));
+  EXPECT_EQ(ran.lines().back(), "verified 1, failed 0, skipped 0 (cpu)");
+}
+
 TEST_F(CliVerifyCpu, JsonEndsWithTheSum) {
   const Ran ran = ssmjit("verify " + kModel + " --on cpu --schedule reverse --json");
   EXPECT_EQ(ran.exit, kOk) << ran.err;
