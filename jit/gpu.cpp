@@ -185,7 +185,7 @@ void* RawModule::entry(const std::string& name) const {
 }
 
 void launch_raw(void* entry, std::int64_t grid_x, std::int64_t grid_y, int threads, const void* parameters,
-                void* stream, bool dependent, int cluster) {
+                void* stream, bool dependent, int cluster, int smem_bytes) {
   CUlaunchAttribute attributes[2] = {};
   unsigned count = 0;
   if (dependent) {
@@ -202,6 +202,7 @@ void launch_raw(void* entry, std::int64_t grid_x, std::int64_t grid_y, int threa
   config.gridDimZ = 1;
   config.blockDimX = static_cast<unsigned>(threads);
   config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = static_cast<unsigned>(smem_bytes);
   config.hStream = as_stream(stream);
   config.attrs = attributes;
   config.numAttrs = count;

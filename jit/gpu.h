@@ -117,7 +117,8 @@ class RawModule {
   void* module_ = nullptr;
 };
 // `dependent`: programmatic stream serialization; `cluster`: blocks of a cluster, along x. Both sm_90 and later.
+// `smem_bytes`: dynamic shared memory, up to 48 KiB.
 void launch_raw(void* entry, std::int64_t grid_x, std::int64_t grid_y, int threads, const void* parameters,
-                void* stream, bool dependent, int cluster = 1);
+                void* stream, bool dependent, int cluster = 1, int smem_bytes = 0);
 
 }  // namespace ssmjit

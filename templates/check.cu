@@ -129,8 +129,9 @@ struct RingOfTwoHeads : Maths {
   static constexpr int kBlockM = 64;
   static constexpr int kWarps = 4;
   static constexpr int kHeadsPerBlock = 2;
-  static constexpr int kStages = 1;
-  static constexpr RingRows kRingRows = RingRows::all;
+  static constexpr int kStages = 2;
+  static constexpr StatePath kStatePath = StatePath::bulk;
+  static constexpr RingRows kRingRows = RingRows::live;
 };
 // int8 state with its scales, rounded by chance, the live rows of a ring alone.
 struct RingOfBytes : RingOfTwoHeads {
@@ -138,7 +139,10 @@ struct RingOfBytes : RingOfTwoHeads {
   static constexpr int kPhiloxRounds = 10;
   static constexpr int kBlockM = 16;
   static constexpr int kWarps = 1;
-  static constexpr RingRows kRingRows = RingRows::live;
+  static constexpr int kHeadsPerBlock = 1;
+  static constexpr int kStages = 1;
+  static constexpr StatePath kStatePath = StatePath::direct;
+  static constexpr RingRows kRingRows = RingRows::all;
 };
 extern "C" __global__ void __launch_bounds__(128, 1) check_ring(const __grid_constant__ RingArgs args) {
   ring_step<RingOfTwoHeads>(args);

@@ -27,12 +27,15 @@
 // and y is that of h' as stored (to nearest) and an empty ring.
 //
 // What costs is the state. A warp takes block_m / warps rows of head_dim for heads_per_block heads of one request, one
-// after the other, and needs the other warps of its block for C . B alone. All products run on the tensor cores, tokens
-// on the side of 16, head_dim or rows on the side of 8, so that results are operands of the next product in the same
-// lanes: C . B becomes the weights W without leaving registers. The state goes from memory straight into operands: a
-// lane's 16-byte vectors are the fragments of a contraction in another order of dstate, and C and B are loaded in the
-// same order.
+// after the other; the warps of a block share C . B and the heads' sums, which come first. All products run on the
+// tensor cores, tokens on the side of 16, head_dim or rows on the side of 8, so that results are operands of the next
+// product in the same lanes: C . B becomes the weights W without leaving registers. The state goes from memory straight
+// into operands: a lane's 16-byte vectors are the fragments of a contraction in another order of dstate, and C and B
+// are loaded in the same order.
 //
+// state_path: how the state comes to the lane that uses it
+//   direct    straight into registers, of one head a block
+//   bulk      into shared memory by a bulk copy a warp and head (sm_90), `stages` heads ahead
 // ring_rows: which rows of the ring are read.
 //   all   every row where it lies, beside the new ones: no address waits for the cursors, which only mask
 //   live  row j is the j-th oldest; rows out of use are not read
@@ -81,12 +84,14 @@ struct RingShape {
   static constexpr bool kScaled = sizeof(State) == 1;
   // Products with the state: in bf16 where fp16 could overflow.
   using Operand = typename Either<is_same<State, Input> || kScaled, Input, bf16>::Type;
-  static constexpr int kXBuffers = Cfg::kHeadsPerBlock > 1 ? 2 : 1;
+  static constexpr bool kDirect = Cfg::kStatePath == StatePath::direct;
+  static constexpr int kWarpSize = kWarpRows * Cfg::kDstate;  // state elements of a warp and head
   // Rows of x in shared memory lie so that eight of them meet no bank twice.
   static constexpr int kXRow = kWarpRows + (kWarpRows > 8 ? 8 : 0);
 
   static_assert(Cfg::kDstate % (4 * kSpan) == 0 && Cfg::kHeadDim % Cfg::kBlockM == 0 && kWarpRows % 8 == 0);
   static_assert(kRowTiles <= 8 && Cfg::kHeadsPerBlock <= 32);
+  static_assert(Cfg::kHeadsPerBlock == 1 || (!kDirect && !kAll));
 };
 
 template <class Cfg>
@@ -94,10 +99,14 @@ struct RingShared {
   using S = RingShape<Cfg>;
   using Input = typename Cfg::Input;
   struct Warp {
-    alignas(16) Input x[S::kXBuffers][8 * S::kRowTiles][S::kXRow];  // of the warp's rows of head_dim
-    alignas(16) float row[8 * S::kRowTiles][2];                     // s (in powers of two) and delta of a head's rows
+    alignas(16) Input x[Cfg::kStages][8 * S::kRowTiles][S::kXRow];  // of the warp's rows of head_dim
+    alignas(16) Input z[Cfg::kHasGate ? Cfg::kStages : 1][Cfg::kHasGate ? 8 * S::kNewTiles : 1][S::kXRow];
+    alignas(16) float scale[S::kScaled ? Cfg::kStages : 1][S::kScaled ? S::kWarpRows : 4];
   };
   Warp warp[Cfg::kWarps];
+  alignas(16) float row[Cfg::kHeadsPerBlock][8 * S::kRowTiles][2];  // s (in powers of two) and delta of a head's rows
+  float all_old[Cfg::kHeadsPerBlock];                               // s of the last old row
+  Barrier full[Cfg::kWarps][Cfg::kStages];                          // a stage of state has come
   alignas(16) Input B[8 * S::kOldTiles][Cfg::kDstate + 8];  // for a flush: old rows, dstate in the fragments' order
   alignas(16) float CB[Cfg::kWarps > 1 ? 8 * S::kNewTiles : 1][(8 * S::kRowTiles + 31) / 32 * 32 + 8];
 };
@@ -108,65 +117,94 @@ struct RingColumns {
   using S = RingShape<Cfg>;
   u32 word[S::kChunks][S::kSpan / 2];
 
-  SSMJIT_DEVICE void load(const typename Cfg::Input* row, int q) {
+  // `row`: from the lane's first column on.
+  SSMJIT_DEVICE void load(const typename Cfg::Input* row) {
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c)
 #pragma unroll
       for (int v = 0; v < S::kSpan / 8; ++v) {
-        const Vec16 got = load_maybe_appended<false>(row + (4 * c + q) * S::kSpan + 8 * v);
+        const Vec16 got = load_maybe_appended<false>(row + 4 * c * S::kSpan + 8 * v);
 #pragma unroll
         for (int i = 0; i < 4; ++i) word[c][4 * v + i] = got.word[i];
       }
   }
-  SSMJIT_DEVICE void store(typename Cfg::Input* row, int q) const {
+  SSMJIT_DEVICE void store(typename Cfg::Input* row) const {
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c)
 #pragma unroll
       for (int v = 0; v < S::kSpan / 8; ++v)
-        store_global<false>(row + (4 * c + q) * S::kSpan + 8 * v,
+        store_global<false>(row + 4 * c * S::kSpan + 8 * v,
                             Vec16{{word[c][4 * v], word[c][4 * v + 1], word[c][4 * v + 2], word[c][4 * v + 3]}});
   }
 };
 
-// The lane's share of the state of the warp's rows of one head: in tile i row 8 i + g, whose decoded values are what is
-// stored times scale.
+// The lane's share of the state of the warp's rows of one head: in tile i row 8 i + g, in registers or in the warp's
+// stage of shared memory, where rows lie as in memory.
 template <class Cfg>
 struct RingState {
   using S = RingShape<Cfg>;
   using State = typename Cfg::State;
   using Operand = typename S::Operand;
-  Vec16 raw[S::kTiles][S::kChunks][S::kVectors];
+  Vec16 raw[S::kDirect ? S::kTiles : 1][S::kChunks][S::kVectors];
+  State* stage;  // the lane's element 0 of it
 
-  static SSMJIT_DEVICE int element(int i, int c, int v, int g, int q) {
-    return (8 * i + g) * Cfg::kDstate + (4 * c + q) * S::kSpan + v * S::kPerVector;
+  static SSMJIT_DEVICE constexpr int element(int i, int c, int v) {
+    return 8 * i * Cfg::kDstate + 4 * c * S::kSpan + v * S::kPerVector;
   }
-  SSMJIT_DEVICE void load(const State* first, int g, int q) {
+  // `first`: the lane's element 0.
+  SSMJIT_DEVICE void load(const State* first) {
 #pragma unroll
     for (int i = 0; i < S::kTiles; ++i)
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c)
 #pragma unroll
         for (int v = 0; v < S::kVectors; ++v)
-          raw[i][c][v] = load_global<Cfg::kStreaming>(first + element(i, c, v, g, q));
+          raw[i][c][v] = Cfg::kStreaming ? load_global_of_line(first + element(i, c, v))
+                                         : load_global<false>(first + element(i, c, v));
   }
-  // Columns 2 w and 2 w + 1 of the lane's span.
-  SSMJIT_DEVICE void pair(int i, int c, int w, float (&v)[2]) const {
+  SSMJIT_DEVICE Vec16 get(int i, int c, int v) const {
+    if constexpr (S::kDirect)
+      return raw[i][c][v];
+    else
+      return load_shared(stage + element(i, c, v));
+  }
+  SSMJIT_DEVICE void put(int i, int c, int v, const Vec16& value) {
+    if constexpr (S::kDirect)
+      raw[i][c][v] = value;
+    else
+      store_shared(stage + element(i, c, v), value);
+  }
+};
+
+// The lane's columns of one row and chunk.
+template <class Cfg>
+struct RingSpan {
+  using S = RingShape<Cfg>;
+  using State = typename Cfg::State;
+  Vec16 raw[S::kVectors];
+
+  SSMJIT_DEVICE RingSpan(const RingState<Cfg>& state, int i, int c) {
+#pragma unroll
+    for (int v = 0; v < S::kVectors; ++v) raw[v] = state.get(i, c, v);
+  }
+  // Columns 2 w and 2 w + 1.
+  SSMJIT_DEVICE void pair(int w, float (&v)[2]) const {
     if constexpr (sizeof(State) == 4) {
-      v[0] = bits_float(raw[i][c][w / 2].word[2 * (w % 2)]);
-      v[1] = bits_float(raw[i][c][w / 2].word[2 * (w % 2) + 1]);
+      v[0] = bits_float(raw[w / 2].word[2 * (w % 2)]);
+      v[1] = bits_float(raw[w / 2].word[2 * (w % 2) + 1]);
     } else if constexpr (sizeof(State) == 2) {
-      unpack_word(raw[i][c][0].word[w], v, State{});
+      unpack_word(raw[0].word[w], v, State{});
     } else {
-      unpack_half_word(raw[i][c][0].word[w / 2], w % 2, v, State{});
+      unpack_half_word(raw[0].word[w / 2], w % 2, v, State{});
     }
   }
-  SSMJIT_DEVICE u32 operand(int i, int c, int w) const {
-    if constexpr (is_same<State, Operand>) {
-      return raw[i][c][0].word[w];
+  SSMJIT_DEVICE u32 operand(int w) const {
+    if constexpr (is_same<State, typename S::Operand>) {
+      return raw[0].word[w];
     } else {
       float v[2];
-      pair(i, c, w, v);
-      return pack_word(v, Operand{});
+      pair(w, v);
+      return pack_word(v, typename S::Operand{});
     }
   }
 };
@@ -209,7 +247,7 @@ struct RingStep {
   int head;   // the block's first
   int first;  // the warp's first row of head_dim
   int warp, lane, g, q;
-  i64 first_token;  // of the request, in rows of the packed inputs; 0 without cu_seqlens
+  int first_token;  // of the request, in rows of the packed inputs; 0 without cu_seqlens
   int tokens;
 
   SSMJIT_DEVICE int group() const { return head / Cfg::kHeadsPerGroup; }
@@ -218,99 +256,31 @@ struct RingStep {
   // ---- addresses; a row that there is not is read as another, and what it gives is dropped: a load under a condition
   // would make the loads behind it wait ----
 
+  SSMJIT_DEVICE static i64 wide(int a, int b) { return static_cast<i64>(a) * b; }
+  // Token t of the request, of a tensor whose rows start at column `at`.
   template <class T>
-  SSMJIT_DEVICE const T* token(const void* base, i64 stride, i64 token_stride, int t, int at) const {
-    const int last = tokens - 1;
-    return static_cast<const T*>(base) + row * stride + (first_token + (t < last ? t : last)) * token_stride + at;
+  SSMJIT_DEVICE T* token(T* base, int stride, int token_stride, int t, int at) const {
+    return base + (wide(row, stride) + (wide(first_token, token_stride) + (wide(t, token_stride) + at)));
   }
+  SSMJIT_DEVICE int last(int t) const { return t < tokens ? t : tokens - 1; }
   SSMJIT_DEVICE const Input* C_row(int t) const {
-    return token<Input>(args.C, args.C_stride, args.C_token_stride, t, group() * Cfg::kDstate);
+    return token(static_cast<const Input*>(args.C), args.C_stride, args.C_token_stride, last(t),
+                 group() * Cfg::kDstate + q * S::kSpan);
   }
   SSMJIT_DEVICE const Input* new_B_row(int t) const {
-    return token<Input>(args.B, args.B_stride, args.B_token_stride, t, group() * Cfg::kDstate);
+    return token(static_cast<const Input*>(args.B), args.B_stride, args.B_token_stride, last(t),
+                 group() * Cfg::kDstate + q * S::kSpan);
   }
-  SSMJIT_DEVICE Input* ring_B_row(i64 slot, int place) const {
-    return static_cast<Input*>(args.B_ring) + slot * args.B_ring_stride +
-           static_cast<i64>(group() * Cfg::kRing + place) * Cfg::kDstate;
+  SSMJIT_DEVICE Input* ring_B_row(int slot, int place) const {
+    return static_cast<Input*>(args.B_ring) + wide(slot, args.B_ring_stride) +
+           ((group() * Cfg::kRing + place) * Cfg::kDstate + q * S::kSpan);
   }
-  SSMJIT_DEVICE Input* ring_x_row(i64 slot, int h, int place) const {
-    return static_cast<Input*>(args.x_ring) + slot * args.x_ring_stride +
-           (static_cast<i64>(h) * Cfg::kRing + place) * Cfg::kHeadDim + first;
+  SSMJIT_DEVICE Input* ring_x_row(int slot, int place) const {
+    return static_cast<Input*>(args.x_ring) + wide(slot, args.x_ring_stride) +
+           ((head * Cfg::kRing + place) * Cfg::kHeadDim + first);
   }
-  SSMJIT_DEVICE float* ring_delta(i64 slot, int h, int place) const {
-    return static_cast<float*>(args.dt_ring) + slot * args.dt_ring_stride + static_cast<i64>(h) * Cfg::kRing + place;
-  }
-
-  // ---- what a head brings, beside its state ----
-
-  static constexpr int kRowVectors = S::kTiles;  // of a row of x
-  static constexpr int kOldLoads = (8 * S::kOldTiles * kRowVectors + 31) / 32;
-  static constexpr int kNewLoads = (8 * S::kNewTiles * kRowVectors + 31) / 32;
-
-  struct HeadInputs {
-    float old_delta[S::kLaneRows];  // of rows lane, lane + 32
-    typename Cfg::Dt dt[S::kLaneRows];
-    u32 z[S::kNewTiles][S::kTiles];              // tokens g, g + 8; columns 8 i + 2 q and the next
-    Vec16 x[S::kAll ? kOldLoads : 1];            // old rows, on their way to shared memory
-    float scale[S::kScaled ? S::kTiles : 1][2];  // of rows of head_dim 8 i + 2 q and the next
-  };
-
-  // From the ring. Rows in use alone go by cp.async; all rows go through registers, where they are masked.
-  SSMJIT_DEVICE void load_old(HeadInputs& in, i64 slot, int h, int buffer, const Cursors& at) const {
-#pragma unroll
-    for (int k = 0; k < S::kLaneRows; ++k)
-      in.old_delta[k] = load_maybe_appended_f32(ring_delta(slot, h, at.place_of_old(lane + 32 * k)));
-#pragma unroll
-    for (int k = 0; k < kOldLoads; ++k) {
-      const int e = lane + 32 * k, j = e / kRowVectors, v = e % kRowVectors;
-      if constexpr (S::kAll)
-        in.x[k] = load_maybe_appended<false>(ring_x_row(slot, h, at.place_of_old(j)) + 8 * v);
-      else if (8 * S::kOldTiles * kRowVectors % 32 == 0 || j < 8 * S::kOldTiles)
-        copy_async_zero_fill<16>(&mine().x[buffer][j][8 * v], ring_x_row(slot, h, at.place_of_old(j)) + 8 * v,
-                                 at.old_in_use(j) ? 16u : 0u);
-    }
-    if constexpr (S::kScaled) {
-#pragma unroll
-      for (int i = 0; i < S::kTiles; ++i)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          load_now(args.state_scale + slot * args.state_scale_stride + static_cast<i64>(h) * Cfg::kHeadDim + first +
-                       8 * i + 2 * q + e,
-                   in.scale[i][e]);
-    }
-  }
-  // From this step's inputs.
-  SSMJIT_DEVICE void load_new(HeadInputs& in, int h, int buffer) const {
-#pragma unroll
-    for (int k = 0; k < S::kLaneRows; ++k) {
-      const int t = lane + 32 * k - S::kFirstNew;
-      load_now(token<typename Cfg::Dt>(args.dt, args.dt_stride, args.dt_token_stride, t < 0 ? 0 : t, h), in.dt[k]);
-    }
-#pragma unroll
-    for (int k = 0; k < kNewLoads; ++k) {
-      const int e = lane + 32 * k, t = e / kRowVectors, v = e % kRowVectors;
-      if (8 * S::kNewTiles * kRowVectors % 32 == 0 || t < 8 * S::kNewTiles)
-        copy_async_zero_fill<16>(
-            &mine().x[buffer][S::kFirstNew + t][8 * v],
-            token<Input>(args.x, args.x_stride, args.x_token_stride, t, h * Cfg::kHeadDim + first + 8 * v),
-            t < tokens ? 16u : 0u);
-    }
-    if constexpr (Cfg::kHasGate) {
-#pragma unroll
-      for (int n = 0; n < S::kNewTiles; ++n)
-#pragma unroll
-        for (int i = 0; i < S::kTiles; ++i)
-          in.z[n][i] = load_now_b32(token<Input>(args.z, args.z_stride, args.z_token_stride, g + 8 * n,
-                                                 h * Cfg::kHeadDim + first + 8 * i + 2 * q));
-    }
-  }
-  SSMJIT_DEVICE void store_masked_x(const HeadInputs& in, int buffer, const Cursors& at) const {
-#pragma unroll
-    for (int k = 0; k < kOldLoads; ++k) {
-      const int e = lane + 32 * k, j = e / kRowVectors, v = e % kRowVectors;
-      if (8 * S::kOldTiles * kRowVectors % 32 == 0 || j < 8 * S::kOldTiles)
-        store_shared(&mine().x[buffer][j][8 * v], at.old_in_use(j) ? in.x[k] : Vec16{});
-    }
+  SSMJIT_DEVICE float* ring_delta(int slot, int h) const {
+    return static_cast<float*>(args.dt_ring) + wide(slot, args.dt_ring_stride) + h * Cfg::kRing;
   }
 
   // ---- C . B and the weights ----
@@ -336,8 +306,8 @@ struct RingStep {
     return C[S::kNewTiles - 1];
   }
 
-  // The sums and deltas of a head's rows, to the warp's shared memory; the sum over the old rows.
-  SSMJIT_DEVICE float sum_rows(const float (&delta)[S::kLaneRows], float A, const Cursors& at) const {
+  // The sums and deltas of the rows of head i of the block, to shared memory.
+  SSMJIT_DEVICE void sum_rows(int i, const float (&delta)[S::kLaneRows], float A, const Cursors& at) const {
     float s[S::kLaneRows];
     float below = 0.0f;
 #pragma unroll
@@ -365,22 +335,27 @@ struct RingStep {
     for (int k = 0; k < S::kLaneRows; ++k) {
       const int j = lane + 32 * k;
       if (8 * S::kRowTiles % 32 == 0 || j < 8 * S::kRowTiles) {
-        mine().row[j][0] = s[k];
-        mine().row[j][1] = delta[k];
+        shared.row[i][j][0] = s[k];
+        shared.row[i][j][1] = delta[k];
       }
     }
-    return all_old;
+    if (lane == 0) shared.all_old[i] = all_old;
   }
   struct RowPair {
     float s[2], delta[2];
   };
-  SSMJIT_DEVICE RowPair row_pair(int tile) const {
-    const Vec16 v = load_shared(mine().row[8 * tile + 2 * q]);
+  SSMJIT_DEVICE RowPair row_pair(int i, int tile) const {
+    const Vec16 v = load_shared(shared.row[i][8 * tile + 2 * q]);
     return {{bits_float(v.word[0]), bits_float(v.word[2])}, {bits_float(v.word[1]), bits_float(v.word[3])}};
   }
 
   // ---- a flush ----
 
+  SSMJIT_DEVICE void copy_scale(int slot, int h, int stage) const {
+    if (lane < S::kWarpRows / 4)
+      copy_async(&mine().scale[stage][4 * lane],
+                 args.state_scale + wide(slot, args.state_scale_stride) + (h * Cfg::kHeadDim + first + 4 * lane));
+  }
   // x times exp(s' - s) * delta as operands, in parts, so that the product keeps the digits that an operand has not.
   static constexpr int kParts = sizeof(State) == 4 ? 3 : 2;
   SSMJIT_DEVICE void split_x(u32 (&part)[kParts], u32 x, const float (&factor)[2]) const {
@@ -398,22 +373,25 @@ struct RingStep {
     }
   }
 
-  // h' to memory, and as stored into `state` (and `scale`). x[j][i]: the rows of tile j by the columns of tile i.
+  // h' to memory, and as stored into `state` (and `scale`). x[j][i]: the rows of tile j by the columns of tile i;
+  // `stored`: the lane's element 0 in memory.
   SSMJIT_DEVICE void flush(RingState<Cfg>& state, float (&scale)[S::kScaled ? S::kTiles : 1][2],
-                           const u32 (&x)[S::kRowTiles][S::kTiles], float all_old, i64 slot, int h) const {
+                           const u32 (&x)[S::kRowTiles][S::kTiles], State* stored, float all_old, int slot,
+                           int i_head) const {
     float factor[S::kOldTiles][2];
 #pragma unroll
     for (int j = 0; j < S::kOldTiles; ++j) {
-      const RowPair r = row_pair(j);
+      const RowPair r = row_pair(i_head, j);
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         // Rows out of use have delta 0, and sums that may lie past s'.
         factor[j][e] = r.delta[e] != 0.0f ? exp2_fast_f32(all_old - r.s[e]) * r.delta[e] : 0.0f;
     }
     const float decay = exp2_fast_f32(all_old);
-    State* const stored = static_cast<State*>(args.state) + slot * args.state_stride +
-                          static_cast<i64>(h) * S::kHeadSize + static_cast<i64>(first) * Cfg::kDstate;
-    const u64 place = ((static_cast<u64>(slot) * args.nheads + h) * Cfg::kHeadDim + first) * Cfg::kDstate;
+    const int h = head + i_head;
+    // Of the lane's element 0, for the random bits.
+    const u64 place =
+        ((static_cast<u64>(slot) * args.nheads + h) * Cfg::kHeadDim + first + g) * Cfg::kDstate + q * S::kSpan;
     u64 seed = 0;
     if constexpr (Cfg::kPhiloxRounds > 0) seed = static_cast<u64>(*args.rand_seed);
 
@@ -426,15 +404,15 @@ struct RingStep {
 #pragma unroll
         for (int r = 0; r < 2; ++r) split_x(a[j][r], r < kPair ? x[j][(i + r) % S::kTiles] : 0u, factor[j]);
       float old_scale[2] = {1.0f, 1.0f};
-      float v[2][S::kScaled ? S::kChunks : 1][S::kSpan];
       if constexpr (S::kScaled) {
 #pragma unroll
         for (int r = 0; r < kPair; ++r) old_scale[r] = scale_of_row(scale[i + r]);
       }
+      float v[S::kScaled ? S::kChunks : 1][2][S::kSpan];
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c) {
-        float(&v0)[S::kSpan] = v[0][S::kScaled ? c : 0];
-        float(&v1)[S::kSpan] = v[1][S::kScaled ? c : 0];
+        float(&now)[2][S::kSpan] = v[S::kScaled ? c : 0];
+        const RingSpan<Cfg> h0(state, i, c), h1(state, i + kPair - 1, c);
 #pragma unroll
         for (int w = 0; w < S::kSpan / 2; ++w) {
           float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -454,18 +432,17 @@ struct RingStep {
 #pragma unroll
             for (int k = 0; k < kParts; ++k) mma_m16n8k8(sum, {a[j][0][k], a[j][1][k]}, b, Input{});
           }
-          float h0[2], h1[2] = {0.0f, 0.0f};
-          state.pair(i, c, w, h0);
-          if constexpr (kPair == 2) state.pair(i + 1, c, w, h1);
+          float old[2][2];
+          h0.pair(w, old[0]);
+          h1.pair(w, old[1]);
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            v0[2 * w + e] = fma_f32(h0[e] * old_scale[0], decay, sum[e]);
-            v1[2 * w + e] = fma_f32(h1[e] * old_scale[1], decay, sum[2 + e]);
-          }
+          for (int r = 0; r < 2; ++r)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) now[r][2 * w + e] = fma_f32(old[r][e] * old_scale[r], decay, sum[2 * r + e]);
         }
         if constexpr (!S::kScaled) {
 #pragma unroll
-          for (int r = 0; r < kPair; ++r) put(state, stored, place, seed, i + r, c, r == 0 ? v0 : v1);
+          for (int r = 0; r < kPair; ++r) put(state, stored, place, seed, i + r, c, now[r]);
         }
       }
       if constexpr (S::kScaled) {
@@ -475,21 +452,21 @@ struct RingStep {
 #pragma unroll
           for (int c = 0; c < S::kChunks; ++c)
 #pragma unroll
-            for (int e = 0; e < S::kSpan; ++e) largest = max_f32(largest, abs_f32(v[r][c][e]));
+            for (int e = 0; e < S::kSpan; ++e) largest = max_f32(largest, abs_f32(v[c][r][e]));
           largest = max_lanes<4>(largest);
           constexpr float kLargest = is_same<State, i8> ? 127.0f : 448.0f;
           const float encode = largest > 0.0f ? kLargest / largest : 1.0f;
           const float decoded = 1.0f / encode;
           if (q == 0)
-            args.state_scale[slot * args.state_scale_stride + static_cast<i64>(h) * Cfg::kHeadDim + first +
-                             8 * (i + r) + g] = decoded;
+            args.state_scale[wide(slot, args.state_scale_stride) + (h * Cfg::kHeadDim + first + 8 * (i + r) + g)] =
+                decoded;
 #pragma unroll
           for (int e = 0; e < 2; ++e) scale[i + r][e] = shuffle(decoded, 4 * (2 * q + e));
 #pragma unroll
           for (int c = 0; c < S::kChunks; ++c) {
 #pragma unroll
-            for (int e = 0; e < S::kSpan; ++e) v[r][c][e] *= encode;
-            put(state, stored, place, seed, i + r, c, v[r][c]);
+            for (int e = 0; e < S::kSpan; ++e) v[c][r][e] *= encode;
+            put(state, stored, place, seed, i + r, c, v[c][r]);
           }
         }
       }
@@ -504,16 +481,20 @@ struct RingStep {
   SSMJIT_DEVICE void put(RingState<Cfg>& state, State* stored, u64 place, u64 seed, int i, int c,
                          const float (&v)[S::kSpan]) const {
     constexpr int kPer = kPerWord<State>;
+    const int at = RingState<Cfg>::element(i, c, 0);
 #pragma unroll
-    for (int k = 0; k < S::kVectors; ++k)
+    for (int k = 0; k < S::kVectors; ++k) {
+      Vec16 nearest;
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         float part[kPer];
 #pragma unroll
         for (int e = 0; e < kPer; ++e) part[e] = v[k * S::kPerVector + w * kPer + e];
-        state.raw[i][c][k].word[w] = pack_word(part, State{});
+        nearest.word[w] = pack_word(part, State{});
       }
-    const int at = RingState<Cfg>::element(i, c, 0, g, q);
+      state.put(i, c, k, nearest);
+      if constexpr (Cfg::kPhiloxRounds == 0) store_global<Cfg::kStreaming>(stored + at + k * S::kPerVector, nearest);
+    }
     if constexpr (Cfg::kPhiloxRounds > 0) {
       Vec16 chance;
       constexpr int kWords = 8 / kPer;  // of a draw
@@ -528,10 +509,6 @@ struct RingStep {
         for (int w = 0; w < kWords; ++w) chance.word[d * kWords + w] = word[w];
       }
       store_global<Cfg::kStreaming>(stored + at, chance);
-    } else {
-#pragma unroll
-      for (int k = 0; k < S::kVectors; ++k)
-        store_global<Cfg::kStreaming>(stored + at + k * S::kPerVector, state.raw[i][c][k]);
     }
   }
 
@@ -546,15 +523,127 @@ struct RingStep {
       return pack_word(v, Operand{});
     }
   }
-  SSMJIT_DEVICE Input* out_row(int t, int h) const {
-    return static_cast<Input*>(args.out) + row * args.out_stride + (first_token + t) * args.out_token_stride +
-           static_cast<i64>(h) * Cfg::kHeadDim + first;
+  SSMJIT_DEVICE Input* out_row(int t) const {
+    return token(static_cast<Input*>(args.out), args.out_stride, args.out_token_stride, t,
+                 head * Cfg::kHeadDim + first);
   }
   SSMJIT_DEVICE void write_zeros() const {
-    constexpr int kVectors = S::kTiles;
-    for (int i = 0; i < Cfg::kHeadsPerBlock; ++i)
-      for (int e = lane; e < tokens * kVectors; e += 32)
-        store_global<false>(out_row(e / kVectors, head + i) + 8 * (e % kVectors), Vec16{});
+    for (int e = lane; e < Cfg::kHeadsPerBlock * S::kTiles * tokens; e += 32) {
+      const int i = e / (S::kTiles * tokens), rest = e % (S::kTiles * tokens);
+      store_global<false>(out_row(rest / S::kTiles) + (i * Cfg::kHeadDim + 8 * (rest % S::kTiles)), Vec16{});
+    }
+  }
+};
+
+// What the lane moves of every head beside the state: vectors of x and z to shared memory, the new rows of x into the
+// ring, y to memory. Addresses are of the block's first head; the next one's lie a constant further.
+template <class Cfg>
+struct RingStreams {
+  using S = RingShape<Cfg>;
+  using Input = typename Cfg::Input;
+  using Step = RingStep<Cfg>;
+  using Shared = RingShared<Cfg>;
+  // A row of x has kTiles vectors; vector k of the lane is of row j0 + k * kRowStep.
+  static_assert(32 % S::kTiles == 0);
+  static constexpr int kRowStep = 32 / S::kTiles;
+  static constexpr int kOldLoads = (8 * S::kOldTiles + kRowStep - 1) / kRowStep;
+  static constexpr int kNewLoads = (8 * S::kNewTiles + kRowStep - 1) / kRowStep;
+  static constexpr int kStage = 8 * S::kRowTiles * S::kXRow, kZStage = 8 * S::kNewTiles * S::kXRow;  // elements
+  static constexpr int kRingHead = Cfg::kRing * Cfg::kHeadDim;
+
+  int j0;
+  u32 old_in_use;  // bit k
+  Input *x, *z;    // the lane's places in stage 0
+  const Input* old_x[kOldLoads];
+  const Input* new_x[kNewLoads];
+  const Input* new_z[Cfg::kHasGate ? kNewLoads : 1];
+  Input* kept_x[kNewLoads];
+  Input* out[S::kNewTiles];
+
+  SSMJIT_DEVICE void place_new(const Step& step) {
+    const int v = step.lane % S::kTiles * 8;
+    j0 = step.lane / S::kTiles;
+    x = &step.mine().x[0][j0][v];
+    z = &step.mine().z[0][Cfg::kHasGate ? j0 % (8 * S::kNewTiles) : 0][v];
+    const RingArgs& args = step.args;
+    const int at = step.head * Cfg::kHeadDim + step.first + v;
+#pragma unroll
+    for (int k = 0; k < kNewLoads; ++k) {
+      const int t = step.last(j0 + k * kRowStep);
+      new_x[k] = step.token(static_cast<const Input*>(args.x), args.x_stride, args.x_token_stride, t, at);
+      if constexpr (Cfg::kHasGate)
+        new_z[k] = step.token(static_cast<const Input*>(args.z), args.z_stride, args.z_token_stride, t, at);
+    }
+#pragma unroll
+    for (int n = 0; n < S::kNewTiles; ++n) out[n] = step.out_row(step.last(step.g + 8 * n)) + 2 * step.q;
+  }
+  SSMJIT_DEVICE void place_old(const Step& step, int slot, const RingCursors<Cfg>& at) {
+    const int v = step.lane % S::kTiles * 8;
+    old_in_use = 0;
+#pragma unroll
+    for (int k = 0; k < kOldLoads; ++k) {
+      const int j = j0 + k * kRowStep;
+      old_x[k] = step.ring_x_row(slot, at.place_of_old(j)) + v;
+      if (at.old_in_use(j)) old_in_use |= 1u << k;
+    }
+#pragma unroll
+    for (int k = 0; k < kNewLoads; ++k) kept_x[k] = step.ring_x_row(slot, at.place_of_new(j0 + k * kRowStep)) + v;
+  }
+  SSMJIT_DEVICE void keep_all() {
+    keep(x);
+    if constexpr (Cfg::kHasGate) keep(z);
+#pragma unroll
+    for (int k = 0; k < kOldLoads; ++k) keep(old_x[k]);
+#pragma unroll
+    for (int k = 0; k < kNewLoads; ++k) {
+      keep(new_x[k]);
+      if constexpr (Cfg::kHasGate) keep(new_z[k]);
+      keep(kept_x[k]);
+    }
+#pragma unroll
+    for (int n = 0; n < S::kNewTiles; ++n) keep(out[n]);
+  }
+  // Whether vector k lies in rows that there are, of kRows.
+  template <int kRows>
+  SSMJIT_DEVICE bool there(int k) const {
+    return kRows % kRowStep == 0 || j0 + k * kRowStep < kRows;
+  }
+
+  // Rows in use alone go by cp.async; all rows go through registers, where they are masked.
+  SSMJIT_DEVICE void copy_old(int i, int stage) const {
+#pragma unroll
+    for (int k = 0; k < kOldLoads; ++k)
+      if (there<8 * S::kOldTiles>(k))
+        copy_async_zero_fill<16>(x + (stage * kStage + k * kRowStep * S::kXRow), old_x[k] + i * kRingHead,
+                                 (old_in_use >> k & 1u) * 16u);
+  }
+  SSMJIT_DEVICE void load_old(Vec16 (&v)[kOldLoads]) const {
+#pragma unroll
+    for (int k = 0; k < kOldLoads; ++k) v[k] = load_maybe_appended<false>(old_x[k]);
+  }
+  SSMJIT_DEVICE void store_masked(const Vec16 (&v)[kOldLoads]) const {
+#pragma unroll
+    for (int k = 0; k < kOldLoads; ++k)
+      if (there<8 * S::kOldTiles>(k))
+        store_shared(x + k * kRowStep * S::kXRow, (old_in_use >> k & 1u) != 0 ? v[k] : Vec16{});
+  }
+  SSMJIT_DEVICE void copy_new(int i, int stage, int tokens) const {
+#pragma unroll
+    for (int k = 0; k < kNewLoads; ++k) {
+      if (!there<8 * S::kNewTiles>(k)) continue;
+      const u32 bytes = j0 + k * kRowStep < tokens ? 16u : 0u;
+      copy_async_zero_fill<16>(x + (stage * kStage + (S::kFirstNew + k * kRowStep) * S::kXRow),
+                               new_x[k] + i * Cfg::kHeadDim, bytes);
+      if constexpr (Cfg::kHasGate)
+        copy_async_zero_fill<16>(z + (stage * kZStage + k * kRowStep * S::kXRow), new_z[k] + i * Cfg::kHeadDim, bytes);
+    }
+  }
+  SSMJIT_DEVICE void append(int i, int stage, int tokens) const {
+#pragma unroll
+    for (int k = 0; k < kNewLoads; ++k)
+      if (j0 + k * kRowStep < tokens)
+        store_global<false>(kept_x[k] + i * kRingHead,
+                            load_shared(x + (stage * kStage + (S::kFirstNew + k * kRowStep) * S::kXRow)));
   }
 };
 
@@ -563,25 +652,28 @@ template <class Cfg>
 SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   using S = RingShape<Cfg>;
   using Step = RingStep<Cfg>;
+  using Streams = RingStreams<Cfg>;
   using State = typename Cfg::State;
   using Input = typename Cfg::Input;
   using Weight = typename Cfg::Weight;
+  using Dt = typename Cfg::Dt;
   __shared__ RingShared<Cfg> shared;
-  const int lane = lane_index(), warp = thread_index() / 32;
+  extern __shared__ __align__(128) unsigned char stages[];  // bulk: the state of block_m rows, kStages times
+  int lane = lane_index(), warp = thread_index() / 32;
+  keep(lane);
+  keep(warp);
   const int head = block_x() / S::kBlocks * Cfg::kHeadsPerBlock;
   if (args.pdl != kPdlOff) {
     grid_dependency_trigger();
     if (!Cfg::kEarlyState || args.pdl == kPdlWaitFirst) grid_dependency_wait();
   }
   const int row = block_y();
-  const IndexEntry entry =
-      IndexEntry::load(args.state_batch_indices, args.wide_indices, row * args.index_stride, row, args.A);
-  i64 first_token = 0;
-  int tokens = Cfg::kTokens;
+  const IndexEntry entry = IndexEntry::load(args.state_batch_indices, args.wide_indices,
+                                            static_cast<i64>(row) * args.index_stride, row, args.A);
+  int first_token = 0, tokens = Cfg::kTokens;
   if constexpr (Cfg::kVarlen) {
-    const int begin = static_cast<int>(load_now_b32(args.cu_seqlens + row));
-    const int length = static_cast<int>(load_now_b32(args.cu_seqlens + row + 1)) - begin;
-    first_token = begin;
+    first_token = static_cast<int>(load_now_b32(args.cu_seqlens + row));
+    const int length = static_cast<int>(load_now_b32(args.cu_seqlens + row + 1)) - first_token;
     tokens = length < Cfg::kTokens ? length : Cfg::kTokens;
   }
   const Step step{args,  shared, row,      head,     block_x() % S::kBlocks * Cfg::kBlockM + warp * S::kWarpRows,
@@ -600,54 +692,133 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   load_now(static_cast<const float*>(args.A) + lane_head, A);
   if constexpr (Cfg::kHasD) load_now(static_cast<const Weight*>(args.D) + lane_head, D);
   if constexpr (Cfg::kHasDtBias) load_now(static_cast<const Weight*>(args.dt_bias) + lane_head, dt_bias);
+  if constexpr (!S::kDirect) {
+    if (lane == 0) {
+#pragma unroll
+      for (int i = 0; i < Cfg::kStages; ++i) barrier_init(&shared.full[warp][i], 1);
+      barrier_init_fence();
+    }
+    sync_warp();
+  }
 
-  // Warp w contracts tiles w, w + warps, ... with C: of the old rows, then of the new ones.
+  // Warp w contracts tiles w, w + warps, ... with C: of the old rows, then of the new ones; and it sums the rows of
+  // heads w, w + warps, ...
   constexpr int kOldMine = (S::kOldTiles + Cfg::kWarps - 1) / Cfg::kWarps;
   constexpr int kNewMine = (S::kNewTiles + Cfg::kWarps - 1) / Cfg::kWarps;
   const int new_warp =
       (warp + Cfg::kWarps - S::kOldTiles % Cfg::kWarps) % Cfg::kWarps;  // it goes on where old tiles end
-  typename Step::HeadInputs in;
+  constexpr int kHeadsMine = (Cfg::kHeadsPerBlock + Cfg::kWarps - 1) / Cfg::kWarps;
+  const auto head_mine = [&](int k) {
+    const int i = warp + k * Cfg::kWarps;
+    return Cfg::kHeadsPerBlock % Cfg::kWarps == 0 || i < Cfg::kHeadsPerBlock ? i : 0;
+  };
   RingColumns<Cfg> C[S::kNewTiles], old_B[kOldMine], new_B[kNewMine];
+  Dt dt[kHeadsMine][S::kLaneRows];
+  Streams streams;
   const auto load_inputs = [&] {
 #pragma unroll
-    for (int n = 0; n < S::kNewTiles; ++n) C[n].load(step.C_row(8 * n + g), q);
+    for (int r = 0; r < S::kLaneRows; ++r) {
+      const int t = lane + 32 * r - S::kFirstNew;
+      const Dt* p = step.token(static_cast<const Dt*>(args.dt), args.dt_stride, args.dt_token_stride,
+                               t < 0 ? 0 : step.last(t), head);
 #pragma unroll
-    for (int k = 0; k < kNewMine; ++k) new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g), q);
-    step.load_new(in, head, 0);
+      for (int k = 0; k < kHeadsMine; ++k) load_now(p + head_mine(k), dt[k][r]);
+    }
+#pragma unroll
+    for (int n = 0; n < S::kNewTiles; ++n) C[n].load(step.C_row(8 * n + g));
+#pragma unroll
+    for (int k = 0; k < kNewMine; ++k) new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
   };
   // What needs no slot is asked for while the slot is on its way.
   if constexpr (!Cfg::kEarlyState) load_inputs();
-  const i64 slot = entry.value();
-  if (slot < 0 || slot >= args.slots || slot == args.pad_slot_id) {
+  streams.place_new(step);
+  const i64 named = entry.value();
+  if (named < 0 || named >= args.slots || named == args.pad_slot_id) {
     if constexpr (Cfg::kEarlyState) grid_dependency_wait();
-    copy_async_wait<0>();
     if constexpr (Cfg::kPadOutput == PadOutput::zeros) step.write_zeros();
     return;
   }
+  const int slot = static_cast<int>(named);
 
-  RingState<Cfg> state;
-  const State* const head_state = static_cast<const State*>(args.state) + slot * args.state_stride +
-                                  static_cast<i64>(head) * S::kHeadSize + static_cast<i64>(step.first) * Cfg::kDstate;
   const int start_word = static_cast<int>(load_now_b32(args.ring_start + slot));
   const int count_word = static_cast<int>(load_now_b32(args.ring_count + slot));
-  if constexpr (!S::kAll) state.load(head_state, g, q);
+  State* warp_state = static_cast<State*>(args.state) + Step::wide(slot, args.state_stride) +
+                      (static_cast<i64>(head) * S::kHeadSize + step.first * Cfg::kDstate);
+  RingState<Cfg> state;
+  State* const warp_stage = reinterpret_cast<State*>(stages) + warp * S::kWarpSize;
+  const auto copy_state = [&](int i, int stage) {
+    if (lane != 0) return;
+    constexpr u32 kBytes = S::kWarpSize * static_cast<u32>(sizeof(State));
+    barrier_arrive_expect(&shared.full[warp][stage], kBytes);
+    bulk_load(warp_stage + stage * (Cfg::kWarps * S::kWarpSize), warp_state + i * S::kHeadSize, kBytes,
+              &shared.full[warp][stage]);
+  };
+  constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
+  const int lane_element = g * Cfg::kDstate + q * S::kSpan;
+  if constexpr (!S::kDirect) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) copy_state(i, i);
+  } else if constexpr (!S::kAll) {
+    state.load(warp_state + lane_element);
+  }
+
   // Out of range they are the caller's error, but no address leaves the ring.
   const int start = start_word < 0 ? 0 : start_word < Cfg::kRing ? start_word : Cfg::kRing - 1;
   const int count = count_word < 0 ? 0 : count_word < Cfg::kWindow ? count_word : Cfg::kWindow;
   const RingCursors<Cfg> at{start, count, tokens, count + tokens > Cfg::kWindow};
+  float old_delta[kHeadsMine][S::kLaneRows];
+  float* const deltas = step.ring_delta(slot, head);
 #pragma unroll
-  for (int k = 0; k < kOldMine; ++k) {
-    const int j = 8 * (warp + k * Cfg::kWarps) + g;
-    old_B[k].load(step.ring_B_row(slot, at.place_of_old(j)), q);
+  for (int r = 0; r < S::kLaneRows; ++r) {
+    const int place = at.place_of_old(lane + 32 * r);
+#pragma unroll
+    for (int k = 0; k < kHeadsMine; ++k)
+      old_delta[k][r] = load_maybe_appended_f32(deltas + (head_mine(k) * Cfg::kRing + place));
   }
-  step.load_old(in, slot, head, 0, at);
-  if constexpr (S::kAll) state.load(head_state, g, q);
+#pragma unroll
+  for (int k = 0; k < kOldMine; ++k)
+    old_B[k].load(step.ring_B_row(slot, at.place_of_old(8 * (warp + k * Cfg::kWarps) + g)));
+  streams.place_old(step, slot, at);
+  Vec16 old_x[S::kAll ? Streams::kOldLoads : 1];
+  if constexpr (S::kAll) streams.load_old(old_x);
+  if constexpr (S::kDirect && S::kAll) state.load(warp_state + lane_element);
+  // A group of copies a head; past the last one groups are empty.
+  const auto copy_early = [&](int i, int stage) {
+    if constexpr (!S::kAll) streams.copy_old(i, stage);
+    if constexpr (S::kScaled) step.copy_scale(slot, head + i, stage);
+  };
   if constexpr (Cfg::kEarlyState) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) copy_early(i, i);
     grid_dependency_wait();
     load_inputs();
   }
-  copy_async_commit();
+#pragma unroll
+  for (int i = 0; i < Cfg::kStages; ++i) {
+    if (i < kAhead) {
+      if constexpr (!Cfg::kEarlyState) copy_early(i, i);
+      streams.copy_new(i, i, tokens);
+    }
+    copy_async_commit();
+  }
 
+  // The sums of the heads; delta of the new rows into the ring.
+#pragma unroll
+  for (int k = 0; k < kHeadsMine; ++k) {
+    const int i = warp + k * Cfg::kWarps;
+    if (Cfg::kHeadsPerBlock % Cfg::kWarps != 0 && i >= Cfg::kHeadsPerBlock) continue;
+    float bias = 0.0f;
+    if constexpr (Cfg::kHasDtBias) bias = shuffle(widen(dt_bias), i);
+    float delta[S::kLaneRows];
+#pragma unroll
+    for (int r = 0; r < S::kLaneRows; ++r) {
+      const int j = lane + 32 * r, t = j - S::kFirstNew;
+      const float fresh = Cfg::delta(widen(dt[k][r]), bias);
+      delta[r] = at.in_use(j) ? (t < 0 ? old_delta[k][r] : fresh) : 0.0f;
+      if (block_x() % S::kBlocks == 0 && t >= 0 && t < tokens) deltas[i * Cfg::kRing + at.place_of_new(t)] = fresh;
+    }
+    step.sum_rows(i, delta, shuffle(A, i), at);
+  }
   // C . B of every row; the new rows into the ring, once a group; the old ones where a flush finds them.
   float CB[S::kRowTiles][4] = {};
   {
@@ -658,13 +829,13 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 #pragma unroll
     for (int k = 0; k < kNewMine; ++k) {
       const int tile = new_warp + k * Cfg::kWarps, t = 8 * tile + g;
-      if (keeps_B && tile < S::kNewTiles && t < tokens) new_B[k].store(step.ring_B_row(slot, at.place_of_new(t)), q);
+      if (keeps_B && tile < S::kNewTiles && t < tokens) new_B[k].store(step.ring_B_row(slot, at.place_of_new(t)));
     }
     if (at.flush) {
 #pragma unroll
       for (int k = 0; k < kOldMine; ++k) {
         const int tile = warp + k * Cfg::kWarps, j = 8 * tile + g;
-        if (tile >= S::kOldTiles) continue;
+        if (S::kOldTiles % Cfg::kWarps != 0 && tile >= S::kOldTiles) continue;
         const bool used = at.old_in_use(j);
 #pragma unroll
         for (int c = 0; c < S::kChunks; ++c)
@@ -681,7 +852,6 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 #pragma unroll
         for (int k = 0; k < S::kNewTiles; ++k) CB[S::kOldTiles + k][e] = new_CB[k][e];
       }
-      sync_warp();
     } else {
       const auto share = [&](int tile, const float(&d)[4]) {
 #pragma unroll
@@ -711,68 +881,57 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
       const bool does = old ? !at.flush && at.old_in_use(j) : j - S::kFirstNew <= t && j - S::kFirstNew < tokens;
       weighs |= (does ? 1u : 0u) << (4 * i + e);
     }
+  if constexpr (S::kAll) streams.store_masked(old_x);
 
+  if constexpr (Cfg::kHeadsPerBlock > 1) streams.keep_all();
+  // The lane's places for operands of x: of row lane % 8 of a tile of rows, tile lane / 8 (or less) of the columns.
+  Input* x_operands = &step.mine().x[0][lane % 8][8 * (lane / 8 % S::kTiles)];
+  Input* new_x = &step.mine().x[0][S::kFirstNew + g][2 * q];
+  Input* new_z = &step.mine().z[0][Cfg::kHasGate ? g : 0][2 * q];
+  State* lane_stage = warp_stage + lane_element;
+  State* stored = warp_state + lane_element;
+  if constexpr (Cfg::kHeadsPerBlock > 1) {
+    keep(x_operands);
+    keep(new_x);
+    keep(lane_stage);
+    keep(stored);
+  }
+  int stage = 0;
+  u32 parity = 0;
 #pragma unroll 1
   for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
-    const int h = head + i, buffer = i % S::kXBuffers;
-    const float A_h = Cfg::kHeadsPerBlock > 1 ? shuffle(A, i) : A;
-    float D_h = 0.0f, bias = 0.0f;
-    if constexpr (Cfg::kHasD) D_h = Cfg::kHeadsPerBlock > 1 ? shuffle(widen(D), i) : widen(D);
-    if constexpr (Cfg::kHasDtBias) bias = Cfg::kHeadsPerBlock > 1 ? shuffle(widen(dt_bias), i) : widen(dt_bias);
-    float delta[S::kLaneRows];
-#pragma unroll
-    for (int k = 0; k < S::kLaneRows; ++k) {
-      const int j = lane + 32 * k, t = j - S::kFirstNew;
-      const float fresh = Cfg::delta(widen(in.dt[k]), bias);
-      delta[k] = at.in_use(j) ? (t < 0 ? in.old_delta[k] : fresh) : 0.0f;
-      if (step.first == 0 && t >= 0 && t < tokens) *step.ring_delta(slot, h, at.place_of_new(t)) = fresh;
-    }
-    const float all_old = step.sum_rows(delta, A_h, at);
-    if constexpr (S::kAll) step.store_masked_x(in, buffer, at);
-    const typename Step::HeadInputs now = in;
-    copy_async_wait<0>();
+    float D_h = 0.0f;
+    if constexpr (Cfg::kHasD) D_h = shuffle(widen(D), i);
+    const int x_stage = stage * Streams::kStage;
+    copy_async_wait<Cfg::kStages - 1>();
     sync_warp();
-    if (i + 1 < Cfg::kHeadsPerBlock) {
-      step.load_old(in, slot, h + 1, 1 - buffer, at);
-      step.load_new(in, h + 1, 1 - buffer);
-      copy_async_commit();
-    }
-    RingState<Cfg> used = state;
-    if (Cfg::kStages == 2 && i + 1 < Cfg::kHeadsPerBlock)
-      state.load(head_state + static_cast<i64>(i + 1) * S::kHeadSize, g, q);
 
     // x as operands, rows on the side of the sum; the new rows into the ring.
     u32 x[S::kRowTiles][S::kTiles];
 #pragma unroll
     for (int j = 0; j < S::kRowTiles; ++j) {
-      if constexpr (S::kTiles % 4 == 0) {
+      if constexpr (S::kTiles > 4) {
 #pragma unroll
         for (int p = 0; p < S::kTiles; p += 4) {
           u32 four[4];
-          load_matrix_transposed(four, &step.mine().x[buffer][8 * j + lane % 8][8 * (p + lane / 8)]);
+          load_matrix_transposed(four, &step.mine().x[stage][8 * j + lane % 8][8 * (p + lane / 8)]);
 #pragma unroll
           for (int k = 0; k < 4; ++k) x[j][p + k] = four[k];
         }
       } else {
-        load_matrix_transposed(x[j], &step.mine().x[buffer][8 * j + lane % 8][8 * (lane / 8 % S::kTiles)]);
+        load_matrix_transposed(x[j], x_operands + (x_stage + 8 * j * S::kXRow));
       }
     }
-#pragma unroll
-    for (int k = 0; k < Step::kNewLoads; ++k) {
-      const int e = lane + 32 * k, t = e / Step::kRowVectors, v = e % Step::kRowVectors;
-      if (t < tokens)
-        store_global<false>(step.ring_x_row(slot, h, at.place_of_new(t)) + 8 * v,
-                            load_shared(&step.mine().x[buffer][S::kFirstNew + t][8 * v]));
-    }
+    streams.append(i, stage, tokens);
 
     // The weights, as operands.
     float s[S::kNewTiles];
 #pragma unroll
-    for (int n = 0; n < S::kNewTiles; ++n) s[n] = step.mine().row[S::kFirstNew + g + 8 * n][0];
+    for (int n = 0; n < S::kNewTiles; ++n) s[n] = shared.row[i][S::kFirstNew + g + 8 * n][0];
     u32 W[S::kRowTiles][S::kNewTiles];
 #pragma unroll
     for (int j = 0; j < S::kRowTiles; ++j) {
-      const typename Step::RowPair r = step.row_pair(j);
+      const typename Step::RowPair r = step.row_pair(i, j);
 #pragma unroll
       for (int n = 0; n < S::kNewTiles; ++n) {
         float w[2];
@@ -788,14 +947,28 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     float scale[S::kScaled ? S::kTiles : 1][2];
     if constexpr (S::kScaled) {
 #pragma unroll
-      for (int p = 0; p < S::kTiles; ++p) scale[p][0] = now.scale[p][0], scale[p][1] = now.scale[p][1];
+      for (int p = 0; p < S::kTiles; ++p)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) scale[p][e] = step.mine().scale[stage][8 * p + 2 * q + e];
     }
-    if (at.flush) step.flush(used, scale, x, all_old, slot, h);
+    if constexpr (!S::kDirect) {
+      state.stage = lane_stage + stage * (Cfg::kWarps * S::kWarpSize);
+      barrier_wait(&shared.full[warp][stage], parity);
+    }
+    const float all_old = shared.all_old[i];
+    if (at.flush) step.flush(state, scale, x, stored + i * S::kHeadSize, all_old, slot, i);
     const float base = at.flush ? all_old : 0.0f;
 
     float y[S::kTiles][4] = {};
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c)
+    for (int c = 0; c < S::kChunks; ++c) {
+      u32 h[S::kTiles][2 * S::kSteps];
+#pragma unroll
+      for (int p = 0; p < S::kTiles; ++p) {
+        const RingSpan<Cfg> span(state, p, c);
+#pragma unroll
+        for (int w = 0; w < 2 * S::kSteps; ++w) h[p][w] = span.operand(w);
+      }
 #pragma unroll
       for (int m = 0; m < S::kSteps; ++m)
 #pragma unroll
@@ -803,9 +976,8 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
           mma_m16n8k16(y[p],
                        {Step::as_operand(C[0].word[c][2 * m]), Step::as_operand(Step::upper(C).word[c][2 * m]),
                         Step::as_operand(C[0].word[c][2 * m + 1]), Step::as_operand(Step::upper(C).word[c][2 * m + 1])},
-                       {used.operand(p, c, 2 * m), used.operand(p, c, 2 * m + 1)}, typename S::Operand{});
-    if (Cfg::kStages == 1 && i + 1 < Cfg::kHeadsPerBlock)
-      state.load(head_state + static_cast<i64>(i + 1) * S::kHeadSize, g, q);
+                       {h[p][2 * m], h[p][2 * m + 1]}, typename S::Operand{});
+    }
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) {
       const float decay = exp2_fast_f32(s[n] - base);
@@ -828,28 +1000,39 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) {
-      const int t = g + 8 * n;
-      if (t >= tokens) continue;
-      Input* const out = step.out_row(t, h);
+      if (g + 8 * n >= tokens) continue;
+      Input* const out = streams.out[n] + i * Cfg::kHeadDim;
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p) {
         float v[2] = {y[p][2 * n], y[p][2 * n + 1]};
         if constexpr (Cfg::kHasSkip) {
           float own[2];
-          unpack_word(*reinterpret_cast<const u32*>(&step.mine().x[buffer][S::kFirstNew + t][8 * p + 2 * q]), own,
-                      Input{});
+          unpack_word(*reinterpret_cast<const u32*>(new_x + (x_stage + 8 * n * S::kXRow + 8 * p)), own, Input{});
           v[0] += Cfg::skip(D_h, own[0]);
           v[1] += Cfg::skip(D_h, own[1]);
         }
         if constexpr (Cfg::kHasGate) {
           float z[2];
-          unpack_word(now.z[n][p], z, Input{});
+          unpack_word(*reinterpret_cast<const u32*>(new_z + (stage * Streams::kZStage + 8 * n * S::kXRow + 8 * p)), z,
+                      Input{});
           v[0] *= Cfg::gate(z[0]);
           v[1] *= Cfg::gate(z[1]);
         }
-        *reinterpret_cast<u32*>(out + 8 * p + 2 * q) = pack_word(v, Input{});
+        *reinterpret_cast<u32*>(out + 8 * p) = pack_word(v, Input{});
       }
     }
-    sync_warp();
+    if constexpr (Cfg::kHeadsPerBlock > 1) {
+      // The stage is free for the head that comes `stages` later.
+      if (!S::kDirect && at.flush) bulk_store_fence();
+      sync_warp();
+      if (i + Cfg::kStages < Cfg::kHeadsPerBlock) {
+        copy_state(i + Cfg::kStages, stage);
+        copy_early(i + Cfg::kStages, stage);
+        streams.copy_new(i + Cfg::kStages, stage, tokens);
+      }
+      copy_async_commit();
+      stage = stage + 1 < Cfg::kStages ? stage + 1 : 0;
+      if (stage == 0) parity ^= 1u;
+    }
   }
 }

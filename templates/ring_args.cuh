@@ -1,45 +1,46 @@
 #pragma once
 // What a launch of the ring kernels is given, by value, in one struct (also read by the host, so plain C++).
-// Strides count elements; a row is one request. Pointers that the description has no use for are null.
+// Strides count elements, fewer than 2^31 of them; their products with indices are of 64 bits. A row is one request.
+// Pointers that the description has no use for are null.
 
 struct RingArgs {
-  void* state;             // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows
-  long long slots;         // a slot index outside [0, slots) makes its row a pad row
-  long long state_stride;  // between slots
-  float* state_scale;      // [slots, nheads, head_dim], inner two contiguous; null: the state has none
-  long long state_scale_stride;
+  void* state;         // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows
+  long long slots;     // a slot index outside [0, slots) makes its row a pad row
+  int state_stride;    // between slots
+  float* state_scale;  // [slots, nheads, head_dim], inner two contiguous; null: the state has none
+  int state_scale_stride;
   void* x_ring;  // [slots, nheads, ring, head_dim]
-  long long x_ring_stride;
+  int x_ring_stride;
   void* B_ring;  // [slots, ngroups, ring, dstate]
-  long long B_ring_stride;
+  int B_ring_stride;
   void* dt_ring;  // [slots, nheads, ring] fp32: delta, not dt
-  long long dt_ring_stride;
+  int dt_ring_stride;
   const int* ring_start;  // [slots]: where the oldest row is
   const int* ring_count;  // [slots]: how many rows are in use, up to the window
   const int* cu_seqlens;  // [batch + 1]: request b has tokens cu_seqlens[b] on, and row strides are 0; null: it has all
   const void* x;          // [batch, tokens, nheads, head_dim]
-  long long x_stride;
-  long long x_token_stride;
+  int x_stride;
+  int x_token_stride;
   const void* z;  // [batch, tokens, nheads, head_dim], gate
-  long long z_stride;
-  long long z_token_stride;
+  int z_stride;
+  int z_token_stride;
   const void* dt;  // [batch, tokens, nheads]
-  long long dt_stride;
-  long long dt_token_stride;
+  int dt_stride;
+  int dt_token_stride;
   const void* B;  // [batch, tokens, ngroups, dstate]
-  long long B_stride;
-  long long B_token_stride;
+  int B_stride;
+  int B_token_stride;
   const void* C;  // [batch, tokens, ngroups, dstate]
-  long long C_stride;
-  long long C_token_stride;
+  int C_stride;
+  int C_token_stride;
   const void* A;        // [nheads] fp32, negative
   const void* D;        // [nheads]
   const void* dt_bias;  // [nheads]
   void* out;            // [batch, tokens, nheads, head_dim]
-  long long out_stride;
-  long long out_token_stride;
+  int out_stride;
+  int out_token_stride;
   const void* state_batch_indices;  // [batch], null: row b uses slot b
-  long long index_stride;
+  int index_stride;
   long long pad_slot_id;       // a row with this index, or a negative one, is a pad row
   const long long* rand_seed;  // null: nothing is rounded by chance
   int nheads;

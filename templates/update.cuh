@@ -25,8 +25,6 @@
 //   cp_async  into shared memory by cp.async, a stage for each head of the block; a lane waits for its own vectors only
 //   bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
 
-enum class StatePath { direct, cp_async, bulk };
-
 // Sizes that follow from Cfg. Cfg is a struct of constants: kHeadDim, kDstate, kHeadsPerGroup, the types State, Input,
 // Dt, Weight, kPadOutput, kDestination, the plan's fields, and the functions delta, decay, skip, gate.
 template <class Cfg>

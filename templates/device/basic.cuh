@@ -17,6 +17,13 @@ SSMJIT_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 SSMJIT_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
 SSMJIT_DEVICE void sync_warp() { __syncwarp(); }
 
+// The compiler keeps the value from here on and does not work it out again where it is used (addresses in a loop).
+template <class T>
+SSMJIT_DEVICE void keep(T*& v) {
+  asm volatile("" : "+l"(v));
+}
+SSMJIT_DEVICE void keep(int& v) { asm volatile("" : "+r"(v)); }
+
 // Programmatic dependent launch (PTX griddepcontrol, sm_90 and later; nothing before).
 // wait: returns when the launches this one depends on have finished and their writes are visible.
 // trigger: lets the dependent launch start; it still waits for this one's end before it reads our results.

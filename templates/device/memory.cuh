@@ -34,6 +34,15 @@ SSMJIT_DEVICE void store_global(void* address, const Vec16& v) {
                  : "memory");
 }
 
+// load_global<true> of a part of a 128-byte line whose rest is asked for next: the L2 fetches the line at once.
+SSMJIT_DEVICE Vec16 load_global_of_line(const void* address) {
+  Vec16 v;
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(address));
+  return v;
+}
+
 // load_global of bytes that another thread of the same launch may be writing (a row that is appended while all rows are
 // read): the value counts only where nobody was, and the caller masks it elsewhere.
 template <bool kStreaming>
@@ -91,6 +100,11 @@ SSMJIT_DEVICE void store_shared(void* address, const Vec16& v) { *static_cast<Ve
 // cp.async: 16 bytes from global to shared memory; each thread waits for its own groups.
 SSMJIT_DEVICE void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+// The same of a part of a 128-byte line whose rest is asked for next.
+SSMJIT_DEVICE void copy_async_of_line(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global)
+               : "memory");
 }
 SSMJIT_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>

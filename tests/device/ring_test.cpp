@@ -18,29 +18,30 @@ namespace device_args {
 }  // namespace device_args
 namespace {
 
-constexpr int kHeads = 4, kGroups = 2, kHeadDim = 32, kDstate = 64;
+constexpr int kHeads = 8, kGroups = 2, kHeadDim = 32, kDstate = 64;
 
 struct Variant {
   const char* entry;
   DType state;
-  int tokens, window, block_m, warps, heads_per_block;
+  int tokens, window, block_m, warps, heads_per_block, stages;  // stages: of bulk copies
   bool gate;
 };
 
 // One text for all variants: buffer 0 holds every tensor, buffer 1 the arguments with offsets in place of pointers.
 const TestKernel kRing("ring", {"ring.cuh"}, R"(
-template <class S, class I, int T, int W, int BM, int WARPS, int HC, int STAGES, RingRows ROWS, bool GATE>
+template <class S, int T, int W, int BM, int WARPS, int HC, int STAGES, StatePath PATH, RingRows ROWS, bool GATE>
 struct Config {
   using State = S;
-  using Input = I;
+  using Input = bf16;
   using Dt = float;
   using Weight = float;
-  static constexpr int kHeadDim = 32, kDstate = 64, kHeadsPerGroup = 2;
+  static constexpr int kHeadDim = 32, kDstate = 64, kHeadsPerGroup = 4;
   static constexpr int kTokens = T, kWindow = W, kRing = W + T, kPhiloxRounds = 0;
   static constexpr int kBlockM = BM, kWarps = WARPS, kHeadsPerBlock = HC, kStages = STAGES;
+  static constexpr StatePath kStatePath = PATH;
+  static constexpr RingRows kRingRows = ROWS;
   static constexpr bool kHasDtBias = true, kHasD = true, kHasSkip = true, kHasGate = GATE, kVarlen = false;
   static constexpr bool kStreaming = true, kEarlyState = false;
-  static constexpr RingRows kRingRows = ROWS;
   static constexpr PadOutput kPadOutput = PadOutput::zeros;
   static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }
   static SSMJIT_DEVICE float skip(float D, float x) { return D * x; }
@@ -58,31 +59,49 @@ SSMJIT_DEVICE RingArgs placed(const Args& args) {
   move(a.state_batch_indices, args);
   return a;
 }
-KERNEL(bf16_t6_all) { ring_step<Config<bf16, bf16, 6, 10, 32, 2, 1, 1, RingRows::all, false>>(placed(args)); }
-KERNEL(bf16_t6_all_heads2) { ring_step<Config<bf16, bf16, 6, 10, 32, 2, 2, 2, RingRows::all, false>>(placed(args)); }
-KERNEL(bf16_t6_live) { ring_step<Config<bf16, bf16, 6, 10, 16, 1, 1, 1, RingRows::live, false>>(placed(args)); }
-KERNEL(bf16_t6_live_heads2) { ring_step<Config<bf16, bf16, 6, 10, 32, 4, 2, 1, RingRows::live, true>>(placed(args)); }
-KERNEL(bf16_t1_live_heads2) { ring_step<Config<bf16, bf16, 1, 16, 32, 1, 2, 1, RingRows::live, false>>(placed(args)); }
-KERNEL(bf16_t1_all) { ring_step<Config<bf16, bf16, 1, 16, 8, 1, 1, 1, RingRows::all, false>>(placed(args)); }
-KERNEL(f32_t4_all) { ring_step<Config<float, bf16, 4, 8, 32, 2, 2, 1, RingRows::all, true>>(placed(args)); }
-KERNEL(f32_t4_live) { ring_step<Config<float, bf16, 4, 8, 16, 1, 2, 2, RingRows::live, false>>(placed(args)); }
-KERNEL(f16_t10_all) { ring_step<Config<f16, bf16, 10, 11, 32, 2, 1, 1, RingRows::all, false>>(placed(args)); }
-KERNEL(f16_t16_live) { ring_step<Config<f16, bf16, 16, 32, 32, 2, 2, 1, RingRows::live, true>>(placed(args)); }
-KERNEL(bf16_t2_all_w26) { ring_step<Config<bf16, bf16, 2, 26, 16, 2, 1, 1, RingRows::all, false>>(placed(args)); }
+KERNEL(bf16_t6_all) {
+  ring_step<Config<bf16, 6, 10, 32, 2, 1, 1, StatePath::direct, RingRows::all, false>>(placed(args));
+}
+KERNEL(bf16_t6_live) {
+  ring_step<Config<bf16, 6, 10, 16, 1, 1, 1, StatePath::direct, RingRows::live, false>>(placed(args));
+}
+KERNEL(bf16_t6_heads4) {
+  ring_step<Config<bf16, 6, 10, 32, 4, 4, 2, StatePath::bulk, RingRows::live, true>>(placed(args));
+}
+KERNEL(bf16_t1_heads2) {
+  ring_step<Config<bf16, 1, 16, 32, 1, 2, 2, StatePath::bulk, RingRows::live, false>>(placed(args));
+}
+KERNEL(bf16_t1_all) {
+  ring_step<Config<bf16, 1, 16, 8, 1, 1, 1, StatePath::direct, RingRows::all, false>>(placed(args));
+}
+KERNEL(f32_t4_all) {
+  ring_step<Config<float, 4, 8, 32, 2, 1, 1, StatePath::direct, RingRows::all, true>>(placed(args));
+}
+KERNEL(f32_t4_heads4) {
+  ring_step<Config<float, 4, 8, 16, 1, 4, 3, StatePath::bulk, RingRows::live, false>>(placed(args));
+}
+KERNEL(f16_t10_all) {
+  ring_step<Config<f16, 10, 11, 32, 2, 1, 1, StatePath::direct, RingRows::all, false>>(placed(args));
+}
+KERNEL(f16_t16_heads2) {
+  ring_step<Config<f16, 16, 32, 32, 2, 2, 1, StatePath::bulk, RingRows::live, true>>(placed(args));
+}
+KERNEL(bf16_t2_all_w26) {
+  ring_step<Config<bf16, 2, 26, 16, 2, 1, 1, StatePath::direct, RingRows::all, false>>(placed(args));
+}
 )");
 
 constexpr Variant kVariants[] = {
-    {"bf16_t6_all", DType::bf16, 6, 10, 32, 2, 1, false},
-    {"bf16_t6_all_heads2", DType::bf16, 6, 10, 32, 2, 2, false},
-    {"bf16_t6_live", DType::bf16, 6, 10, 16, 1, 1, false},
-    {"bf16_t6_live_heads2", DType::bf16, 6, 10, 32, 4, 2, true},
-    {"bf16_t1_live_heads2", DType::bf16, 1, 16, 32, 1, 2, false},
-    {"bf16_t1_all", DType::bf16, 1, 16, 8, 1, 1, false},
-    {"f32_t4_all", DType::f32, 4, 8, 32, 2, 2, true},
-    {"f32_t4_live", DType::f32, 4, 8, 16, 1, 2, false},
-    {"f16_t10_all", DType::f16, 10, 11, 32, 2, 1, false},
-    {"f16_t16_live", DType::f16, 16, 32, 32, 2, 2, true},
-    {"bf16_t2_all_w26", DType::bf16, 2, 26, 16, 2, 1, false},
+    {"bf16_t6_all", DType::bf16, 6, 10, 32, 2, 1, 0, false},
+    {"bf16_t6_live", DType::bf16, 6, 10, 16, 1, 1, 0, false},
+    {"bf16_t6_heads4", DType::bf16, 6, 10, 32, 4, 4, 2, true},
+    {"bf16_t1_heads2", DType::bf16, 1, 16, 32, 1, 2, 2, false},
+    {"bf16_t1_all", DType::bf16, 1, 16, 8, 1, 1, 0, false},
+    {"f32_t4_all", DType::f32, 4, 8, 32, 2, 1, 0, true},
+    {"f32_t4_heads4", DType::f32, 4, 8, 16, 1, 4, 3, false},
+    {"f16_t10_all", DType::f16, 10, 11, 32, 2, 1, 0, false},
+    {"f16_t16_heads2", DType::f16, 16, 32, 32, 2, 2, 1, true},
+    {"bf16_t2_all_w26", DType::bf16, 2, 26, 16, 2, 1, 0, false},
 };
 
 // All tensors of a step in one block of memory.
@@ -294,8 +313,10 @@ TEST_P(Ring, AStepIsThatOfTheRecurrenceAndTouchesNothingElse) {
     RingCase c(v, kBatch, 7);
     std::vector<std::byte> memory = c.memory;
     std::vector<device_args::RingArgs> args{c.args};
-    const Shape shape{
-        .threads = 32 * v.warps, .blocks = kHeads / v.heads_per_block * (kHeadDim / v.block_m), .rows = kBatch};
+    const Shape shape{.threads = 32 * v.warps,
+                      .blocks = kHeads / v.heads_per_block * (kHeadDim / v.block_m),
+                      .rows = kBatch,
+                      .smem_bytes = v.stages * v.block_m * kDstate * size_bytes(v.state)};
     kRing.run(GetParam(), v.entry, shape, {HostBuffer(memory), HostBuffer(args)});
     c.check(memory);
   }

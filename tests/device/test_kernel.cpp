@@ -105,7 +105,7 @@ void TestKernel::run_on_gpu(const std::string& entry, const Shape& shape, const 
   }
   const Stream stream;
   launch_raw(module->entry(entry), shape.blocks, shape.rows, shape.threads, &args, stream.handle(), false,
-             shape.cluster);
+             shape.cluster, shape.smem_bytes);
   stream.synchronize();
   for (std::size_t i = 0; i < buffers.size(); ++i) memory[i].download(buffers[i].data, buffers[i].bytes);
 }
@@ -130,6 +130,7 @@ void TestKernel::run_on_cpu(const std::string& entry, const Shape& shape, const 
     launch.grid_y = shape.rows;
     launch.block_threads = shape.threads;
     launch.cluster = shape.cluster;
+    launch.smem_bytes = shape.smem_bytes;
     launch.args = &args;
     launch.args_bytes = sizeof(args);
     launch.schedule = schedule;

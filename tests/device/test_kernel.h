@@ -20,7 +20,8 @@ struct Shape {
   int threads = 32;
   int blocks = 1;
   int cluster = 1;
-  int rows = 1;  // blocks along y
+  int rows = 1;        // blocks along y
+  int smem_bytes = 0;  // dynamic, up to 48 KiB
 };
 
 // Host memory that a kernel reads and writes.

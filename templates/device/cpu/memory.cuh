@@ -34,6 +34,7 @@ template <bool kStreaming>
 SSMJIT_DEVICE void store_global(void* address, const Vec16& v) {
   *(SSMJIT_CPU_GLOBAL SsmjitCpuWord4*)address = __builtin_bit_cast(SsmjitCpuWord4, v);
 }
+SSMJIT_DEVICE Vec16 load_global_of_line(const void* address) { return load_global<true>(address); }
 template <bool kStreaming>
 SSMJIT_DEVICE Vec16 load_maybe_appended(const void* address) {
   Vec16 v;
@@ -86,6 +87,7 @@ SSMJIT_DEVICE void store_shared(void* address, const Vec16& v) {
 }
 
 SSMJIT_DEVICE void copy_async(void* shared, const void* global) { ssmjit_cpu_copy(0, shared, global, 16, 16, 16); }
+SSMJIT_DEVICE void copy_async_of_line(void* shared, const void* global) { copy_async(shared, global); }
 SSMJIT_DEVICE void copy_async_commit() { ssmjit_cpu_copy_commit(0); }
 template <int kPending>
 SSMJIT_DEVICE void copy_async_wait() {
