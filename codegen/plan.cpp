@@ -139,7 +139,8 @@ struct Space {
     v[base + 8] = d.token_count;
     v[base + 9] = d.ring_window();
     v[base + 10] = d.ring_length();
-    std::size_t at = base + 11;
+    v[base + 11] = d.has_z() ? 1 : 0;
+    std::size_t at = base + 12;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -155,7 +156,7 @@ struct Space {
     const Json json = Json::parse(template_file(file));
     for (const Field& f : kFields) names.emplace_back(f.name);
     for (const char* fact : {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy",
-                             "has_pdl", "max_smem_bytes", "tokens", "ring_window", "ring_length"})
+                             "has_pdl", "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -335,7 +336,8 @@ LaunchShape launch_shape(const Plan& plan, const Description& description, int b
   shape.block_threads = 32 * plan.warps;
   if (plan.state_path != StatePath::direct)
     shape.smem_bytes = plan.block_m * description.dstate * size_bytes(description.state_dtype) * plan.stages;
-  if (plan.state_path == StatePath::bulk) shape.smem_bytes += 8 * plan.warps * plan.stages;  // barriers
+  if (plan.state_path == StatePath::bulk && description.op() == Op::update)
+    shape.smem_bytes += 8 * plan.warps * plan.stages;  // barriers; a ring's are in its static shared memory
   return shape;
 }
 

@@ -161,7 +161,7 @@ std::string config(const Description& d, const Plan& plan) {
   if (!ring) s += constant("kLanesPerRow", plan.lanes_per_row);
   s += constant("kHeadsPerBlock", plan.heads_per_block);
   s += constant("kStages", plan.stages);
-  if (!ring) s += choice("StatePath", "kStatePath", name(plan.state_path));
+  s += choice("StatePath", "kStatePath", name(plan.state_path));
   s += flag("kStreaming", plan.streaming);
   s += flag("kEarlyState", plan.early_state);
   if (ring) s += choice("RingRows", "kRingRows", name(plan.ring_rows));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,6 +23,7 @@ namespace ssmjit {
 
 inline constexpr std::int64_t kMostRows = 65535;  // CUDA's limit of a grid's y
 inline constexpr int kVectorBytes = 16;
+inline constexpr std::int64_t kMostIntStride = std::numeric_limits<int>::max();
 inline constexpr std::int64_t kAny = -1;  // an extent that is whatever the caller says
 
 // What a launch is compared with: the description as plain numbers.
@@ -104,6 +106,7 @@ struct TensorWants {
   int strided = 1;          // that many dimensions in front may be strided (none of a tensor of one dimension)
   std::array<const char*, 2> rows = {"row", "token"};  // what those dimensions count
   bool may_be_unaligned = false;                       // of vector_rows: a kernel of unaligned_rows() takes it
+  std::int64_t most_stride = std::numeric_limits<std::int64_t>::max();
 };
 
 std::string shape_text(const std::array<std::int64_t, 4>& shape, int rank);
@@ -180,6 +183,11 @@ template <class Report>
       report([&] {
         return fmt::format("{}: {} stride {} elements; wants {} or more{}", wants.name, wants.rows[i], stride, least,
                            wants.rows_apart ? fmt::format(", so that {}s do not overlap", wants.rows[i]) : "");
+      });
+    else if (stride > wants.most_stride)
+      report([&] {
+        return fmt::format("{}: {} stride {} elements; wants {} at most", wants.name, wants.rows[i], stride,
+                           wants.most_stride);
       });
     else if (!stride_is_aligned(stride, bytes, align))
       report([&] {

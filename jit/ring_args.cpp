@@ -76,7 +76,8 @@ void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
            .shape = shape,
            .align = align,
            .rows_apart = true,
-           .rows = {"slot", ""}},
+           .rows = {"slot", ""},
+           .most_stride = kMostIntStride},
           wanted, reader);
   };
   pool(args.state, "state", wants.state, 4, {kAny, wants.nheads, wants.head_dim, wants.dstate}, Align::vector_rows);
@@ -95,6 +96,7 @@ void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
     TensorWants tensor_wants = of_tokens(wants, tensor, name, dtype, batch, total, inner);
     tensor_wants.align = align;
     tensor_wants.rows_apart = written;
+    tensor_wants.most_stride = kMostIntStride;
     check(tensor, tensor_wants, wanted, reader);
   };
   tokens(args.x, "x", wants.input, {wants.nheads, wants.head_dim}, Align::vector_rows);
@@ -111,10 +113,16 @@ void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
   check(args.rand_seed, {"rand_seed", DType::i64, 1, {1}}, wants.is_stochastic,
         "the description rounds stochastically");
 
-  if (is_given(args.state_batch_indices))
+  if (is_given(args.state_batch_indices)) {
     check_indices_shape("state_batch_indices", args.state_batch_indices, batch, report);
-  else
+    if (stride_of(args.state_batch_indices, 0) > kMostIntStride)
+      report([&] {
+        return fmt::format("state_batch_indices: stride {} elements; wants {} at most",
+                           args.state_batch_indices.stride[0], kMostIntStride);
+      });
+  } else {
     check_slot_of_each_row(args.state, batch, report);
+  }
   check_pdl(args.pdl, report);
 }
 
@@ -179,24 +187,27 @@ void check_memory(const Driver& driver, const Wants& wants, const RingArgs& args
 
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   const bool packed = args.cu_seqlens.rank != 0;
-  // Between requests (0 where they are packed) and between tokens.
-  const auto request = [&](const Tensor& tensor) { return packed || tensor.rank == 0 ? 0 : stride_of(tensor, 0); };
+  // Between slots, between requests (0 where they are packed) and between tokens; all were found to fit an int.
+  const auto slot = [](const Tensor& tensor) { return static_cast<int>(stride_of(tensor, 0)); };
+  const auto request = [&](const Tensor& tensor) {
+    return packed || tensor.rank == 0 ? 0 : static_cast<int>(stride_of(tensor, 0));
+  };
   const auto token = [&](const Tensor& tensor, int inner) {
-    if (tensor.rank == 0) return std::int64_t{0};
-    return stride_of(tensor, packed && !has_leading_one(tensor, inner) ? 0 : 1);
+    if (tensor.rank == 0) return 0;
+    return static_cast<int>(stride_of(tensor, packed && !has_leading_one(tensor, inner) ? 0 : 1));
   };
   device_args::RingArgs device{};
   device.state = const_cast<void*>(args.state.data);
   device.slots = args.state.shape[0];
-  device.state_stride = stride_of(args.state, 0);
+  device.state_stride = slot(args.state);
   device.state_scale = static_cast<float*>(const_cast<void*>(args.state_scale.data));
-  device.state_scale_stride = stride_of(args.state_scale, 0);
+  device.state_scale_stride = slot(args.state_scale);
   device.x_ring = const_cast<void*>(args.x_ring.data);
-  device.x_ring_stride = stride_of(args.x_ring, 0);
+  device.x_ring_stride = slot(args.x_ring);
   device.B_ring = const_cast<void*>(args.B_ring.data);
-  device.B_ring_stride = stride_of(args.B_ring, 0);
+  device.B_ring_stride = slot(args.B_ring);
   device.dt_ring = const_cast<void*>(args.dt_ring.data);
-  device.dt_ring_stride = stride_of(args.dt_ring, 0);
+  device.dt_ring_stride = slot(args.dt_ring);
   device.ring_start = static_cast<const int*>(args.ring_start.data);
   device.ring_count = static_cast<const int*>(args.ring_count.data);
   device.cu_seqlens = static_cast<const int*>(args.cu_seqlens.data);
@@ -222,7 +233,7 @@ device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   device.out_stride = request(args.out);
   device.out_token_stride = token(args.out, 2);
   device.state_batch_indices = args.state_batch_indices.data;
-  device.index_stride = stride_of(args.state_batch_indices, 0);
+  device.index_stride = slot(args.state_batch_indices);
   device.pad_slot_id = args.pad_slot_id;
   device.rand_seed = static_cast<const long long*>(args.rand_seed.data);
   device.nheads = static_cast<int>(args.A.shape[0]);

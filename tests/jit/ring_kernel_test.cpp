@@ -216,6 +216,14 @@ TEST(Faults, Row1_PoolsPastTwoToThe31ElementsAreTaken) {
   EXPECT_THAT(problems(args), IsEmpty());
 }
 
+TEST(Faults, Row1_AStrideThatTheKernelCannotCountIsRefused) {
+  RingArgs args = full_args();
+  args.state.stride[0] = std::int64_t{1} << 31;
+  args.x.stride[0] = std::int64_t{1} << 40;
+  EXPECT_THAT(problems(args), ElementsAre("state: slot stride 2147483648 elements; wants 2147483647 at most",
+                                          "x: row stride 1099511627776 elements; wants 2147483647 at most"));
+}
+
 TEST(Faults, Row16_RequestsAndTokensMayBeStrided) {
   RingArgs args = full_args();
   for (Tensor RingArgs::*member : kOfTokens) {

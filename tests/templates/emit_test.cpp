@@ -227,6 +227,7 @@ TEST(Emit, ARingsConfigHoldsItsConstants) {
   static constexpr int kWarps = 1;
   static constexpr int kHeadsPerBlock = 1;
   static constexpr int kStages = 1;
+  static constexpr StatePath kStatePath = StatePath::direct;
   static constexpr bool kStreaming = true;
   static constexpr bool kEarlyState = false;
   static constexpr RingRows kRingRows = RingRows::live;
@@ -288,7 +289,9 @@ TEST(PlanSpace, OfARingIsSmallAndItsWarpsTakeWholeProducts) {
       const int warp_rows = plan.block_m / plan.warps;
       ASSERT_TRUE(warp_rows == 8 || warp_rows == 16 || warp_rows == 32 || warp_rows == 64) << plan.text();
       ASSERT_EQ(plan.lanes_per_row, 4);
-      ASSERT_EQ(launch_shape(plan, d, 1).smem_bytes, 0);
+      ASSERT_EQ(
+          launch_shape(plan, d, 1).smem_bytes,
+          plan.state_path == StatePath::direct ? 0 : plan.block_m * d.dstate * size_bytes(d.state_dtype) * plan.stages);
       ASSERT_EQ(scratch_bytes(plan, d, 64), 0);
       if (d.ring_length() + d.token_count > 48) {
         ASSERT_EQ(plan.ring_rows, RingRows::live);
@@ -323,10 +326,14 @@ TEST(PlanSpace, ProblemsOfARingsPlanNameTheConditionAndItsNumbers) {
   plan.stages = 2;
   EXPECT_THAT(plan_problems(plan, ring_model(), Arch{}),
               ElementsAre(AllOf(HasSubstr("stages=2"), HasSubstr("heads_per_block=1"),
-                                HasSubstr("a second stage holds the state of the block's next head"))));
-  plan = default_plan(ring_model(), Arch{}, 16);
+                                HasSubstr("the direct path has one head's state in registers"))));
   plan.state_path = StatePath::cp_async;
-  EXPECT_THAT(plan_problems(plan, ring_model(), Arch{}), ElementsAre(HasSubstr("state_path=cp_async")));
+  EXPECT_THAT(plan_problems(plan, ring_model(), Arch{}), testing::Contains(HasSubstr("state_path=cp_async")));
+  plan.state_path = StatePath::bulk;
+  plan.heads_per_block = 4;
+  plan.ring_rows = RingRows::live;
+  EXPECT_THAT(plan_problems(plan, ring_model(), Arch{}), IsEmpty());
+  EXPECT_THAT(plan_problems(plan, ring_model(), Arch::parse("sm_80")), ElementsAre(HasSubstr("has_bulk_copy=0")));
   plan = default_plan(ring_model(), Arch{}, 16);
   EXPECT_THAT(plan_problems(plan, ring_model().store(Ring{.window = 32, .length = 64}), Arch{}),
               ElementsAre(AllOf(HasSubstr("ring_rows=all"), HasSubstr("ring_and_new_rows=70"))));
