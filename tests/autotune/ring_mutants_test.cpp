@@ -35,11 +35,12 @@ Description ragged() { return step().varlen(); }
 
 constexpr const char* kAll = "ring_rows=all";
 constexpr const char* kLive = "ring_rows=live";
+constexpr const char* kBulk = "state_path=bulk,ring_rows=live,heads_per_block=2,stages=2,block_m=16,warps=1";
 
 struct Wrong {
   std::string name;
   Description description;
-  const char* rows;
+  const char* plan;          // changes of the default one
   std::string right, wrong;  // text of the emitted source, and what stands in its place
   std::string reason;        // part of a sentence of the verdict
   Outcome outcome = Outcome::wrong;
@@ -111,6 +112,13 @@ std::vector<Wrong> every_mutant() {
        "tokens = length > 0 ? Cfg::kTokens : 0;", ""},
       {"SequencesAllBeginAtTheFirst", ragged(), kAll,
        "first_token = static_cast<int>(load_now_b32(args.cu_seqlens + row));", "first_token = 0;", ""},
+      {"ABulkCopyIsNotWaitedFor", step(), kBulk, "barrier_wait(&shared.full[warp][stage], parity);", ";",
+       "unwaited copy", Outcome::faulty},
+      {"StateOfTheFirstHeadForAllOfTheBlock", step(), kBulk, "warp_state + i * S::kHeadSize, kBytes",
+       "warp_state, kBytes", out},
+      {"OldRowsOfTheFirstHeadForAllOfTheBlock", step(), kBulk, "old_x[k] + i * kRingHead,", "old_x[k],", out},
+      {"AFlushGoesToTheFirstHeadOfTheBlock", step(), kBulk, "stored + i * S::kHeadSize, all_old", "stored, all_old",
+       state},
   };
 }
 
@@ -122,7 +130,7 @@ TEST_P(RingVerifierRejects, WithItsReason) {
   const Description& d = wrong.description;
   VerifyOptions options;
   options.on = VerifyOn::cpu;
-  const Plan plan = Plan::parse(wrong.rows, default_plan(d, options.cpu.arch, 8));
+  const Plan plan = Plan::parse(wrong.plan, default_plan(d, options.cpu.arch, 8));
   options.source = emit(d, plan, options.cpu.arch).text;
   options.source_name = "mine.cu";
   const std::size_t at = options.source.find(wrong.right);
@@ -141,8 +149,8 @@ TEST(RingVerifier, PassesTheKernelsThatTheMutantsAreMadeFrom) {
   VerifyOptions options;
   options.on = VerifyOn::cpu;
   for (const Description& d : {step(), by_chance(), in_int8(), ragged()})
-    for (const char* rows : {kAll, kLive}) {
-      const Plan plan = Plan::parse(rows, default_plan(d, options.cpu.arch, 8));
+    for (const char* changes : {kAll, kLive, kBulk}) {
+      const Plan plan = Plan::parse(changes, default_plan(d, options.cpu.arch, 8));
       const Verdict verdict = verify(d, {plan}, options).front();
       EXPECT_EQ(verdict.outcome, Outcome::ok) << d.summary() << testing::PrintToString(verdict.failures);
       EXPECT_GT(verdict.y_error, 0);

@@ -1,6 +1,5 @@
 // Emitted ring kernels on the CPU executor, step after step: drift, and launches that must give the same bits.
 #include <cmath>
-#include <iostream>
 #include <random>
 #include <string>
 #include <vector>
@@ -192,7 +191,7 @@ TEST_P(RingDrift, Of2000StepsIsAtMostATenthMoreThanThatOfADoubleRecurrenceRounde
   }
   EXPECT_GT(flushes, kSteps / 8);
   const auto expect_near = [](const char* what, double of_kernel, double of_reference) {
-    std::cout << what << ": relative error " << of_kernel << ", of the reference " << of_reference << "\n";
+    RecordProperty(what, std::to_string(of_kernel) + ", of the reference " + std::to_string(of_reference));
     // An fp32 state has no room above the kernel's own arithmetic.
     EXPECT_LE(of_kernel, 1.1 * of_reference + 0x1p-23) << what;
     EXPECT_GT(of_kernel, 0) << what;
@@ -300,8 +299,10 @@ std::vector<std::vector<std::byte>> bits_of_steps(const Description& d, const Pl
 TEST(RingBits, AreTheSameForVarlenAndDenseForStridedAndContiguousAndUnderEveryPdl) {
   if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
   const Description d = several();
-  for (const char* rows : {"ring_rows=all", "ring_rows=live"}) {
-    Plan plan = Plan::parse(rows, default_plan(d, kArch, 4));
+  for (const char* changes : {"ring_rows=all", "ring_rows=live",
+                              "state_path=bulk,ring_rows=live,heads_per_block=2,stages=2,block_m=16,warps=1"}) {
+    SCOPED_TRACE(changes);
+    Plan plan = Plan::parse(changes, default_plan(d, kArch, 4));
     const auto want = bits_of_steps(d, plan, false, Pdl::off);
     EXPECT_EQ(bits_of_steps(d, plan, true, Pdl::off), want) << "strided";
     EXPECT_EQ(bits_of_steps(Description(d).varlen(), plan, false, Pdl::off), want) << "varlen";
