@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <variant>
 
 #include <ssmjit/source.h>
 
@@ -30,7 +31,7 @@ class CpuTarget : public Target {
   CpuTarget(const CpuProgram& program, const Description& description, const Plan& plan, const CpuVerify& how)
       : program_(program), description_(description), plan_(plan), how_(how) {}
 
-  std::byte* allocate(const UpdateCase::Block& block) override {
+  std::byte* allocate(const KernelCase::Block& block) override {
     memory_.push_back(std::make_unique<std::vector<std::byte>>(block.before));
     buffers_.push_back(cpu_buffer(block, *memory_.back()));
     return memory_.back()->data();
@@ -50,14 +51,19 @@ class CpuTarget : public Target {
     launched_ = 0;
   }
   int launches() const override { return static_cast<int>(how_.schedules.size()); }
-  std::vector<std::string> launch(const UpdateArgs& args) override {
+  std::vector<std::string> launch(const KernelCase& test, const CaseArgs& args) override {
     // A plan that asks for the state early is launched so; of any other plan the second launch waits first. What is
     // done before the wait is then checked.
     const Pdl pdl =
         !plan_.early_state ? launched_ == 1 && how_.arch.has_pdl() ? Pdl::wait_first : Pdl::off : Pdl::early_state;
-    const device_args::UpdateArgs device = to_device(args, pdl);
-    CpuLaunch launch =
-        cpu_launch(launch_shape(plan_, description_, static_cast<int>(args.x.shape[0])), device, buffers_);
+    const LaunchShape shape = launch_shape(plan_, description_, test.layout().batch);
+    return std::visit([&](const auto& given) { return run(shape, to_device(given, pdl)); }, args);
+  }
+
+ private:
+  template <class Args>
+  std::vector<std::string> run(const LaunchShape& shape, const Args& args) {
+    CpuLaunch launch = cpu_launch(shape, args, buffers_);
     launch.schedule = how_.schedules[launched_++];
     launch.races = how_.races;
     launch.bounds = how_.bounds;
@@ -70,7 +76,6 @@ class CpuTarget : public Target {
     return faults;
   }
 
- private:
   const CpuProgram& program_;
   const Description& description_;
   Plan plan_;
@@ -82,29 +87,14 @@ class CpuTarget : public Target {
 
 }  // namespace
 
-CpuBuffer cpu_buffer(const UpdateCase::Block& block, std::vector<std::byte>& memory) {
+CpuBuffer cpu_buffer(const KernelCase::Block& block, std::vector<std::byte>& memory) {
   const std::size_t canary = block.tensor_offset;
-  const bool output = block.name == "out";
-  const bool produced_in_front = output || block.name == "x, B, C, z" || block.name == "dt";
   return {.name = block.name,
           .data = memory.data() + canary,
           .bytes = memory.size() - 2 * canary,
           .writable = block.may_change,
-          .initialised = !output,
-          .before_wait = !produced_in_front};
-}
-
-CpuLaunch cpu_launch(const LaunchShape& shape, const device_args::UpdateArgs& args, std::vector<CpuBuffer> buffers) {
-  CpuLaunch launch;
-  launch.grid_x = shape.grid_x;
-  launch.grid_y = shape.grid_y;
-  launch.block_threads = shape.block_threads;
-  launch.smem_bytes = shape.smem_bytes;
-  launch.args = &args;
-  launch.args_bytes = sizeof args;
-  launch.buffers = std::move(buffers);
-  launch.dependent = args.pdl != 0;
-  return launch;
+          .initialised = !block.output,
+          .before_wait = !block.produced};
 }
 
 std::vector<Verdict> verify_on_cpu(const Description& description, const std::vector<Plan>& plans,
@@ -123,9 +113,7 @@ std::vector<Verdict> verify_on_cpu(const Description& description, const std::ve
     few.ngroups = std::min(3, description.ngroups);
     few.nheads = few.ngroups * description.heads_per_group();
   }
-  std::vector<UpdateCase> cases;
-  for (const CaseLayout& layout : standard_layouts(few, kMultiprocessors))
-    cases.emplace_back(few, layout, options.seed + cases.size());
+  const KernelCases cases = standard_cases(few, kMultiprocessors, options.seed);
 
   std::vector<Verdict> verdicts(plans.size());
   const auto verify_one = [&](std::size_t i) {

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <cstddef>
+#include <utility>
 #include <vector>
 
 #include <ssmjit/tune.h>
 
-#include "autotune/update_case.h"
+#include "autotune/kernel_case.h"
 #include "jit/cpu/executor.h"
 #include "jit/kernel_args.h"
 
@@ -14,9 +15,21 @@ namespace ssmjit {
 
 // A block of a case as the executor is told of it: what lies between the canaries of `memory`. The output must not be
 // read before it is written, and what the launch in front may still be writing not before the wait for it.
-CpuBuffer cpu_buffer(const UpdateCase::Block& block, std::vector<std::byte>& memory);
-// A launch of an update kernel over such buffers; `args` must outlive it.
-CpuLaunch cpu_launch(const LaunchShape& shape, const device_args::UpdateArgs& args, std::vector<CpuBuffer> buffers);
+CpuBuffer cpu_buffer(const KernelCase::Block& block, std::vector<std::byte>& memory);
+// A launch of a kernel over such buffers; `args`, a struct of device_args, must outlive it.
+template <class Args>
+CpuLaunch cpu_launch(const LaunchShape& shape, const Args& args, std::vector<CpuBuffer> buffers) {
+  CpuLaunch launch;
+  launch.grid_x = shape.grid_x;
+  launch.grid_y = shape.grid_y;
+  launch.block_threads = shape.block_threads;
+  launch.smem_bytes = shape.smem_bytes;
+  launch.args = &args;
+  launch.args_bytes = sizeof args;
+  launch.buffers = std::move(buffers);
+  launch.dependent = args.pdl != 0;
+  return launch;
+}
 
 // As verify(), plans spread over the cores. Fails: ErrorKind::missing where the build has no executor.
 std::vector<Verdict> verify_on_cpu(const Description& description, const std::vector<Plan>& plans,

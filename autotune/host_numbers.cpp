@@ -17,8 +17,21 @@ struct Format {
 constexpr Format kFloat{0x1p-23, 0x1p-126, 0x1.fffffep127};
 constexpr Format kBfloat{0x1p-7, 0x1p-126, 0x1.fep127};
 constexpr Format kHalf{0x1p-10, 0x1p-14, 65504.0};
+constexpr Format kE4m3{0x1p-3, 0x1p-6, 448.0};
+constexpr double kLargestInt8 = 127;
 
-const Format& format(DType dtype) { return dtype == DType::bf16 ? kBfloat : dtype == DType::f16 ? kHalf : kFloat; }
+const Format& format(DType dtype) {
+  switch (dtype) {
+    case DType::bf16:
+      return kBfloat;
+    case DType::f16:
+      return kHalf;
+    case DType::f8:
+      return kE4m3;
+    default:
+      return kFloat;
+  }
+}
 
 // The largest power of two that is not above |magnitude|, by clearing the fraction; never below the smallest normal.
 double power_below(double magnitude, double smallest_normal) {
@@ -34,14 +47,20 @@ double quantum(const Format& f, double magnitude) { return power_below(magnitude
 
 }  // namespace
 
-double ulp(DType dtype, double magnitude) { return quantum(format(dtype), std::abs(magnitude)); }
+double ulp(DType dtype, double magnitude) {
+  return dtype == DType::i8 ? 1.0 : quantum(format(dtype), std::abs(magnitude));
+}
 
 double rounded(DType dtype, double value) {
+  if (dtype == DType::i8)
+    return std::isnan(value) ? 0.0 : std::clamp(std::nearbyint(value), -kLargestInt8, kLargestInt8);
+  if (dtype == DType::f8 && std::isinf(value)) return std::copysign(kE4m3.largest, value);
   if (!std::isfinite(value) || value == 0) return value;
   const Format& f = format(dtype);
   const double q = quantum(f, std::abs(value));
   const double r = std::nearbyint(value / q) * q;
-  if (std::abs(r) > f.largest) return std::copysign(std::numeric_limits<double>::infinity(), value);
+  if (std::abs(r) > f.largest)
+    return std::copysign(dtype == DType::f8 ? f.largest : std::numeric_limits<double>::infinity(), value);
   return r;
 }
 
@@ -50,6 +69,14 @@ double decode(DType dtype, const std::byte* data, std::int64_t index) {
     float v;
     std::memcpy(&v, data + index * 4, 4);
     return v;
+  }
+  if (dtype == DType::i8) return static_cast<signed char>(data[index]);
+  if (dtype == DType::f8) {
+    const int byte = static_cast<int>(data[index]);
+    const int exponent = (byte >> 3) & 15, fraction = byte & 7;
+    double v = exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 10);
+    if ((byte & 0x7f) == 0x7f) v = std::numeric_limits<double>::quiet_NaN();
+    return (byte & 0x80) != 0 ? -v : v;
   }
   std::uint16_t bits;
   std::memcpy(&bits, data + index * 2, 2);
@@ -71,6 +98,20 @@ double decode(DType dtype, const std::byte* data, std::int64_t index) {
 
 void encode(DType dtype, std::byte* data, std::int64_t index, double value) {
   const double r = rounded(dtype, value);
+  if (dtype == DType::i8) {
+    data[index] = static_cast<std::byte>(static_cast<int>(r));
+    return;
+  }
+  if (dtype == DType::f8) {
+    const double m = std::abs(r);
+    int bits = 0x7f;
+    if (m < kE4m3.smallest_normal)
+      bits = static_cast<int>(std::ldexp(m, 9));
+    else if (!std::isnan(r))
+      bits = ((std::ilogb(m) + 7) << 3) + static_cast<int>(std::ldexp(m, 3 - std::ilogb(m))) - 8;
+    data[index] = static_cast<std::byte>((std::signbit(r) ? 0x80 : 0) | bits);
+    return;
+  }
   if (dtype != DType::f16) {
     const float v = static_cast<float>(r);
     std::uint32_t bits;

@@ -5,9 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <ssmjit/kernel.h>
-
-#include "autotune/update_case.h"
+#include "autotune/kernel_case.h"
 
 namespace ssmjit {
 
@@ -15,14 +13,14 @@ class Target {
  public:
   virtual ~Target() = default;
   // Memory that holds what the block holds before a launch, at an address of the target.
-  virtual std::byte* allocate(const UpdateCase::Block& block) = 0;
+  virtual std::byte* allocate(const KernelCase::Block& block) = 0;
   virtual void write(std::byte* address, const std::vector<std::byte>& contents) = 0;
   virtual void read(const std::byte* address, std::vector<std::byte>& contents) = 0;
   virtual void release_all() = 0;
   // How often a case is launched; every launch must leave the same bits.
   virtual int launches() const = 0;
-  // Runs the kernel under test to its end. What the run itself shows to be wrong, in sentences.
-  virtual std::vector<std::string> launch(const UpdateArgs& args) = 0;
+  // Runs the kernel under test to its end over a case's memory. What the run itself shows to be wrong, in sentences.
+  virtual std::vector<std::string> launch(const KernelCase& test, const CaseArgs& args) = 0;
 };
 
 }  // namespace ssmjit

@@ -6,6 +6,7 @@
 #include <future>
 #include <random>
 #include <thread>
+#include <variant>
 
 #include <fmt/format.h>
 
@@ -23,7 +24,7 @@ namespace {
 class GpuTarget : public Target {
  public:
   void use(const Kernel* kernel) { kernel_ = kernel; }
-  std::byte* allocate(const UpdateCase::Block& block) override {
+  std::byte* allocate(const KernelCase::Block& block) override {
     buffers_.emplace_back(block.before.size());
     buffers_.back().upload(block.before.data(), block.before.size());
     return buffers_.back().data();
@@ -37,10 +38,13 @@ class GpuTarget : public Target {
   }
   void release_all() override { buffers_.clear(); }
   int launches() const override { return 5; }
-  std::vector<std::string> launch(const UpdateArgs& args) override {
-    UpdateArgs launched = args;
-    launched.pdl = kernel_->plan().early_state ? Pdl::early_state : Pdl::off;
-    kernel_->launch(launched, stream_.handle());
+  std::vector<std::string> launch(const KernelCase&, const CaseArgs& args) override {
+    std::visit(
+        [&](auto launched) {
+          launched.pdl = kernel_->plan().early_state ? Pdl::early_state : Pdl::off;
+          kernel_->launch(launched, stream_.handle());
+        },
+        args);
     stream_.synchronize();
     return {};
   }
@@ -58,21 +62,22 @@ class GpuTarget : public Target {
 
 }  // namespace
 
-std::vector<CaseRun> run_cases(Target& target, const std::vector<UpdateCase>& cases, Verdict& verdict) {
+std::vector<CaseRun> run_cases(Target& target, const KernelCases& cases, Verdict& verdict) {
   std::vector<CaseRun> runs;
   try {
-    for (const UpdateCase& c : cases) {
+    for (const auto& test : cases) {
+      const KernelCase& c = *test;
       target.release_all();
       std::vector<std::byte*> base;
-      for (const UpdateCase::Block& block : c.blocks()) base.push_back(target.allocate(block));
-      const UpdateArgs args = c.args(base);
+      for (const KernelCase::Block& block : c.blocks()) base.push_back(target.allocate(block));
+      const CaseArgs args = c.launch_args(base);
       CaseRun run{&c, std::vector<std::vector<std::byte>>(base.size())};
       std::vector<std::byte> again;
       for (int launch = 0; launch < target.launches() && verdict.outcome == Outcome::ok; ++launch) {
         if (launch > 0)
           for (std::size_t i = 0; i < base.size(); ++i)
             if (c.blocks()[i].may_change) target.write(base[i], c.blocks()[i].before);
-        for (const std::string& fault : target.launch(args)) {
+        for (const std::string& fault : target.launch(c, args)) {
           verdict.outcome = Outcome::faulty;
           verdict.failures.push_back(fmt::format("{}: {}", c.layout().name(), fault));
         }
@@ -118,9 +123,7 @@ std::vector<Verdict> verify(const Description& description, const std::vector<Pl
   const auto turn = measuring_turn();
   use_device(options.device);
   const DeviceFacts gpu = device(options.device);
-  std::vector<UpdateCase> cases;
-  for (const CaseLayout& layout : standard_layouts(description, gpu.sms))
-    cases.emplace_back(description, layout, options.seed + cases.size());
+  const KernelCases cases = standard_cases(description, gpu.sms, options.seed);
 
   std::vector<Verdict> verdicts(plans.size());
   const auto start = std::chrono::steady_clock::now();

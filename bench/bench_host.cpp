@@ -75,15 +75,14 @@ BENCHMARK_CAPTURE(cache_hit, memory, false)->Unit(benchmark::kMicrosecond);
 
 // A kernel on the stub, and arguments that fit it; nothing reads the addresses.
 struct StubKernel {
-  StubKernel() {
+  explicit StubKernel(const Description& step = description()) {
     if (!stub.ready()) return;
     stub->record = 0;
-    const Description step = description();
     const Plan plan = default_plan(step, kArch, 256);
     const LaunchShape shape = launch_shape(plan, step, 1);
     Source source;
     source.arch = kArch;
-    source.entries = {{"update", shape.block_threads, shape.smem_bytes}};
+    source.entries = {{"kernel", shape.block_threads, shape.smem_bytes}};
     Cubin cubin;
     cubin.arch = kArch;
     cubin.image.assign(16, 0);
@@ -96,11 +95,24 @@ struct StubKernel {
     args.A = args.D = args.dt_bias = contiguous(data, DType::f32, {16});
     args.state_batch_indices = contiguous(data, DType::i32, {64});
     args.pdl = Pdl::wait_first;
+
+    ring.state = args.state;
+    ring.x_ring = contiguous(data, DType::bf16, {512, 16, 22, 64});
+    ring.B_ring = contiguous(data, DType::bf16, {512, 1, 22, 128});
+    ring.dt_ring = contiguous(data, DType::f32, {512, 16, 22});
+    ring.ring_start = ring.ring_count = contiguous(data, DType::i32, {512});
+    ring.x = ring.z = ring.out = contiguous(data, DType::bf16, {64, 6, 16, 64});
+    ring.B = ring.C = contiguous(data, DType::bf16, {64, 6, 1, 128});
+    ring.dt = contiguous(data, DType::f32, {64, 6, 16});
+    ring.A = ring.D = ring.dt_bias = args.A;
+    ring.state_batch_indices = args.state_batch_indices;
+    ring.pdl = Pdl::wait_first;
   }
 
   StubDriver stub;
   Kernel kernel;
   UpdateArgs args;
+  RingArgs ring;
 };
 
 constexpr const char* kNoStub = "the stub driver was not built (SSMJIT_STUB_LIBCUDA)";
@@ -111,6 +123,13 @@ void launch(benchmark::State& state) {
   for (auto _ : state) on_stub.kernel.launch(on_stub.args, nullptr);
 }
 BENCHMARK(launch);
+
+void ring_launch(benchmark::State& state) {
+  const StubKernel on_stub(description().tokens(6).store(Ring{.window = 16}));
+  if (!on_stub.stub.ready()) return state.SkipWithError(kNoStub);
+  for (auto _ : state) on_stub.kernel.launch(on_stub.ring, nullptr);
+}
+BENCHMARK(ring_launch);
 
 void bare_launch(benchmark::State& state) {
   const StubKernel on_stub;

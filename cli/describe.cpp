@@ -50,10 +50,17 @@ int run(const Options& o) {
         fmt::format("  kernel digest {}, {} plans on {}", d.kernel_digest(), plan_space(d, arch).size(), arch.text()));
     const FloorModel h200 = floor_model("h200");
     print("  batch   bytes read   written back   written new   floor on an H200, us");
-    for (int batch : batches) {
-      const Bytes b = bytes_moved(d, batch);
-      print(fmt::format("  {:5} {:12} {:14} {:13}   {:.2f}", batch, b.read, b.written_back, b.written_new,
-                        floor_us(h200, b)));
+    const bool phases = d.op() == Op::ring;
+    for (Phase phase : {Phase::no_flush, Phase::flush}) {
+      if (phase == Phase::flush && !phases) break;
+      for (int batch : batches) {
+        const Bytes b = bytes_moved(d, batch, phase);
+        print(fmt::format("  {:5} {:12} {:14} {:13}   {:.2f}{}", batch, b.read, b.written_back, b.written_new,
+                          floor_us(h200, b),
+                          phase == Phase::flush ? "  with flush"
+                          : phases              ? "  without flush"
+                                                : ""));
+      }
     }
     print("  The floor is a line through measured passes over the same bytes, cold, in a graph; bench measures it.");
   }

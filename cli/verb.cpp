@@ -32,8 +32,14 @@ std::vector<SpecOption::Kernel> SpecOption::kernels() const {
     const std::string base = model.model.empty() ? spec.substr(0, spec.find(':')) : model.model;
     for (const auto& [name, description] : model.kernels) {
       Kernel kernel{base + ":" + name, description};
-      for (const std::string& set : sets) kernel.description.set(set);
-      kernel.description.validate();
+      try {
+        for (const std::string& set : sets) kernel.description.set(set);
+        kernel.description.validate();
+      } catch (const Error& error) {
+        if (model.kernels.size() == 1) throw;
+        fail(error.kind(), "{}: {}\n{} has {} kernels; name one as {}:{}", kernel.label, error.what(), spec,
+             model.kernels.size(), spec, model.kernels.front().first);
+      }
       all.push_back(std::move(kernel));
     }
   }

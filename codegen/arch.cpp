@@ -83,4 +83,14 @@ const char* name(StatePath path) {
   return "?";
 }
 
+const char* name(RingRows rows) {
+  switch (rows) {
+    case RingRows::all:
+      return "all";
+    case RingRows::live:
+      return "live";
+  }
+  return "?";
+}
+
 }  // namespace ssmjit

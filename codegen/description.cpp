@@ -20,12 +20,27 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kMinDstate = 16;
 constexpr int kMaxDstate = 256;
 constexpr int kSizeStep = 8;
+constexpr int kRingDstateStep = 32;        // a ring kernel contracts 32 columns at a time,
+constexpr int kRingNarrowDstateStep = 64;  // of 8-bit states 64
+constexpr int kMostRingTokens = 16;
+constexpr int kMostWindow = 32;
+constexpr int kMostRingLength = 64;
+constexpr int kMostPhiloxRounds = 32;
 
 bool is_one_of(DType dtype, std::initializer_list<DType> allowed) {
   for (DType each : allowed) {
     if (dtype == each) return true;
   }
   return false;
+}
+
+// "fp32, bf16 or fp16".
+std::string listed(std::initializer_list<DType> dtypes) {
+  std::string text;
+  std::size_t i = 0;
+  for (DType each : dtypes)
+    text += fmt::format("{}{}", i == 0 ? "" : i + 1 == dtypes.size() ? " or " : ", ", name(each)), ++i;
+  return text;
 }
 
 bool fits_fp32(double value) {
@@ -55,6 +70,92 @@ void check_expression(const char* field, const Expr& expr, std::initializer_list
   }
 }
 
+// Whether a ring's sums of A * delta give this decay.
+bool rebuilds_decay(const Expr& decay) {
+  const Expr A(Leaf::A), delta(Leaf::delta);
+  return decay == exp(A * delta) || decay == exp(delta * A);
+}
+
+void check_dtype(const char* field, DType dtype, std::initializer_list<DType> allowed, std::vector<std::string>& out) {
+  if (!is_one_of(dtype, allowed))
+    out.push_back(fmt::format("{}: got {}; wants {}", field, name(dtype), listed(allowed)));
+}
+
+// What holds for the in-place update alone.
+void check_update(const Description& d, std::vector<std::string>& out) {
+  if (d.token_count != 1) {
+    out.push_back(fmt::format(
+        "tokens: got {}; an update in place takes 1 token a step: more want a ring (store=ring:16)", d.token_count));
+  }
+  check_dtype("input", d.input_dtype, {DType::f32, DType::bf16, DType::f16}, out);
+  if (d.has_state_scale()) {
+    out.push_back(fmt::format("state: got {}; wants fp32, bf16 or fp16: 8-bit states want a ring (store=ring:16)",
+                              name(d.state_dtype)));
+  } else {
+    check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16}, out);
+  }
+  if (std::holds_alternative<Stochastic>(d.rounding_kind)) {
+    out.emplace_back(
+        "rounding: got stochastic; an update in place rounds to nearest: stochastic wants a ring (store=ring:16)");
+  }
+  if (d.is_varlen)
+    out.emplace_back("varlen: got true; wants false: requests of many tokens want a ring (store=ring:16)");
+}
+
+// Those of a ring step.
+void check_ring(const Description& d, const Ring& ring, std::vector<std::string>& out) {
+  const bool tokens_ok = d.token_count >= 1 && d.token_count <= kMostRingTokens;
+  const int tokens = tokens_ok ? d.token_count : 1;
+  if (!tokens_ok)
+    out.push_back(fmt::format("tokens: got {}; a ring takes 1 to {} a step", d.token_count, kMostRingTokens));
+  const bool window_ok = ring.window >= tokens && ring.window <= kMostWindow;
+  if (!window_ok) {
+    out.push_back(fmt::format("store: got a ring of window {}; wants {} to {}{}", ring.window, tokens, kMostWindow,
+                              tokens > 1 ? ", at least the tokens of a step" : ""));
+  }
+  if (ring.length != 0 && window_ok && (ring.length < ring.window + tokens || ring.length > kMostRingLength)) {
+    out.push_back(fmt::format("store: got a ring of length {}; wants {} (window and tokens together) to {}",
+                              ring.length, ring.window + tokens, kMostRingLength));
+  } else if (ring.length != 0 && (ring.length < 1 || ring.length > kMostRingLength)) {
+    out.push_back(fmt::format("store: got a ring of length {}; wants 1 to {}", ring.length, kMostRingLength));
+  }
+  check_dtype("input", d.input_dtype, {DType::bf16, DType::f16}, out);
+  check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8}, out);
+  const int step = d.has_state_scale() ? kRingNarrowDstateStep : kRingDstateStep;
+  if (d.dstate >= kMinDstate && d.dstate <= kMaxDstate && d.dstate % kSizeStep == 0 && d.dstate % step != 0) {
+    out.push_back(fmt::format("dstate: got {}; a ring with a state of {} wants a multiple of {}", d.dstate,
+                              name(d.state_dtype), step));
+  }
+  if (!d.decay_expr.empty() && !rebuilds_decay(d.decay_expr)) {
+    out.push_back(fmt::format(
+        "decay: got {}; a ring wants exp(A * delta): it keeps delta and rebuilds the decay from sums of A * delta",
+        in_quotes(d.decay_expr.text())));
+  }
+  if (const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind)) {
+    if (stochastic->philox_rounds < 1 || stochastic->philox_rounds > kMostPhiloxRounds) {
+      out.push_back(
+          fmt::format("rounding: got {} Philox rounds; wants 1 to {}", stochastic->philox_rounds, kMostPhiloxRounds));
+    }
+    if (d.state_dtype == DType::f32) {
+      out.emplace_back("rounding: got stochastic with a state of fp32, which is not rounded; wants nearest");
+    }
+  }
+  if (d.has_destination) out.emplace_back("destination_slots: got true; a ring writes the slot it reads; wants false");
+  if (!d.aligned_rows) out.emplace_back("aligned_rows: got false; a ring wants rows of 16 bytes; wants true");
+  if (d.pad_output_kind == PadOutput::as_if_zero_state) {
+    out.emplace_back("pad_output: got as_if_zero_state; a ring wants zeros or untouched");
+  }
+}
+
+std::string rounding_text(const Rounding& rounding) {
+  const auto* stochastic = std::get_if<Stochastic>(&rounding);
+  return stochastic == nullptr ? "nearest" : fmt::format("stochastic:{}", stochastic->philox_rounds);
+}
+
+std::string store_text(const Description& d) {
+  return d.op() == Op::ring ? fmt::format("ring:{}:{}", d.ring_window(), d.ring_length()) : "in_place";
+}
+
 std::int64_t times(std::int64_t a, std::int64_t b) {
   std::int64_t product = 0;
   if (__builtin_mul_overflow(a, b, &product)) {
@@ -73,6 +174,10 @@ const char* name(DType dtype) {
       return "bf16";
     case DType::f16:
       return "fp16";
+    case DType::i8:
+      return "int8";
+    case DType::f8:
+      return "fp8";
     case DType::i32:
       return "int32";
     case DType::i64:
@@ -89,6 +194,9 @@ int size_bytes(DType dtype) {
     case DType::bf16:
     case DType::f16:
       return 2;
+    case DType::i8:
+    case DType::f8:
+      return 1;
     case DType::i64:
       return 8;
   }
@@ -99,15 +207,37 @@ DType parse_dtype(std::string_view text) {
   if (text == "fp32" || text == "f32" || text == "float32") return DType::f32;
   if (text == "bf16" || text == "bfloat16") return DType::bf16;
   if (text == "fp16" || text == "f16" || text == "float16") return DType::f16;
+  if (text == "int8" || text == "i8") return DType::i8;
+  if (text == "fp8" || text == "f8" || text == "fp8_e4m3" || text == "float8_e4m3fn") return DType::f8;
   if (text == "int32" || text == "i32") return DType::i32;
   if (text == "int64" || text == "i64") return DType::i64;
-  fail(ErrorKind::invalid, "unknown dtype {}; known are fp32, bf16, fp16, int32, int64", in_quotes(text));
+  fail(ErrorKind::invalid, "unknown dtype {}; known are fp32, bf16, fp16, int8, fp8, int32, int64", in_quotes(text));
 }
 
 const char* name(Family family) {
   switch (family) {
     case Family::mamba2:
       return "mamba2";
+  }
+  return "unknown";
+}
+
+const char* name(Op op) {
+  switch (op) {
+    case Op::update:
+      return "update";
+    case Op::ring:
+      return "ring";
+  }
+  return "unknown";
+}
+
+const char* name(Phase phase) {
+  switch (phase) {
+    case Phase::no_flush:
+      return "no_flush";
+    case Phase::flush:
+      return "flush";
   }
   return "unknown";
 }
@@ -122,6 +252,17 @@ const char* name(PadOutput pad_output) {
       return "as_if_zero_state";
   }
   return "unknown";
+}
+
+int Description::ring_window() const {
+  const auto* ring = std::get_if<Ring>(&store_kind);
+  return ring == nullptr ? 0 : ring->window;
+}
+int Description::ring_length() const {
+  const auto* ring = std::get_if<Ring>(&store_kind);
+  if (ring == nullptr) return 0;
+  // In 64 bits: an invalid description may hold any numbers.
+  return ring->length != 0 ? ring->length : static_cast<int>(std::int64_t{ring->window} + token_count);
 }
 
 bool Description::has_z() const { return gate_expr.uses(Leaf::z); }
@@ -145,21 +286,13 @@ std::vector<std::string> Description::problems() const {
   } else if (heads_ok && nheads % ngroups != 0) {
     out.push_back(fmt::format("ngroups: got {}; wants a divisor of nheads ({})", ngroups, nheads));
   }
-  if (token_count != 1) {
-    out.push_back(fmt::format("tokens: got {}; only 1 token a step is available in this version", token_count));
-  }
-  if (!is_one_of(input_dtype, {DType::f32, DType::bf16, DType::f16})) {
-    out.push_back(fmt::format("input: got {}; wants fp32, bf16 or fp16", name(input_dtype)));
-  }
-  if (!is_one_of(dt_dtype, {DType::f32, DType::bf16})) {
-    out.push_back(fmt::format("dt: got {}; wants fp32 or bf16", name(dt_dtype)));
-  }
-  if (!is_one_of(weight_dtype, {DType::f32, DType::bf16})) {
-    out.push_back(fmt::format("weights: got {}; wants fp32 or bf16", name(weight_dtype)));
-  }
-  if (!is_one_of(state_dtype, {DType::f32, DType::bf16, DType::f16})) {
-    out.push_back(fmt::format("state: got {}; wants fp32, bf16 or fp16", name(state_dtype)));
-  }
+  const auto* ring = std::get_if<Ring>(&store_kind);
+  if (ring == nullptr)
+    check_update(*this, out);
+  else
+    check_ring(*this, *ring, out);
+  check_dtype("dt", dt_dtype, {DType::f32, DType::bf16}, out);
+  check_dtype("weights", weight_dtype, {DType::f32, DType::bf16}, out);
   if (delta_expr.empty()) {
     out.push_back("delta: got nothing; wants an expression over dt, dt_bias");
   } else {
@@ -185,21 +318,30 @@ void Description::validate() const {
 
 std::string Description::summary() const {
   std::string out = fmt::format(
-      "{} update, {} heads x {} x {}, {} group{}, input {}, dt {}, weights {}, state {}, delta {}, decay {}",
-      name(family), nheads, head_dim, dstate, ngroups, ngroups == 1 ? "" : "s", name(input_dtype), name(dt_dtype),
+      "{} {}, {} heads x {} x {}, {} group{}, input {}, dt {}, weights {}, state {}, delta {}, decay {}", name(family),
+      name(op()), nheads, head_dim, dstate, ngroups, ngroups == 1 ? "" : "s", name(input_dtype), name(dt_dtype),
       name(weight_dtype), name(state_dtype), delta_expr.text(), decay_expr.text());
   if (token_count != 1) out += fmt::format(", {} tokens", token_count);
   if (!skip_expr.empty()) out += ", skip " + skip_expr.text();
   if (!gate_expr.empty()) out += ", gate " + gate_expr.text();
-  out += has_destination ? ", in place or to destination slots" : ", in place";
+  if (op() == Op::ring) {
+    out += fmt::format(", ring of window {} and length {}", ring_window(), ring_length());
+  } else {
+    out += has_destination ? ", in place or to destination slots" : ", in place";
+  }
+  if (const auto* stochastic = std::get_if<Stochastic>(&rounding_kind)) {
+    out += fmt::format(", stochastic rounding with {} Philox rounds", stochastic->philox_rounds);
+  }
+  if (is_varlen) out += ", varlen";
   if (!aligned_rows) out += ", unaligned rows";
   if (pad_output_kind != PadOutput::zeros) out += fmt::format(", pad output {}", name(pad_output_kind));
   return out;
 }
 
 std::string Description::kernel_digest() const {
-  const nlohmann::ordered_json shape = {
-      {"op", "update"},
+  const bool ring = op() == Op::ring;
+  nlohmann::ordered_json shape = {
+      {"op", name(op())},
       {"family", name(family)},
       {"heads_per_group", heads_per_group()},
       {"head_dim", head_dim},
@@ -210,21 +352,23 @@ std::string Description::kernel_digest() const {
       {"weights", name(weight_dtype)},
       {"state", name(state_dtype)},
       {"delta", delta_expr.text()},
-      {"decay", decay_expr.text()},
+      // One text for the ways to write it: the kernel of a ring holds no decay.
+      {"decay", ring && rebuilds_decay(decay_expr) ? "exp(A * delta)" : decay_expr.text()},
       {"skip", skip_expr.text()},
       {"gate", gate_expr.text()},
-      {"rounding", "nearest"},
-      {"store", "in_place"},
+      {"rounding", rounding_text(rounding_kind)},
+      {"store", store_text(*this)},
       {"destination_slots", has_destination},
       {"aligned_rows", aligned_rows},
       {"pad_output", name(pad_output_kind)},
   };
+  if (is_varlen) shape["varlen"] = true;
   return digest16(shape.dump());
 }
 
 std::string Description::cost_digest() const {
-  const nlohmann::ordered_json shape = {
-      {"op", "update"},
+  nlohmann::ordered_json shape = {
+      {"op", name(op())},
       {"family", name(family)},
       {"heads_per_group", heads_per_group()},
       {"head_dim", head_dim},
@@ -233,9 +377,11 @@ std::string Description::cost_digest() const {
       {"input", name(input_dtype)},
       {"state", name(state_dtype)},
       {"gate", !gate_expr.empty()},
-      {"store", "in_place"},
+      {"store", store_text(*this)},
       {"destination_slots", has_destination},
   };
+  if (std::holds_alternative<Stochastic>(rounding_kind)) shape["rounding"] = "stochastic";
+  if (is_varlen) shape["varlen"] = true;
   return digest16(shape.dump());
 }
 
@@ -251,26 +397,39 @@ Description mamba2(const Sizes& sizes) {
   return out;
 }
 
-Bytes bytes_moved(const Description& description, int batch) {
+Bytes bytes_moved(const Description& description, int batch, Phase phase, int ring_count) {
   const Description& d = description;
   if (batch < 0) fail(ErrorKind::invalid, "batch: got {}; wants 0 or more", batch);
   d.validate();
+  const bool ring = d.op() == Op::ring, flush = phase == Phase::flush;
+  if (!ring && flush) fail(ErrorKind::invalid, "phase: got flush; an update in place has no_flush only");
+  const int window = d.ring_window();
+  if (ring_count < -1 || ring_count > window)
+    fail(ErrorKind::invalid, "ring_count: got {}; wants 0 to {}, or -1 for what the phase has", ring_count, window);
   Bytes out;
   if (batch == 0) return out;  // nothing is launched
 
+  const std::int64_t tokens = d.token_count;
   const std::int64_t rows = std::int64_t{d.nheads} * d.head_dim;
   const std::int64_t input_bytes = size_bytes(d.input_dtype);
-  const std::int64_t state = rows * d.dstate * size_bytes(d.state_dtype);
-  const std::int64_t x = rows * input_bytes;                                // z and out are as large
+  const std::int64_t state =
+      rows * d.dstate * size_bytes(d.state_dtype) + (d.has_state_scale() ? rows * size_bytes(DType::f32) : 0);
+  const std::int64_t x = rows * input_bytes;                                // a token; z and out are as large
   const std::int64_t B = std::int64_t{d.ngroups} * d.dstate * input_bytes;  // C too
   const std::int64_t dt = std::int64_t{d.nheads} * size_bytes(d.dt_dtype);
-  out.read = times(state + x + 2 * B + dt + (d.has_z() ? x : 0), batch);
-  out.written_back = d.has_destination ? 0 : times(state, batch);
-  out.written_new = times(d.has_destination ? x + state : x, batch);
+  const std::int64_t ring_row = ring ? x + B + std::int64_t{d.nheads} * size_bytes(DType::f32) : 0;
+  const std::int64_t count = !ring ? 0 : ring_count >= 0 ? ring_count : flush ? window : window - d.token_count;
+  const bool in_place = ring ? flush : !d.has_destination;
+  out.read = times(state + count * ring_row + tokens * (x + 2 * B + dt + (d.has_z() ? x : 0)), batch);
+  out.written_back = in_place ? times(state, batch) : 0;
+  out.written_new = times(tokens * (x + ring_row) + (d.has_destination ? state : 0), batch);
 
   const std::int64_t weight_tensors = (d.has_D() ? 1 : 0) + (d.has_dt_bias() ? 1 : 0);
   out.warm = std::int64_t{d.nheads} * (size_bytes(DType::f32) + weight_tensors * size_bytes(d.weight_dtype));
   out.warm += std::int64_t{batch} * size_bytes(DType::i64) * (d.has_destination ? 2 : 1);
+  if (ring) out.warm += std::int64_t{batch} * 2 * size_bytes(DType::i32);  // the cursors
+  if (d.is_varlen) out.warm += (std::int64_t{batch} + 1) * size_bytes(DType::i32);
+  if (std::holds_alternative<Stochastic>(d.rounding_kind)) out.warm += size_bytes(DType::i64);
   return out;
 }
 

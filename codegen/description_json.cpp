@@ -1,5 +1,6 @@
 #include "codegen/description_json.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <limits>
@@ -45,7 +46,7 @@ Wrong read_bool(const Json& value, bool& out) {
 }
 
 Wrong read_dtype(const Json& value, DType& out) {
-  if (!value.is_string()) return got(value, "wants a dtype: fp32, bf16, fp16, int32 or int64");
+  if (!value.is_string()) return got(value, "wants a dtype: fp32, bf16, fp16, int8, fp8, int32 or int64");
   try {
     out = parse_dtype(value.get_ref<const std::string&>());
   } catch (const Error& error) {
@@ -69,22 +70,103 @@ Wrong read_expression(const Json& value, Expr& out) {
   return {};
 }
 
-// Something of which this version has one kind: its name as text, or {"kind": name}.
-Wrong read_only_kind(const Json& value, std::string_view only, bool as_object) {
-  const std::string instead = fmt::format("not available in this version; {} is", only);
+// What a step stores and how it rounds have a kind and its numbers: {"kind": "ring", "window": 16}, or as one text
+// "ring:16", the numbers in the order of the names.
+struct Kind {
+  std::string name;
+  std::vector<std::pair<std::string, int>> numbers;  // in the order given
+};
+
+// `kinds`: those that there are, each with the names of its numbers.
+using Kinds = std::vector<std::pair<std::string_view, std::vector<std::string_view>>>;
+
+Wrong read_kind(const Json& value, const Kinds& kinds, Kind& out) {
+  std::string known;
+  for (const auto& [name, numbers] : kinds) known += fmt::format("{}{}", known.empty() ? "" : " or ", name);
+  const std::string wanted = fmt::format("wants {}", known);
+  const auto find = [&](std::string_view name) -> const std::vector<std::string_view>* {
+    for (const auto& [each, numbers] : kinds)
+      if (each == name) return &numbers;
+    return nullptr;
+  };
   if (value.is_string()) {
-    if (value.get_ref<const std::string&>() == only) return {};
-    return got(value, instead);
+    std::string_view text = value.get_ref<const std::string&>();
+    std::size_t end = text.find(':');
+    out.name = text.substr(0, end);
+    const auto* names = find(out.name);
+    if (names == nullptr) return got(value, wanted);
+    for (std::size_t i = 0; end != std::string_view::npos; ++i) {
+      text.remove_prefix(end + 1);
+      end = text.find(':');
+      const std::string_view part = text.substr(0, end);
+      int number = 0;
+      const auto [stop, error] = std::from_chars(part.data(), part.data() + part.size(), number);
+      if (i >= names->size() || error != std::errc() || stop != part.data() + part.size()) {
+        const std::string form = names->empty() ? "" : fmt::format(":{}", fmt::join(*names, ":"));
+        return got(value, fmt::format("wants {}{} with whole numbers", out.name, form));
+      }
+      out.numbers.emplace_back((*names)[i], number);
+    }
+    return {};
   }
-  if (!as_object || !value.is_object()) return got(value, fmt::format("wants {}", in_quotes(only)));
+  if (!value.is_object()) return got(value, wanted);
   const auto kind = value.find("kind");
-  if (kind == value.end())
-    return fmt::format("got an object without \"kind\"; wants {{\"kind\": {}}}", in_quotes(only));
-  if (!kind->is_string() || kind->get_ref<const std::string&>() != only) return got(*kind, instead);
+  if (kind == value.end()) return fmt::format("got an object without \"kind\"; {}", wanted);
+  if (!kind->is_string()) return got(*kind, wanted);
+  out.name = kind->get_ref<const std::string&>();
+  const auto* names = find(out.name);
+  if (names == nullptr) return got(*kind, wanted);
   for (const auto& item : value.items()) {
-    if (item.key() != "kind") return fmt::format("got an unknown field {}; {} has none", in_quotes(item.key()), only);
+    if (item.key() == "kind") continue;
+    if (std::find(names->begin(), names->end(), item.key()) == names->end()) {
+      return fmt::format("got an unknown field {}; {} has {}", in_quotes(item.key()), out.name,
+                         names->empty() ? "none" : fmt::format("{}", fmt::join(*names, ", ")));
+    }
+    int number = 0;
+    if (const Wrong wrong = read_int(item.value(), number)) return fmt::format("{}: {}", item.key(), *wrong);
+    out.numbers.emplace_back(item.key(), number);
   }
   return {};
+}
+
+Wrong read_rounding(const Json& value, Rounding& out) {
+  Kind kind;
+  if (Wrong wrong = read_kind(value, {{"nearest", {}}, {"stochastic", {"philox_rounds"}}}, kind)) return wrong;
+  out = Nearest{};
+  if (kind.name == "nearest") return {};
+  Stochastic stochastic;
+  for (const auto& [name, number] : kind.numbers) stochastic.philox_rounds = number;
+  out = stochastic;
+  return {};
+}
+
+Wrong read_store(const Json& value, Store& out) {
+  Kind kind;
+  if (Wrong wrong = read_kind(value, {{"in_place", {}}, {"ring", {"window", "length"}}}, kind)) return wrong;
+  out = InPlace{};
+  if (kind.name == "in_place") return {};
+  Ring ring;
+  for (const auto& [name, number] : kind.numbers) (name == "window" ? ring.window : ring.length) = number;
+  out = ring;
+  return {};
+}
+
+// Which op a description has follows from its store; a file that names it must name the same.
+Wrong read_op(const Json& value) {
+  for (Op each : {Op::update, Op::ring}) {
+    if (value.is_string() && value.get_ref<const std::string&>() == name(each)) return {};
+  }
+  return got(value, "not available in this version; update and ring are");
+}
+Wrong check_op(const Json& value, const Description& description) {
+  if (read_op(value) || value.get_ref<const std::string&>() == name(description.op())) return {};
+  return fmt::format("got {}, but the store makes it {}; leave it out, or give the store of {}", shown(value),
+                     name(description.op()), value.get_ref<const std::string&>());
+}
+
+Wrong read_family(const Json& value) {
+  if (value.is_string() && value.get_ref<const std::string&>() == "mamba2") return {};
+  return got(value, "not available in this version; mamba2 is");
 }
 
 Wrong read_pad_output(const Json& value, PadOutput& out) {
@@ -105,8 +187,8 @@ Wrong read_schema(const Json& value) {
 // In the order that they are written.
 constexpr Field kFields[] = {
     {"schema", [](const Json& value, Description&) { return read_schema(value); }},
-    {"op", [](const Json& value, Description&) { return read_only_kind(value, "update", false); }},
-    {"family", [](const Json& value, Description&) { return read_only_kind(value, "mamba2", false); }},
+    {"op", [](const Json& value, Description&) { return read_op(value); }},
+    {"family", [](const Json& value, Description&) { return read_family(value); }},
     {"nheads", [](const Json& value, Description& d) { return read_int(value, d.nheads); }},
     {"head_dim", [](const Json& value, Description& d) { return read_int(value, d.head_dim); }},
     {"dstate", [](const Json& value, Description& d) { return read_int(value, d.dstate); }},
@@ -120,11 +202,12 @@ constexpr Field kFields[] = {
     {"decay", [](const Json& value, Description& d) { return read_expression(value, d.decay_expr); }},
     {"skip", [](const Json& value, Description& d) { return read_expression(value, d.skip_expr); }},
     {"gate", [](const Json& value, Description& d) { return read_expression(value, d.gate_expr); }},
-    {"rounding", [](const Json& value, Description&) { return read_only_kind(value, "nearest", true); }},
-    {"store", [](const Json& value, Description&) { return read_only_kind(value, "in_place", true); }},
+    {"rounding", [](const Json& value, Description& d) { return read_rounding(value, d.rounding_kind); }},
+    {"store", [](const Json& value, Description& d) { return read_store(value, d.store_kind); }},
     {"destination_slots", [](const Json& value, Description& d) { return read_bool(value, d.has_destination); }},
     {"aligned_rows", [](const Json& value, Description& d) { return read_bool(value, d.aligned_rows); }},
     {"pad_output", [](const Json& value, Description& d) { return read_pad_output(value, d.pad_output_kind); }},
+    {"varlen", [](const Json& value, Description& d) { return read_bool(value, d.is_varlen); }},
 };
 
 constexpr const char* kRequired[] = {"nheads", "head_dim", "dstate"};
@@ -233,9 +316,16 @@ nlohmann::ordered_json parse_json(std::string_view text, std::string_view what) 
 }
 
 nlohmann::ordered_json to_json_value(const Description& d) {
-  return {
+  nlohmann::ordered_json rounding = "nearest", store = {{"kind", "in_place"}};
+  if (const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind))
+    rounding = {{"kind", "stochastic"}, {"philox_rounds", stochastic->philox_rounds}};
+  if (const auto* ring = std::get_if<Ring>(&d.store_kind)) {
+    store = {{"kind", "ring"}, {"window", ring->window}};
+    if (ring->length != 0) store["length"] = ring->length;
+  }
+  nlohmann::ordered_json json = {
       {"schema", kDescriptionSchema},
-      {"op", "update"},
+      {"op", name(d.op())},
       {"family", name(d.family)},
       {"nheads", d.nheads},
       {"head_dim", d.head_dim},
@@ -250,12 +340,14 @@ nlohmann::ordered_json to_json_value(const Description& d) {
       {"decay", expression_value(d.decay_expr)},
       {"skip", expression_value(d.skip_expr)},
       {"gate", expression_value(d.gate_expr)},
-      {"rounding", "nearest"},
-      {"store", {{"kind", "in_place"}}},
+      {"rounding", std::move(rounding)},
+      {"store", std::move(store)},
       {"destination_slots", d.has_destination},
       {"aligned_rows", d.aligned_rows},
       {"pad_output", name(d.pad_output_kind)},
   };
+  if (d.is_varlen) json["varlen"] = true;
+  return json;
 }
 
 Description read_description(const Json& value, std::vector<std::string>& problems) {
@@ -267,10 +359,17 @@ Description read_description(const Json& value, std::vector<std::string>& proble
   for (const char* field : kRequired) {
     if (!value.contains(field)) problems.push_back(fmt::format("{}: missing; wants a whole number", field));
   }
+  bool store_read = true;
   for (const Field& field : kFields) {
     const auto found = value.find(field.name);
     if (found == value.end()) continue;
-    if (const Wrong wrong = field.read(*found, out)) problems.push_back(fmt::format("{}: {}", field.name, *wrong));
+    const Wrong wrong = field.read(*found, out);
+    if (!wrong) continue;
+    store_read = store_read && std::string_view(field.name) != "store";
+    problems.push_back(fmt::format("{}: {}", field.name, *wrong));
+  }
+  if (const auto op = value.find("op"); store_read && op != value.end()) {
+    if (const Wrong wrong = check_op(*op, out)) problems.push_back(fmt::format("op: {}", *wrong));
   }
   std::vector<std::string> unknown;
   for (const auto& item : value.items()) {
@@ -300,6 +399,7 @@ void Description::set(std::string_view assignments) {
   if (trimmed(assignments).empty()) return;
   Description changed = *this;
   std::vector<std::string> problems;
+  Json op;
   for (std::string_view assignment : split_assignments(assignments)) {
     const std::size_t equals = assignment.find('=');
     if (equals == std::string_view::npos) {
@@ -315,9 +415,13 @@ void Description::set(std::string_view assignments) {
     }
     Json value = value_of_assignment(text);
     if (holds_expression(field->name) && !value.is_null()) value = std::string(text);  // "gate=1" is an expression
+    if (std::string_view(field->name) == "op") op = value;
     if (const Wrong wrong = field->read(value, changed)) {
       problems.push_back(fmt::format("{}: {}", field->name, *wrong));
     }
+  }
+  if (const Wrong wrong = op.is_null() ? Wrong() : check_op(op, changed)) {
+    problems.push_back(fmt::format("op: {}", *wrong));
   }
   if (!problems.empty()) fail(ErrorKind::invalid, "{}", fmt::join(problems, "\n"));
   *this = std::move(changed);

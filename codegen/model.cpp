@@ -95,7 +95,7 @@ class Config {
       if (text == "float") text = "fp32";
       try {
         const DType out = parse_dtype(text);
-        if (out != DType::i32 && out != DType::i64) return out;
+        if (out == DType::f32 || out == DType::bf16 || out == DType::f16) return out;
       } catch (const Error&) {
       }
       wrong(name, fmt::format("got {}; wants float32, bfloat16 or float16", shown(*value)));

@@ -2,8 +2,6 @@
 #include <charconv>
 #include <cmath>
 #include <functional>
-#include <map>
-#include <set>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -19,16 +17,17 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr StatePath kStatePaths[] = {StatePath::direct, StatePath::cp_async, StatePath::bulk};
-
 // The fields of a plan by name, as whole numbers: one place for text, JSON and constraints.
 struct Field {
   const char* name;
   std::int64_t (*get)(const Plan&);
   void (*set)(Plan&, std::int64_t);
   bool flag = false;
+  // Of a field whose values have names: how many, numbered from 0, and the name of each.
+  std::int64_t named_values = 0;
+  const char* (*value_name)(std::int64_t) = nullptr;
 };
-const Field kFields[] = {
+constexpr Field kFields[] = {
     {"block_m", [](const Plan& p) -> std::int64_t { return p.block_m; },
      [](Plan& p, std::int64_t v) { p.block_m = static_cast<int>(v); }},
     {"warps", [](const Plan& p) -> std::int64_t { return p.warps; },
@@ -40,19 +39,35 @@ const Field kFields[] = {
     {"stages", [](const Plan& p) -> std::int64_t { return p.stages; },
      [](Plan& p, std::int64_t v) { p.stages = static_cast<int>(v); }},
     {"state_path", [](const Plan& p) -> std::int64_t { return static_cast<std::int64_t>(p.state_path); },
-     [](Plan& p, std::int64_t v) { p.state_path = static_cast<StatePath>(v); }},
+     [](Plan& p, std::int64_t v) { p.state_path = static_cast<StatePath>(v); }, false, 3,
+     [](std::int64_t v) { return name(static_cast<StatePath>(v)); }},
     {"streaming", [](const Plan& p) -> std::int64_t { return p.streaming ? 1 : 0; },
      [](Plan& p, std::int64_t v) { p.streaming = v != 0; }, true},
     {"early_state", [](const Plan& p) -> std::int64_t { return p.early_state ? 1 : 0; },
      [](Plan& p, std::int64_t v) { p.early_state = v != 0; }, true},
     {"min_blocks_per_sm", [](const Plan& p) -> std::int64_t { return p.min_blocks_per_sm; },
      [](Plan& p, std::int64_t v) { p.min_blocks_per_sm = static_cast<int>(v); }},
+    {"ring_rows", [](const Plan& p) -> std::int64_t { return static_cast<std::int64_t>(p.ring_rows); },
+     [](Plan& p, std::int64_t v) { p.ring_rows = static_cast<RingRows>(v); }, false, 2,
+     [](std::int64_t v) { return name(static_cast<RingRows>(v)); }},
 };
+// Those behind are of some ops only, and left out of a text where they are as by default.
+constexpr std::size_t kCommonFields = 9;
+bool is_left_out(const Field& field, const Plan& plan) {
+  return &field >= kFields + kCommonFields && field.get(plan) == field.get(Plan{});
+}
 
 const Field* find_field(std::string_view name) {
   for (const Field& f : kFields)
     if (name == f.name) return &f;
   return nullptr;
+}
+
+bool is_value_name(std::string_view text) {
+  for (const Field& f : kFields)
+    for (std::int64_t i = 0; i < f.named_values; ++i)
+      if (text == f.value_name(i)) return true;
+  return false;
 }
 
 std::string field_names() {
@@ -62,16 +77,19 @@ std::string field_names() {
 }
 
 std::string value_text(const Field& field, std::int64_t value) {
-  if (std::string_view(field.name) == "state_path") return name(static_cast<StatePath>(value));
+  if (field.named_values > 0) return field.value_name(value);
   if (field.flag) return value != 0 ? "true" : "false";
   return std::to_string(value);
 }
 
 std::int64_t parse_value(const Field& field, std::string_view text) {
-  if (std::string_view(field.name) == "state_path") {
-    for (StatePath p : kStatePaths)
-      if (text == name(p)) return static_cast<std::int64_t>(p);
-    fail(ErrorKind::invalid, "plan: state_path: got {}; wants direct, cp_async or bulk", in_quotes(text));
+  if (field.named_values > 0) {
+    std::string names;
+    for (std::int64_t i = 0; i < field.named_values; ++i) {
+      if (text == field.value_name(i)) return i;
+      names += fmt::format("{}{}", i == 0 ? "" : i + 1 == field.named_values ? " or " : ", ", field.value_name(i));
+    }
+    fail(ErrorKind::invalid, "plan: {}: got {}; wants {}", field.name, in_quotes(text), names);
   }
   if (field.flag) {
     if (text == "true" || text == "1") return 1;
@@ -85,7 +103,10 @@ std::int64_t parse_value(const Field& field, std::string_view text) {
   return value;
 }
 
-// templates/update.json, read once: the tunables, and the conditions over them and the description's sizes.
+// The JSON file of an op's tunables in templates/.
+std::string space_file(Op op) { return fmt::format("{}.json", name(op)); }
+
+// An op's JSON file, read once: the tunables, and the conditions over them and the description's sizes.
 struct Space {
   std::vector<Tunable> tunables;
   std::vector<std::vector<std::int64_t>> values;  // by tunable, in kFields' order
@@ -97,9 +118,9 @@ struct Space {
   };
   std::vector<Rule> rules;
 
-  static const Space& get() {
-    static const Space space;
-    return space;
+  static const Space& of(Op op) {
+    static const Space update(Op::update), ring(Op::ring);
+    return op == Op::ring ? ring : update;
   }
 
   // The values of `names`: plan fields, facts, constants, derived.
@@ -115,7 +136,13 @@ struct Space {
     v[base + 5] = arch.has_bulk_copy() ? 1 : 0;
     v[base + 6] = arch.has_pdl() ? 1 : 0;
     v[base + 7] = arch.max_smem_bytes();
-    for (StatePath p : kStatePaths) v[base + 8 + static_cast<std::size_t>(p)] = static_cast<std::int64_t>(p);
+    v[base + 8] = d.token_count;
+    v[base + 9] = d.ring_window();
+    v[base + 10] = d.ring_length();
+    v[base + 11] = d.has_z() ? 1 : 0;
+    std::size_t at = base + 12;
+    for (const Field& f : kFields)
+      for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
   }
   void put(std::vector<std::int64_t>& v, const Plan& plan) const {
@@ -124,17 +151,20 @@ struct Space {
   }
 
  private:
-  Space() {
-    const Json json = Json::parse(template_file("update.json"));
+  explicit Space(Op op) {
+    const std::string file = space_file(op);
+    const Json json = Json::parse(template_file(file));
     for (const Field& f : kFields) names.emplace_back(f.name);
     for (const char* fact : {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy",
-                             "has_pdl", "max_smem_bytes", "direct", "cp_async", "bulk"})
+                             "has_pdl", "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate"})
       names.emplace_back(fact);
+    for (const Field& f : kFields)
+      for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
     for (const auto& t : json.at("tunables")) {
       Tunable tunable{t.at("name"), t.at("meaning"), {}};
       const Field* field = find_field(tunable.name);
-      if (field == nullptr || field != &kFields[tunables.size()])
-        fail(ErrorKind::internal, "update.json: tunable {} is not field {} of a plan", tunable.name, tunables.size());
+      if (field == nullptr || tunables.size() == std::size(kFields) || field != &kFields[tunables.size()])
+        fail(ErrorKind::internal, "{}: tunable {} is not field {} of a plan", file, tunable.name, tunables.size());
       std::vector<std::int64_t> numbers;
       for (const auto& value : t.at("values")) {
         const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
@@ -144,12 +174,10 @@ struct Space {
       tunables.push_back(std::move(tunable));
       values.push_back(std::move(numbers));
     }
-    std::vector<std::string> derived_names;
-    for (const auto& d : json.at("derived")) {
+    for (const auto& d : json.at("derived")) {  // each may read those before it
       derived.emplace_back(d.at("value").get<std::string>(), names);
-      derived_names.push_back(d.at("name"));
+      names.emplace_back(d.at("name").get<std::string>());
     }
-    names.insert(names.end(), derived_names.begin(), derived_names.end());
     for (const auto& c : json.at("constraints"))
       rules.push_back({Constraint(c.at("require").get<std::string>(), names), c.at("because").get<std::string>()});
   }
@@ -160,15 +188,17 @@ struct Space {
 std::string Plan::text() const {
   std::string text;
   for (const Field& f : kFields)
-    text += fmt::format("{}{}={}", text.empty() ? "" : ",", f.name, value_text(f, f.get(*this)));
+    if (!is_left_out(f, *this))
+      text += fmt::format("{}{}={}", text.empty() ? "" : ",", f.name, value_text(f, f.get(*this)));
   return text;
 }
 
 std::string Plan::json() const {
   Json json;
   for (const Field& f : kFields) {
-    if (std::string_view(f.name) == "state_path")
-      json[f.name] = name(state_path);
+    if (is_left_out(f, *this)) continue;
+    if (f.named_values > 0)
+      json[f.name] = value_text(f, f.get(*this));
     else if (f.flag)
       json[f.name] = f.get(*this) != 0;
     else
@@ -207,7 +237,7 @@ Plan Plan::from_json(std::string_view text) {
 }
 
 std::vector<std::string> plan_problems(const Plan& plan, const Description& description, const Arch& arch) {
-  const Space& space = Space::get();
+  const Space& space = Space::of(description.op());
   std::vector<std::string> problems;
   for (const char* positive : {"block_m", "warps", "lanes_per_row", "heads_per_block", "stages"}) {
     const std::int64_t value = find_field(positive)->get(plan);
@@ -219,6 +249,11 @@ std::vector<std::string> plan_problems(const Plan& plan, const Description& desc
   if (plan.min_blocks_per_sm < 0 || plan.min_blocks_per_sm > 32)
     problems.push_back(fmt::format("plan min_blocks_per_sm: got {}; wants 0 to 32", plan.min_blocks_per_sm));
   if (plan.warps > 32) problems.push_back(fmt::format("plan warps: got {}; wants 32 at most", plan.warps));
+  for (std::size_t i = space.tunables.size(); i < std::size(kFields); ++i) {
+    if (is_left_out(kFields[i], plan)) continue;
+    problems.push_back(fmt::format("plan {}: got {}; {} kernels have no such tunable, leave it out", kFields[i].name,
+                                   value_text(kFields[i], kFields[i].get(plan)), name(description.op())));
+  }
   if (!problems.empty()) return problems;
 
   std::vector<std::int64_t> values = space.facts(description, arch);
@@ -228,7 +263,7 @@ std::vector<std::string> plan_problems(const Plan& plan, const Description& desc
     std::string got;
     for (int i : rule.require.uses()) {
       const std::string& n = space.names[static_cast<std::size_t>(i)];
-      if (n == name(StatePath::direct) || n == name(StatePath::cp_async) || n == name(StatePath::bulk)) continue;
+      if (is_value_name(n)) continue;
       const Field* field = find_field(n);
       const std::int64_t value = values[static_cast<std::size_t>(i)];
       got += fmt::format("{}{}={}", got.empty() ? "" : ", ", n,
@@ -248,7 +283,7 @@ void check_plan(const Plan& plan, const Description& description, const Arch& ar
 
 std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
   description.validate();
-  const Space& space = Space::get();
+  const Space& space = Space::of(description.op());
   std::vector<std::int64_t> values = space.facts(description, arch);
   std::vector<Plan> plans;
   Plan plan;
@@ -270,10 +305,13 @@ std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
 }
 
 Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads) {
-  // One head a block, straight into registers, some 4 KiB of state a block: within a few percent of the best at most
-  // sizes on the GPU it was measured on. Many heads fill the GPU with single warps; few are spread over two.
-  const int warps = total_heads >= 1024 ? 1 : 2;
+  // Update: one head a block, straight into registers, some 4 KiB of state a block: within a few percent of the best at
+  // most sizes on the GPU it was measured on. Many heads fill the GPU with single warps; few are spread over two.
+  // Ring: one head a block as well, 16 rows a warp, which are the rows of a tensor-core product.
+  const bool ring = description.op() == Op::ring;
+  const int warps = ring || total_heads >= 1024 ? 1 : 2;
   const double row_bytes = static_cast<double>(description.dstate) * size_bytes(description.state_dtype);
+  const double rows = ring ? 16.0 : 4096.0 / row_bytes;
   const Plan* best = nullptr;
   double best_score = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
@@ -281,8 +319,9 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
     if (p.state_path != StatePath::direct || p.heads_per_block != 1 || p.stages != 1 || !p.streaming || p.early_state ||
         p.min_blocks_per_sm != 1)
       continue;
-    const double score = std::abs(std::log2(p.block_m * row_bytes / 4096.0)) +
-                         std::abs(std::log2(p.lanes_per_row / 16.0)) + std::abs(std::log2(p.warps / double(warps)));
+    const double score = std::abs(std::log2(p.block_m / rows)) +
+                         (ring ? 0.0 : std::abs(std::log2(p.lanes_per_row / 16.0))) +
+                         std::abs(std::log2(p.warps / double(warps)));
     if (best == nullptr || score < best_score) best = &p, best_score = score;
   }
   if (best == nullptr) fail(ErrorKind::internal, "no plan for {} on {}", description.summary(), arch.text());
@@ -297,12 +336,13 @@ LaunchShape launch_shape(const Plan& plan, const Description& description, int b
   shape.block_threads = 32 * plan.warps;
   if (plan.state_path != StatePath::direct)
     shape.smem_bytes = plan.block_m * description.dstate * size_bytes(description.state_dtype) * plan.stages;
-  if (plan.state_path == StatePath::bulk) shape.smem_bytes += 8 * plan.warps * plan.stages;  // barriers
+  if (plan.state_path == StatePath::bulk && description.op() == Op::update)
+    shape.smem_bytes += 8 * plan.warps * plan.stages;  // barriers; a ring's are in its static shared memory
   return shape;
 }
 
 std::int64_t scratch_bytes(const Plan&, const Description&, int) { return 0; }
 
-const std::vector<Tunable>& tunables() { return Space::get().tunables; }
+const std::vector<Tunable>& tunables(Op op) { return Space::of(op).tunables; }
 
 }  // namespace ssmjit

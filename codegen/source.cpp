@@ -29,6 +29,10 @@ const char* cuda_type(DType dtype) {
       return "bf16";
     case DType::f16:
       return "f16";
+    case DType::i8:
+      return "i8";
+    case DType::f8:
+      return "e4m3";
     default:
       break;
   }
@@ -70,6 +74,22 @@ class Pieces {
   std::set<std::string> seen_;
 };
 
+// The template of an op, by the names in it.
+struct Template {
+  const char* file;
+  const char* function;
+  const char* args;
+};
+Template template_of(Op op) {
+  switch (op) {
+    case Op::update:
+      return {"update.cuh", "update", "UpdateArgs"};
+    case Op::ring:
+      return {"ring.cuh", "ring_step", "RingArgs"};
+  }
+  fail(ErrorKind::internal, "no template for {}", name(op));
+}
+
 std::string banner(const Description& d, const Plan& plan, const Arch& arch, const std::string& entry) {
   const Bytes bytes = bytes_moved(d, 1);
   const LaunchShape shape = launch_shape(plan, d, 1);
@@ -77,27 +97,38 @@ std::string banner(const Description& d, const Plan& plan, const Arch& arch, con
   s += "//\n";
   s += fmt::format("{}{}\n", kDescriptionLine, d.json());
   s += fmt::format("{}{}\n", kPlanLine, plan.text());
-  for (const Tunable& t : tunables()) s += fmt::format("//   {}: {}\n", t.name, t.meaning);
+  for (const Tunable& t : tunables(d.op())) s += fmt::format("//   {}: {}\n", t.name, t.meaning);
   s += "//\n";
   s += fmt::format("// A call moves, for each request: {} bytes read, {} of them written back, {} written elsewhere.\n",
                    bytes.read, bytes.written_back, bytes.written_new);
+  if (d.op() == Op::ring) {
+    const Bytes flush = bytes_moved(d, 1, Phase::flush);
+    s += fmt::format("// With a flush: {} bytes read, {} of them written back, {} written elsewhere.\n", flush.read,
+                     flush.written_back, flush.written_new);
+  }
   s += fmt::format("// Launch for nheads = {}: grid ({}, batch), block {}, dynamic shared memory {} bytes; entry {}.\n",
                    d.nheads, shape.grid_x, shape.block_threads, shape.smem_bytes, entry);
   s += fmt::format("// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n", arch.text());
   return s;
 }
 
+// A line of Config each.
+std::string constant(const char* field, int value) {
+  return fmt::format("  static constexpr int {} = {};\n", field, value);
+}
+std::string flag(const char* field, bool value) {
+  return fmt::format("  static constexpr bool {} = {};\n", field, value);
+}
+std::string choice(const char* type, const char* field, const char* value) {
+  return fmt::format("  static constexpr {} {} = {}::{};\n", type, field, type, value);
+}
+std::string function(const char* what, const char* parameters, const Expr& e) {
+  return fmt::format("  static SSMJIT_DEVICE float {}({}) {{ return {}; }}\n", what, parameters,
+                     e.empty() ? "0.0f" : e.cuda());
+}
+
 std::string config(const Description& d, const Plan& plan) {
-  const auto constant = [](const char* field, int value) {
-    return fmt::format("  static constexpr int {} = {};\n", field, value);
-  };
-  const auto flag = [](const char* field, bool value) {
-    return fmt::format("  static constexpr bool {} = {};\n", field, value);
-  };
-  const auto function = [](const char* what, const char* parameters, const Expr& e) {
-    return fmt::format("  static SSMJIT_DEVICE float {}({}) {{ return {}; }}\n", what, parameters,
-                       e.empty() ? "0.0f" : e.cuda());
-  };
+  const bool ring = d.op() == Op::ring;
   std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
   s += fmt::format("  using Input = {};  // x, z, B, C, out\n", cuda_type(d.input_dtype));
@@ -106,25 +137,37 @@ std::string config(const Description& d, const Plan& plan) {
   s += constant("kHeadDim", d.head_dim);
   s += constant("kDstate", d.dstate);
   s += constant("kHeadsPerGroup", d.heads_per_group());
+  if (ring) {
+    s += constant("kTokens", d.token_count);
+    s += constant("kWindow", d.ring_window());
+    s += constant("kRing", d.ring_length());
+  }
   s += flag("kHasDtBias", d.has_dt_bias());
   s += flag("kHasD", d.has_D());
   s += flag("kHasSkip", !d.skip_expr.empty());
   s += flag("kHasGate", !d.gate_expr.empty());
-  s += flag("kDestination", d.has_destination);
-  s += flag("kAlignedRows", d.aligned_rows);
-  s += fmt::format("  static constexpr PadOutput kPadOutput = PadOutput::{};\n", name(d.pad_output_kind));
+  if (ring) {
+    const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
+    s += flag("kVarlen", d.is_varlen);
+    s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
+  } else {
+    s += flag("kDestination", d.has_destination);
+    s += flag("kAlignedRows", d.aligned_rows);
+  }
+  s += choice("PadOutput", "kPadOutput", name(d.pad_output_kind));
   s += "\n";
   s += constant("kBlockM", plan.block_m);
   s += constant("kWarps", plan.warps);
-  s += constant("kLanesPerRow", plan.lanes_per_row);
+  if (!ring) s += constant("kLanesPerRow", plan.lanes_per_row);
   s += constant("kHeadsPerBlock", plan.heads_per_block);
   s += constant("kStages", plan.stages);
-  s += fmt::format("  static constexpr StatePath kStatePath = StatePath::{};\n", name(plan.state_path));
+  s += choice("StatePath", "kStatePath", name(plan.state_path));
   s += flag("kStreaming", plan.streaming);
   s += flag("kEarlyState", plan.early_state);
+  if (ring) s += choice("RingRows", "kRingRows", name(plan.ring_rows));
   s += "\n";
   s += function("delta", "float dt, float dt_bias", d.delta_expr);
-  s += function("decay", "float A, float dt, float delta", d.decay_expr);
+  if (!ring) s += function("decay", "float A, float dt, float delta", d.decay_expr);
   s += function("skip", "float D, float x", d.skip_expr);
   s += function("gate", "float z", d.gate_expr);
   s += "};\n";
@@ -137,20 +180,21 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
   description.validate();
   check_plan(plan, description, arch);
   const LaunchShape shape = launch_shape(plan, description, 1);
-  const std::string entry =
-      fmt::format("ssmjit_update_{}", digest16(description.kernel_digest() + plan.text()).substr(0, 8));
+  const Template from = template_of(description.op());
+  const std::string entry = fmt::format("ssmjit_{}_{}", name(description.op()),
+                                        digest16(description.kernel_digest() + plan.text()).substr(0, 8));
 
   Source source;
   source.arch = arch;
   source.text = banner(description, plan, arch, entry);
-  Pieces(source.text).add("update.cuh");
+  Pieces(source.text).add(from.file);
   source.text += config(description, plan);
   source.text += fmt::format(
-      "\nextern \"C\" __global__ void __launch_bounds__({}) {}(const __grid_constant__ UpdateArgs args) {{\n"
-      "  update<Config>(args);\n}}\n",
+      "\nextern \"C\" __global__ void __launch_bounds__({}) {}(const __grid_constant__ {} args) {{\n"
+      "  {}<Config>(args);\n}}\n",
       plan.min_blocks_per_sm == 0 ? std::to_string(shape.block_threads)
                                   : fmt::format("{}, {}", shape.block_threads, plan.min_blocks_per_sm),
-      entry);
+      entry, from.args, from.function);
   source.digest = digest16(without_banner(source.text));
   source.options = kOptions;
   source.entries = {{entry, shape.block_threads, shape.smem_bytes}};

@@ -6,10 +6,16 @@
 namespace ssmjit {
 
 namespace device_args {
+#include "templates/ring_args.cuh"
 #include "templates/update_args.cuh"
 }  // namespace device_args
 
+// How the kernels number the modes (templates/launch.cuh).
+enum : int { kDevicePdlOff = 0, kDevicePdlWaitFirst = 1, kDevicePdlEarlyState = 2 };
+int device_pdl(Pdl pdl);
+
 // Of arguments that were found right (Kernel::problems). `pdl`: what the launch has, which may be less than args.pdl.
 device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl);
+device_args::RingArgs to_device(const RingArgs& args, Pdl pdl);
 
 }  // namespace ssmjit

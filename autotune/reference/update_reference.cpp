@@ -1,50 +1,15 @@
 #include "autotune/reference/update_reference.h"
 
 #include <cmath>
-#include <cstring>
-
-#include "autotune/host_numbers.h"
 
 namespace ssmjit {
-namespace {
-
-double element(const Tensor& tensor, std::int64_t offset, const Reader& read) {
-  return stored_values(tensor, offset, 1, read)[0];
-}
-
-std::int64_t index_at(const Tensor& indices, std::int64_t row, const Reader& read) {
-  const std::byte* at =
-      static_cast<const std::byte*>(indices.data) + row * indices.stride[0] * size_bytes(indices.dtype);
-  if (indices.dtype == DType::i64) {
-    std::int64_t v = 0;
-    read(at, &v, sizeof v);
-    return v;
-  }
-  std::int32_t v = 0;
-  read(at, &v, sizeof v);
-  return v;
-}
-
-}  // namespace
-
-std::vector<double> stored_values(const Tensor& tensor, std::int64_t offset, int count, const Reader& read) {
-  const auto size = static_cast<std::size_t>(size_bytes(tensor.dtype));
-  std::vector<std::byte> raw(size * static_cast<std::size_t>(count));
-  read(static_cast<const std::byte*>(tensor.data) + offset * static_cast<std::int64_t>(size), raw.data(), raw.size());
-  std::vector<double> values(static_cast<std::size_t>(count));
-  for (int i = 0; i < count; ++i) values[static_cast<std::size_t>(i)] = decode(tensor.dtype, raw.data(), i);
-  return values;
-}
-
-void read_host(const void* from, void* to, std::size_t bytes) { std::memcpy(to, from, bytes); }
-
 RowSlots row_slots(const Description& description, const UpdateArgs& args, std::int64_t row, const Reader& read) {
   const std::int64_t slots = args.state.shape[0];
   const auto usable = [&](std::int64_t i) { return i >= 0 && i < slots && i != args.pad_slot_id; };
   RowSlots r;
-  r.source = args.state_batch_indices.data != nullptr ? index_at(args.state_batch_indices, row, read) : row;
+  r.source = args.state_batch_indices.data != nullptr ? stored_index(args.state_batch_indices, row, read) : row;
   r.target = description.has_destination && args.dst_state_batch_indices.data != nullptr
-                 ? index_at(args.dst_state_batch_indices, row, read)
+                 ? stored_index(args.dst_state_batch_indices, row, read)
                  : r.source;
   r.live = usable(r.source);
   r.store = r.live && usable(r.target);
@@ -64,10 +29,10 @@ HeadResult update_reference(const Description& d, const UpdateArgs& args, std::i
 
   LeafValues leaf{};
   const auto set = [&](Leaf l, double v) { leaf[static_cast<std::size_t>(l)] = v; };
-  set(Leaf::dt, element(args.dt, row * args.dt.stride[0] + head, read));
-  set(Leaf::A, element(args.A, head, read));
-  if (d.has_dt_bias()) set(Leaf::dt_bias, element(args.dt_bias, head, read));
-  if (d.has_D()) set(Leaf::D, element(args.D, head, read));
+  set(Leaf::dt, stored_value(args.dt, row * args.dt.stride[0] + head, read));
+  set(Leaf::A, stored_value(args.A, head, read));
+  if (d.has_dt_bias()) set(Leaf::dt_bias, stored_value(args.dt_bias, head, read));
+  if (d.has_D()) set(Leaf::D, stored_value(args.D, head, read));
   const double delta = d.delta_expr.evaluate(leaf);
   set(Leaf::delta, delta);
   const double decay = d.decay_expr.evaluate(leaf);

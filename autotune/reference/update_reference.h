@@ -2,23 +2,15 @@
 // Maths: include/ssmjit/description.h; the state is rounded only where it is stored, y comes from the unrounded state.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include <ssmjit/description.h>
 #include <ssmjit/kernel.h>
 
+#include "autotune/reference/stored_values.h"
+
 namespace ssmjit {
-
-// Copies `bytes` at an address of the arguments' memory space to host memory.
-using Reader = std::function<void(const void* from, void* to, std::size_t bytes)>;
-// The space is host memory.
-void read_host(const void* from, void* to, std::size_t bytes);
-
-// Elements [offset, offset + count) of a tensor's memory, as doubles.
-std::vector<double> stored_values(const Tensor& tensor, std::int64_t offset, int count, const Reader& read);
 
 // Where a row's state comes from and goes to, by the contract's pad rule.
 struct RowSlots {

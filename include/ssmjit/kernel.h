@@ -101,10 +101,11 @@ struct RingCursor {
   int count = 0;
   bool operator==(const RingCursor&) const = default;
 };
-// Whether a step of `tokens` with this cursor writes the state.
+// Whether a step of `tokens` (0: a request that has none) with this cursor writes the state. Fails: ErrorKind::invalid
+// as advance_ring() does.
 bool ring_flushes(const Description& description, RingCursor cursor, int tokens);
 // The cursor after a step of `tokens` of which the first `accepted` are kept; once a model step, not once a layer.
-// Fails: ErrorKind::invalid for a cursor or counts out of range, naming them.
+// Fails: ErrorKind::invalid for a cursor or counts out of range, naming them, and for a description without a ring.
 RingCursor advance_ring(const Description& description, RingCursor cursor, int tokens, int accepted);
 // Device memory of one slot of one layer: state, scales and rings, bytes; cursors (8 bytes a slot, shared by all
 // layers) apart. Fails: ErrorKind::invalid for an invalid description.

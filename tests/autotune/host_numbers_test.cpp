@@ -125,5 +125,34 @@ TEST(HostNumbers, UlpIsTheGapAboveAMagnitude) {
   EXPECT_EQ(ulp(DType::f16, 1.0), 0x1p-10);
 }
 
+TEST(HostNumbers, EveryFp8BitPatternRoundTripsAndPastTheLargestIs448) {
+  for (int bits = 0; bits < 256; ++bits) {
+    const std::byte one{static_cast<unsigned char>(bits)};
+    const double v = decode(DType::f8, &one, 0);
+    if ((bits & 0x7f) == 0x7f) {
+      EXPECT_TRUE(std::isnan(v));
+      continue;
+    }
+    std::byte again{};
+    encode(DType::f8, &again, 0, v);
+    EXPECT_EQ(again, one) << v;
+    EXPECT_EQ(rounded(DType::f8, v), v);
+  }
+  EXPECT_EQ(rounded(DType::f8, 1e9), 448);
+  EXPECT_EQ(rounded(DType::f8, -std::numeric_limits<double>::infinity()), -448);
+  EXPECT_EQ(rounded(DType::f8, 17.0), 16) << "a tie goes to even";
+  EXPECT_EQ(rounded(DType::f8, 0x1p-10), 0) << "half of the smallest";
+  EXPECT_EQ(ulp(DType::f8, 17.0), 2);
+}
+
+TEST(HostNumbers, Int8IsSymmetric) {
+  std::byte one{};
+  encode(DType::i8, &one, 0, -1e6);
+  EXPECT_EQ(decode(DType::i8, &one, 0), -127);
+  encode(DType::i8, &one, 0, 2.5);
+  EXPECT_EQ(decode(DType::i8, &one, 0), 2);
+  EXPECT_EQ(ulp(DType::i8, 90.0), 1);
+}
+
 }  // namespace
 }  // namespace ssmjit

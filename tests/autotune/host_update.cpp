@@ -90,7 +90,7 @@ std::int64_t index_of(const Tensor& t, std::int64_t row, bool narrow) {
 
 }  // namespace
 
-std::byte* HostTarget::allocate(const UpdateCase::Block& block) {
+std::byte* HostTarget::allocate(const KernelCase::Block& block) {
   memory_.push_back(std::make_unique<std::vector<std::byte>>(block.before));
   return memory_.back()->data();
 }
@@ -104,7 +104,8 @@ void HostTarget::read(const std::byte* address, std::vector<std::byte>& contents
     if (block->data() == address) contents = *block;
 }
 
-std::vector<std::string> HostTarget::launch(const UpdateArgs& args) {
+std::vector<std::string> HostTarget::launch(const KernelCase&, const CaseArgs& given) {
+  const auto& args = std::get<UpdateArgs>(given);
   if (is(Mutation::never_launched)) throw Error(ErrorKind::machine, "cuLaunchKernelEx: an illegal address");
   const std::int64_t batch = args.x.shape[0];
   for (std::int64_t row = 0; row < batch; ++row) step(args, row);

@@ -48,13 +48,13 @@ class HostTarget : public Target {
  public:
   HostTarget(const Description& description, Mutation mutation) : description_(description), mutation_(mutation) {}
 
-  std::byte* allocate(const UpdateCase::Block& block) override;
+  std::byte* allocate(const KernelCase::Block& block) override;
   void write(std::byte* address, const std::vector<std::byte>& contents) override;
   void read(const std::byte* address, std::vector<std::byte>& contents) override;
   void release_all() override { memory_.clear(); }
   // The description's maths must be mamba2()'s, with or without silu(z).
   int launches() const override { return 5; }
-  std::vector<std::string> launch(const UpdateArgs& args) override;
+  std::vector<std::string> launch(const KernelCase& test, const CaseArgs& args) override;
 
  private:
   void step(const UpdateArgs& args, std::int64_t row) const;

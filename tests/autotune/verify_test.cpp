@@ -10,6 +10,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "autotune/update_case.h"
 #include "host_update.h"
 
 namespace ssmjit {
@@ -23,9 +24,7 @@ using testing::Not;
 constexpr int kMultiprocessors = 40;  // of a GPU that is not there: how many rows are one past a wave
 
 Verdict judge_target(Target& target, const Description& description, std::uint64_t seed = 1) {
-  std::vector<UpdateCase> cases;
-  for (const CaseLayout& layout : standard_layouts(description, kMultiprocessors))
-    cases.emplace_back(description, layout, seed + cases.size());
+  const KernelCases cases = standard_cases(description, kMultiprocessors, seed);
   Verdict verdict;
   judge_runs(run_cases(target, cases, verdict), verdict);
   return verdict;
@@ -221,8 +220,8 @@ TEST(Verifier, RejectsEveryMutationWithBf16InputsAndStateToo) {
 TEST(Verifier, SeesThatABf16OutputCameFromTheRoundedBf16StateOnlyWhereItsTermsCancel) {
   const Description d = small().state(DType::bf16).input(DType::bf16);
   const auto outcome = [&](const CaseLayout& layout) {
-    std::vector<UpdateCase> cases;
-    cases.emplace_back(d, layout, 1);
+    KernelCases cases;
+    cases.push_back(make_case(d, layout, 1));
     HostTarget target(d, Mutation::y_from_rounded_state);
     Verdict verdict;
     judge_runs(run_cases(target, cases, verdict), verdict);
@@ -234,9 +233,9 @@ TEST(Verifier, SeesThatABf16OutputCameFromTheRoundedBf16StateOnlyWhereItsTermsCa
 
 TEST(Verifier, StopsAtTheFirstCaseThatGivesOtherBits) {
   HostTarget target(small(), Mutation::differs_from_third_on);
-  std::vector<UpdateCase> cases;
-  cases.emplace_back(small(), CaseLayout{.batch = 1}, 1);
-  cases.emplace_back(small(), CaseLayout{.batch = 3}, 2);
+  KernelCases cases;
+  cases.push_back(make_case(small(), {.batch = 1}, 1));
+  cases.push_back(make_case(small(), {.batch = 3}, 2));
   Verdict verdict;
   EXPECT_EQ(run_cases(target, cases, verdict).size(), 1u);
   EXPECT_EQ(verdict.outcome, Outcome::nondeterministic);
@@ -244,8 +243,8 @@ TEST(Verifier, StopsAtTheFirstCaseThatGivesOtherBits) {
 
 TEST(Verifier, KeepsTheReasonNondeterministicWhenValuesAreWrongToo) {
   HostTarget target(small(), Mutation::differs_from_third_on);
-  std::vector<UpdateCase> cases;
-  cases.emplace_back(small(), CaseLayout{.batch = 1}, 1);
+  KernelCases cases;
+  cases.push_back(make_case(small(), {.batch = 1}, 1));
   Verdict verdict;
   std::vector<CaseRun> runs = run_cases(target, cases, verdict);
   ASSERT_EQ(runs.size(), 1u);
@@ -263,33 +262,33 @@ TEST(Verifier, SaysWhichTensorChangedWhere) {
 }
 
 TEST(Verifier, NoticesEveryByteThatMayNotChange) {
-  std::vector<UpdateCase> cases;
-  cases.emplace_back(small(), CaseLayout{.batch = 3, .indexed = true, .padded_state = true, .pads = true}, 3);
+  KernelCases cases;
+  cases.push_back(make_case(small(), {.batch = 3, .indexed = true, .padded_state = true, .pads = true}, 3));
   HostTarget target(small(), Mutation::none);
   Verdict verdict;
   const std::vector<CaseRun> runs = run_cases(target, cases, verdict);
   ASSERT_EQ(verdict.outcome, Outcome::ok);
-  ASSERT_THAT(cases[0].check(runs[0].after).failures, IsEmpty());
-  for (std::size_t block = 0; block < cases[0].blocks().size(); ++block) {
-    const UpdateCase::Block& b = cases[0].blocks()[block];
+  ASSERT_THAT(cases[0]->check(runs[0].after).failures, IsEmpty());
+  for (std::size_t block = 0; block < cases[0]->blocks().size(); ++block) {
+    const KernelCase::Block& b = cases[0]->blocks()[block];
     for (std::size_t at :
          {std::size_t{0}, b.tensor_offset - 1, b.before.size() - b.tensor_offset, b.before.size() - 1}) {
       auto after = runs[0].after;
       after[block][at] ^= std::byte{0x10};
-      EXPECT_THAT(cases[0].check(after).failures, ElementsAre(HasSubstr(b.name + ": " + kOutside)))
+      EXPECT_THAT(cases[0]->check(after).failures, ElementsAre(HasSubstr(b.name + ": " + kOutside)))
           << "byte " << at << " of " << b.name;
     }
     if (b.may_change) continue;
     auto after = runs[0].after;
     after[block][b.tensor_offset] ^= std::byte{0x10};
-    EXPECT_THAT(cases[0].check(after).failures, ElementsAre(HasSubstr(b.name + ": " + kMustStay)));
+    EXPECT_THAT(cases[0]->check(after).failures, ElementsAre(HasSubstr(b.name + ": " + kMustStay)));
   }
 }
 
 TEST(Verifier, RefusesBlocksOfAnotherSize) {
   const UpdateCase one(small(), {.batch = 1}, 3);
   std::vector<std::vector<std::byte>> after;
-  for (const UpdateCase::Block& b : one.blocks()) after.push_back(b.before);
+  for (const KernelCase::Block& b : one.blocks()) after.push_back(b.before);
   after[0].pop_back();
   EXPECT_THAT(one.check(after).failures, ElementsAre(HasSubstr("state: got")));
 }
@@ -298,7 +297,7 @@ TEST(Verifier, RejectsAKernelThatWritesNothing) {
   class Idle : public HostTarget {
    public:
     Idle() : HostTarget(small(), Mutation::none) {}
-    std::vector<std::string> launch(const UpdateArgs&) override { return {}; }
+    std::vector<std::string> launch(const KernelCase&, const CaseArgs&) override { return {}; }
   } idle;
   const Verdict verdict = judge_target(idle, small());
   EXPECT_EQ(verdict.outcome, Outcome::wrong);

@@ -100,7 +100,8 @@ class Cli : public testing::Test {
   fs::path folder_;
 };
 
-const std::string kModel = "nemotron3-super-tp8";
+const std::string kWholeModel = "nemotron3-super-tp8";
+const std::string kModel = kWholeModel + ":update";
 
 // ---- use ----
 
@@ -129,7 +130,7 @@ TEST_F(Cli, AnUnknownSpecNamesTheShippedModels) {
 }
 
 TEST_F(Cli, AnUnknownKernelNamesThoseOfTheModel) {
-  const Ran ran = ssmjit("describe " + kModel + ":frobnicate");
+  const Ran ran = ssmjit("describe " + kWholeModel + ":frobnicate");
   EXPECT_EQ(ran.exit, kWrongUse);
   EXPECT_THAT(ran.err, HasSubstr("update"));
 }
@@ -198,7 +199,38 @@ TEST_F(Cli, BatchesThatAreNoNumbersAreRefused) {
     EXPECT_EQ(ssmjit("describe " + kModel + " --batches " + bad).exit, kWrongUse) << bad;
 }
 
+TEST_F(Cli, DescribeListsAllKernelsOfAModelAndBothPhasesOfARing) {
+  const Ran ran = ssmjit("describe " + kWholeModel + " --batches 8");
+  EXPECT_EQ(ran.exit, kOk) << ran.err;
+  const Description ring = load_model(kWholeModel).kernel("ring");
+  EXPECT_THAT(ran.out,
+              AllOf(HasSubstr(kWholeModel + ":update: mamba2 update"), HasSubstr(kWholeModel + ":ring: mamba2 ring"),
+                    HasSubstr(std::to_string(bytes_moved(ring, 8).read)), HasSubstr("without flush"),
+                    HasSubstr(std::to_string(bytes_moved(ring, 8, Phase::flush).read)), HasSubstr("with flush")));
+  EXPECT_EQ(ssmjit("describe " + kModel + " --set store=ring:16,tokens=4,state=int8").exit, kOk);
+}
+
+TEST_F(Cli, AFieldThatOneKernelOfAModelCannotHaveIsNamedWithTheKernel) {
+  const Ran ran = ssmjit("describe " + kWholeModel + " --set destination_slots=true");
+  EXPECT_EQ(ran.exit, kWrongUse);
+  EXPECT_THAT(ran.err, AllOf(HasSubstr(kWholeModel + ":ring: destination_slots: got true; a ring"),
+                             HasSubstr("has 2 kernels; name one as " + kModel)));
+  EXPECT_EQ(ssmjit("describe " + kModel + " --set destination_slots=true").exit, kOk);
+}
+
 // ---- emit ----
+
+TEST_F(Cli, EmitTakesTheUpdateOfAModelAndSaysSoAndTheRingByName) {
+  const Ran whole = ssmjit("emit " + kWholeModel + " -o k.cu");
+  EXPECT_EQ(whole.exit, kOk);
+  EXPECT_THAT(whole.err, HasSubstr("has 2 kernels; taking " + kModel));
+  const Ran ring = ssmjit("emit " + kWholeModel + ":ring --set state=bf16 --plan ring_rows=live");
+  ASSERT_EQ(ring.exit, kOk) << ring.err;
+  const Banner banner = read_banner(ring.out);
+  EXPECT_EQ(banner.description, Description(load_model(kWholeModel).kernel("ring")).state(DType::bf16));
+  EXPECT_EQ(banner.plan.ring_rows, RingRows::live);
+  EXPECT_EQ(ssmjit("emit " + kModel + " --plan ring_rows=live").exit, kWrongUse);
+}
 
 TEST_F(Cli, EmitPrintsTheSourceOrWritesIt) {
   const Ran out = ssmjit("emit " + kModel);
@@ -367,9 +399,18 @@ TEST_F(CliVerifyCpu, WithoutAGpuItIsTheCpuAndTheLastLineSaysSo) {
     const Ran ran = ssmjit("verify " + kModel + on);
     EXPECT_EQ(ran.exit, kOk) << ran.out << ran.err;
     ASSERT_EQ(ran.lines().size(), 2u) << ran.out;
-    EXPECT_THAT(ran.lines()[0], AllOf(StartsWith(kModel + ":update block_m="), HasSubstr("  ok: ")));
+    EXPECT_THAT(ran.lines()[0], AllOf(StartsWith(kModel + " block_m="), HasSubstr("  ok: ")));
     EXPECT_EQ(ran.lines().back(), "verified 1, failed 0, skipped 0 (cpu)");
   }
+}
+
+TEST_F(CliVerifyCpu, ARingIsVerifiedTooWithWhateverIsSet) {
+  const Ran ran = ssmjit(
+      "verify nemotron3-nano:ring --on cpu --set head_dim=16,dstate=64,tokens=3,state=int8,rounding=stochastic,"
+      "varlen=true");
+  EXPECT_EQ(ran.exit, kOk) << ran.out << ran.err;
+  EXPECT_THAT(ran.out, HasSubstr("nemotron3-nano:ring block_m="));
+  EXPECT_EQ(ran.lines().back(), "verified 1, failed 0, skipped 0 (cpu)");
 }
 
 TEST_F(CliVerifyCpu, JsonEndsWithTheSum) {

@@ -19,6 +19,8 @@ namespace d = dsl;
 
 Description usual() { return mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1}); }
 
+Description ring(int window = 16) { return usual().store(Ring{.window = window}); }
+
 template <typename Call>
 std::string refusal(const Call& call) {
   try {
@@ -40,6 +42,9 @@ std::vector<Description> varied() {
       usual().delta(clamp(softplus(d::dt + d::dt_bias), 0.001, 0.1)).input(DType::f16).destination_slots(),
       usual().delta(d::dt).decay(exp(d::A * d::dt)).unaligned_rows().pad_output(PadOutput::as_if_zero_state),
       mamba2({.nheads = 42, .head_dim = 80, .dstate = 96, .ngroups = 3}).pad_output(PadOutput::untouched),
+      ring().tokens(6),
+      ring(32).store(Ring{.window = 32, .length = 48}).state(DType::f16).rounding(Stochastic{.philox_rounds = 7}),
+      ring().tokens(16).state(DType::f8).varlen().gate(silu(d::z)).decay(exp(d::delta * d::A)),
   };
 }
 
@@ -64,6 +69,81 @@ TEST(Description, SummaryIsOneLine) {
   for (const Description& each : varied()) EXPECT_FALSE(holds(each.summary(), "\n"));
 }
 
+// --- The ring.
+
+TEST(Ring, ADescriptionWithARingIsAnotherOp) {
+  EXPECT_EQ(usual().op(), Op::update);
+  EXPECT_EQ(usual().ring_window(), 0);
+  EXPECT_EQ(usual().ring_length(), 0);
+  const Description step = ring().tokens(6);
+  EXPECT_EQ(step.problems(), std::vector<std::string>{});
+  EXPECT_EQ(step.op(), Op::ring);
+  EXPECT_EQ(step.ring_window(), 16);
+  EXPECT_EQ(step.ring_length(), 22);
+  EXPECT_EQ(ring().store(Ring{.window = 16, .length = 40}).ring_length(), 40);
+  EXPECT_EQ(step.summary(),
+            "mamba2 ring, 16 heads x 64 x 128, 1 group, input bf16, dt fp32, weights fp32, state fp32, delta "
+            "softplus(dt + dt_bias), decay exp(A * delta), 6 tokens, skip D * x, ring of window 16 and length 22");
+}
+
+TEST(Ring, JsonHoldsTheRingAndLeavesTheRestAsItWas) {
+  const std::string text = ring().tokens(6).state(DType::bf16).rounding(Stochastic{}).varlen().json();
+  for (const char* part :
+       {R"("op":"ring")", R"("store":{"kind":"ring","window":16})",
+        R"("rounding":{"kind":"stochastic","philox_rounds":10})", R"("pad_output":"zeros","varlen":true})"})
+    EXPECT_TRUE(holds(text, part)) << part << "\n" << text;
+  EXPECT_TRUE(holds(ring().store(Ring{.window = 16, .length = 24}).json(), R"("window":16,"length":24})"));
+}
+
+TEST(Ring, SetHasShortForms) {
+  Description step = usual();
+  step.set("store=ring:8:40,tokens=6,state=int8,rounding=stochastic,varlen=true");
+  EXPECT_EQ(step,
+            usual().store(Ring{.window = 8, .length = 40}).tokens(6).state(DType::i8).rounding(Stochastic{}).varlen());
+  step.set("store=ring,rounding=stochastic:5,state=fp16,op=ring");
+  EXPECT_EQ(step.store_kind, Store(Ring{}));
+  EXPECT_EQ(step.rounding_kind, Rounding(Stochastic{.philox_rounds = 5}));
+  step.set("store=in_place,rounding=nearest,varlen=false,tokens=1,state=fp32");
+  EXPECT_EQ(step, usual());
+  EXPECT_TRUE(holds(refusal([&] { step.set("op=ring"); }), "op: got \"ring\", but the store makes it update"));
+}
+
+TEST(Ring, TheLimitsThemselvesAreAllowed) {
+  for (const Description& step :
+       {ring(1), ring(32), ring(16).tokens(16), ring(32).store(Ring{.window = 32, .length = 64}).tokens(16),
+        mamba2({.nheads = 2, .head_dim = 8, .dstate = 32, .ngroups = 1}).store(Ring{}),
+        mamba2({.nheads = 2, .head_dim = 256, .dstate = 256, .ngroups = 2}).store(Ring{}).state(DType::f8),
+        ring().state(DType::f16).rounding(Stochastic{.philox_rounds = 32}), ring().pad_output(PadOutput::untouched)})
+    EXPECT_EQ(step.problems(), std::vector<std::string>{}) << step.summary();
+}
+
+TEST(Faults, Row9_ARingTooSmallForItsWindowAndTokensIsRefused) {
+  EXPECT_EQ(ring().tokens(6).store(Ring{.window = 16, .length = 21}).problems(),
+            std::vector<std::string>{"store: got a ring of length 21; wants 22 (window and tokens together) to 64"});
+  EXPECT_EQ(ring(6).tokens(6).problems(), std::vector<std::string>{});
+  EXPECT_EQ(ring(5).tokens(6).problems(),
+            std::vector<std::string>{"store: got a ring of window 5; wants 6 to 32, at least the tokens of a step"});
+  // A window that is no power of two is as good as one that is.
+  EXPECT_EQ(ring(13).tokens(3).problems(), std::vector<std::string>{});
+}
+
+TEST(Faults, Row7_MoreTokensThanARingTakesAreRefused) {
+  for (int tokens : {0, -1, 17, 27, 55}) {
+    const std::vector<std::string> problems = ring(32).tokens(tokens).problems();
+    ASSERT_EQ(problems.size(), 1u) << tokens;
+    EXPECT_TRUE(holds(problems[0], "tokens: got " + std::to_string(tokens) + "; a ring takes 1 to 16 a step"));
+  }
+}
+
+TEST(Faults, Row19_NegativeSizesInARing) {
+  for (int bad : {-1, std::numeric_limits<int>::min(), std::numeric_limits<int>::max()}) {
+    const Description step = usual().tokens(bad).store(Ring{.window = bad, .length = bad});
+    EXPECT_GE(step.problems().size(), 2u);
+    EXPECT_EQ(step.kernel_digest().size(), 16u);
+    EXPECT_FALSE(step.summary().empty());
+  }
+}
+
 // --- What is wrong with it.
 
 TEST(Description, ThreeWrongFieldsGiveThreeSentences) {
@@ -71,11 +151,12 @@ TEST(Description, ThreeWrongFieldsGiveThreeSentences) {
   step.head_dim = 60;
   step.dstate = 8;
   step.tokens(6);
-  EXPECT_EQ(step.problems(), (std::vector<std::string>{
-                                 "head_dim: got 60; wants a multiple of 8 from 8 to 256",
-                                 "dstate: got 8; wants a multiple of 8 from 16 to 256",
-                                 "tokens: got 6; only 1 token a step is available in this version",
-                             }));
+  EXPECT_EQ(step.problems(),
+            (std::vector<std::string>{
+                "head_dim: got 60; wants a multiple of 8 from 8 to 256",
+                "dstate: got 8; wants a multiple of 8 from 16 to 256",
+                "tokens: got 6; an update in place takes 1 token a step: more want a ring (store=ring:16)",
+            }));
   const std::string sentence = refusal([&] { step.validate(); });
   for (const std::string& problem : step.problems()) EXPECT_TRUE(holds(sentence, problem));
 }
@@ -142,14 +223,14 @@ TEST(Description, MissingFieldsTakeMamba2sDefaultsAndStoreMayBeText) {
 TEST(Description, AllWrongFieldsOfAFileAreNamedAtOnce) {
   const std::string sentence = refusal([] {
     Description::from_json(
-        R"json({"schema": 2, "op": "ring", "nheads": "16", "head_dim": 64.5, "colour": 1, "state": "fp8",
-            "delta": "sofplus(dt)", "store": "ring:16", "rounding": "stochastic", "gate": 3})json");
+        R"json({"schema": 2, "op": "scan", "nheads": "16", "head_dim": 64.5, "colour": 1, "state": "fp4",
+            "delta": "sofplus(dt)", "store": "replay:16", "rounding": "upwards", "gate": 3})json");
   });
-  for (const char* part : {"schema: got 2", "op: got \"ring\"", "nheads: got \"16\"", "head_dim: got 64.5",
-                           "dstate: missing", "unknown field \"colour\"", "state: unknown dtype \"fp8\"",
+  for (const char* part : {"schema: got 2", "op: got \"scan\"", "nheads: got \"16\"", "head_dim: got 64.5",
+                           "dstate: missing", "unknown field \"colour\"", "state: unknown dtype \"fp4\"",
                            "delta: unknown name \"sofplus\" at column 1 of \"sofplus(dt)\"; known functions are",
-                           "store: got \"ring:16\"; not available in this version; in_place is",
-                           "rounding: got \"stochastic\"; not available in this version; nearest is", "gate: got 3"}) {
+                           "store: got \"replay:16\"; wants in_place or ring",
+                           "rounding: got \"upwards\"; wants nearest or stochastic", "gate: got 3"}) {
     EXPECT_TRUE(holds(sentence, part)) << part << "\n" << sentence;
   }
 }
@@ -184,9 +265,9 @@ TEST(Description, SetTakesTheJsonNamesAndKeepsCommasInParentheses) {
 TEST(Description, SetNamesAllThatIsWrongAndChangesNothingThen) {
   Description step = usual();
   const std::string sentence =
-      refusal([&] { step.set("nheads=64,colour=red,tokens=many,dstate=99999999999,state,store=ring:16"); });
+      refusal([&] { step.set("nheads=64,colour=red,tokens=many,dstate=99999999999,state,store=ring:16:"); });
   for (const char* part : {"unknown field \"colour\"", "tokens: got \"many\"", "dstate: got 99999999999",
-                           "got \"state\"; wants FIELD=VALUE", "store: got \"ring:16\""}) {
+                           "got \"state\"; wants FIELD=VALUE", "store: got \"ring:16:\""}) {
     EXPECT_TRUE(holds(sentence, part)) << part << "\n" << sentence;
   }
   EXPECT_EQ(step, usual());
@@ -219,11 +300,35 @@ TEST(Description, EverythingAtCompileTimeChangesTheDigest) {
       usual().unaligned_rows(),
       usual().pad_output(PadOutput::untouched),
       usual().tokens(2),
+      ring(),
+      ring(17),
+      ring().tokens(6),
+      ring().store(Ring{.window = 16, .length = 32}),
+      ring().state(DType::i8),
+      ring().state(DType::f8),
+      ring().state(DType::bf16),
+      ring().state(DType::bf16).rounding(Stochastic{}),
+      ring().state(DType::bf16).rounding(Stochastic{.philox_rounds = 5}),
+      ring().varlen(),
   };
   for (std::size_t i = 0; i < all.size(); ++i) {
     EXPECT_EQ(all[i].kernel_digest().size(), 16u);
     for (std::size_t j = 0; j < i; ++j) EXPECT_NE(all[i].kernel_digest(), all[j].kernel_digest()) << i << " " << j;
   }
+}
+
+// Shipped tables and cubin caches are keyed by them.
+TEST(Description, DigestsOfUpdatesInPlaceStay) {
+  EXPECT_EQ(usual().kernel_digest(), "faa5314dcd40491e");
+  EXPECT_EQ(usual().cost_digest(), "5acd0e1db94d164b");
+  const Description other = usual().gate(silu(d::z)).state(DType::bf16).destination_slots().unaligned_rows();
+  EXPECT_EQ(other.kernel_digest(), "e349ae4f401834a5");
+  EXPECT_EQ(other.cost_digest(), "f3f31eb7f1338e3d");
+}
+
+TEST(Description, WaysToWriteOneRingShareAKernel) {
+  EXPECT_EQ(ring().kernel_digest(), ring().decay(exp(d::delta * d::A)).kernel_digest());
+  EXPECT_EQ(ring().tokens(6).kernel_digest(), ring().tokens(6).store(Ring{.window = 16, .length = 22}).kernel_digest());
 }
 
 TEST(Digest, IsXxh3AndHasSixteenDigits) {
@@ -252,6 +357,36 @@ TEST(Description, AGateReadsZAndADestinationMovesTheStateToWrittenNew) {
   EXPECT_EQ(moved.written_back, 0);
   EXPECT_EQ(moved.written_new, plain.written_new + plain.written_back);
   EXPECT_EQ(moved.warm - plain.warm, 2 * 8);
+}
+
+TEST(Description, BytesOfARingStepByPhase) {
+  const Description step = ring().tokens(6).state(DType::bf16);
+  const std::int64_t state = 16 * 64 * 128 * 2, x = 16 * 64 * 2, B = 128 * 2, row = x + B + 16 * 4;
+  const std::int64_t inputs = 6 * (x + 2 * B + 16 * 4);
+  const Bytes quiet = bytes_moved(step, 3);
+  EXPECT_EQ(quiet.read, 3 * (state + 10 * row + inputs));
+  EXPECT_EQ(quiet.written_back, 0);
+  EXPECT_EQ(quiet.written_new, 3 * 6 * (x + row));
+  EXPECT_EQ(quiet.warm, 16 * 4 * 3 + 3 * (8 + 8));
+  const Bytes flush = bytes_moved(step, 3, Phase::flush);
+  EXPECT_EQ(flush.read, 3 * (state + 16 * row + inputs));
+  EXPECT_EQ(flush.written_back, 3 * state);
+  EXPECT_EQ(flush.written_new, quiet.written_new);
+  EXPECT_EQ(bytes_moved(step, 3, Phase::no_flush, 0).read, 3 * (state + inputs));
+  EXPECT_EQ(bytes_moved(step, 3, Phase::flush, 11).read, 3 * (state + 11 * row + inputs));
+}
+
+TEST(Description, AnEightBitStateMovesItsScales) {
+  const Description step = ring().state(DType::i8);
+  const std::int64_t state = 16 * 64 * 128 + 16 * 64 * 4;
+  EXPECT_EQ(bytes_moved(step, 1, Phase::flush).written_back, state);
+  EXPECT_EQ(bytes_moved(step, 1, Phase::no_flush, 0).read, state + 16 * 64 * 2 + 2 * 128 * 2 + 16 * 4);
+}
+
+TEST(Description, BytesOfAPhaseThatThereIsNotAreRefused) {
+  EXPECT_TRUE(holds(refusal([] { bytes_moved(usual(), 1, Phase::flush); }), "phase: got flush"));
+  EXPECT_TRUE(holds(refusal([] { bytes_moved(ring(), 1, Phase::no_flush, 17); }), "ring_count: got 17; wants 0 to 16"));
+  EXPECT_TRUE(holds(refusal([] { bytes_moved(ring(), 1, Phase::no_flush, -2); }), "ring_count: got -2"));
 }
 
 TEST(Faults, Row19_NegativeSizesInADescription) {
@@ -287,13 +422,13 @@ TEST(Faults, Row16_OddHeadRatiosAndSizesAreValid) {
 // --- Names.
 
 TEST(DTypes, NamesReadBackAndAliasesAreKnown) {
-  for (DType each : {DType::f32, DType::bf16, DType::f16, DType::i32, DType::i64}) {
+  for (DType each : {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8, DType::i32, DType::i64}) {
     EXPECT_EQ(parse_dtype(name(each)), each);
   }
   EXPECT_EQ(parse_dtype("float32"), DType::f32);
   EXPECT_EQ(parse_dtype("bfloat16"), DType::bf16);
   EXPECT_EQ(parse_dtype("float16"), DType::f16);
-  EXPECT_TRUE(holds(refusal([] { parse_dtype("fp8"); }), "unknown dtype \"fp8\"; known are fp32, bf16"));
+  EXPECT_TRUE(holds(refusal([] { parse_dtype("fp4"); }), "unknown dtype \"fp4\"; known are fp32, bf16"));
 }
 
 TEST(Errors, KindsHaveNames) {

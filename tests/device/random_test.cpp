@@ -6,7 +6,7 @@
 
 #include <gtest/gtest.h>
 
-#include "tests/device/philox.h"
+#include "autotune/reference/philox.h"
 #include "tests/device/test_kernel.h"
 
 namespace ssmjit {

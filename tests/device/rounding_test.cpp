@@ -12,7 +12,7 @@
 
 #include <ssmjit/device.h>
 
-#include "tests/device/philox.h"
+#include "autotune/reference/philox.h"
 #include "tests/device/test_kernel.h"
 
 namespace ssmjit {

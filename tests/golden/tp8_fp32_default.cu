@@ -37,6 +37,13 @@ SSMJIT_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 SSMJIT_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
 SSMJIT_DEVICE void sync_warp() { __syncwarp(); }
 
+// The compiler keeps the value from here on and does not work it out again where it is used (addresses in a loop).
+template <class T>
+SSMJIT_DEVICE void keep(T*& v) {
+  asm volatile("" : "+l"(v));
+}
+SSMJIT_DEVICE void keep(int& v) { asm volatile("" : "+r"(v)); }
+
 // Programmatic dependent launch (PTX griddepcontrol, sm_90 and later; nothing before).
 // wait: returns when the launches this one depends on have finished and their writes are visible.
 // trigger: lets the dependent launch start; it still waits for this one's end before it reads our results.
@@ -140,6 +147,15 @@ SSMJIT_DEVICE void store_global(void* address, const Vec16& v) {
                  : "memory");
 }
 
+// load_global<true> of a part of a 128-byte line whose rest is asked for next: the L2 fetches the line at once.
+SSMJIT_DEVICE Vec16 load_global_of_line(const void* address) {
+  Vec16 v;
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(address));
+  return v;
+}
+
 // load_global of bytes that another thread of the same launch may be writing (a row that is appended while all rows are
 // read): the value counts only where nobody was, and the caller masks it elsewhere.
 template <bool kStreaming>
@@ -197,6 +213,11 @@ SSMJIT_DEVICE void store_shared(void* address, const Vec16& v) { *static_cast<Ve
 // cp.async: 16 bytes from global to shared memory; each thread waits for its own groups.
 SSMJIT_DEVICE void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+// The same of a part of a 128-byte line whose rest is asked for next.
+SSMJIT_DEVICE void copy_async_of_line(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global)
+               : "memory");
 }
 SSMJIT_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
@@ -334,6 +355,17 @@ struct IndexEntry {
   }
 };
 
+// ---- launch.cuh ----
+
+// What a kernel is compiled for and told, beside its sizes and tensors.
+
+// How the state comes to the lane that uses it; each kernel says what it makes of these.
+enum class StatePath { direct, cp_async, bulk };
+// What the output row of a pad request holds.
+enum class PadOutput { zeros, untouched, as_if_zero_state };
+// Programmatic dependent launch: how far a kernel may come before the launch in front of it has ended.
+enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
+
 // ---- device/math.cuh ----
 
 #ifndef SSMJIT_CPU
@@ -428,10 +460,6 @@ struct UpdateArgs {
 //             arithmetic
 //   cp_async  into shared memory by cp.async, a stage for each head of the block; a lane waits for its own vectors only
 //   bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
-
-enum class StatePath { direct, cp_async, bulk };
-enum class PadOutput { zeros, untouched, as_if_zero_state };
-enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
 
 // Sizes that follow from Cfg. Cfg is a struct of constants: kHeadDim, kDstate, kHeadsPerGroup, the types State, Input,
 // Dt, Weight, kPadOutput, kDestination, the plan's fields, and the functions delta, decay, skip, gate.

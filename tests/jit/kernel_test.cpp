@@ -1,7 +1,5 @@
 #include <ssmjit/kernel.h>
 
-#include <cstring>
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -11,7 +9,7 @@
 #include "jit/driver.h"
 #include "jit/kernel_args.h"
 #include "tests/jit/allocation_count.h"
-#include "tests/jit/stub_driver.h"
+#include "tests/jit/launch_test.h"
 
 namespace ssmjit {
 
@@ -30,9 +28,6 @@ Description full_description() {
       .destination_slots();
 }
 
-// Well-aligned addresses that nothing reads.
-const void* address(std::uintptr_t value) { return reinterpret_cast<const void*>(value); }
-
 UpdateArgs full_args() {
   UpdateArgs args;
   args.state = contiguous(address(0x1000000), DType::bf16, {kSlots, kHeads, kHeadDim, kDstate});
@@ -50,16 +45,6 @@ UpdateArgs full_args() {
 
 std::vector<std::string> problems(const UpdateArgs& args, const Description& description = full_description()) {
   return Kernel::problems(description, args);
-}
-
-Error error_of(auto&& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return Error(ErrorKind::internal, "");
 }
 
 TEST(Tensors, ContiguousStridesFollowFromTheShape) {
@@ -172,7 +157,7 @@ TEST(Faults, Row2_OverlappingSlotsOrOutputsAreRefused) {
   args.state.stride[0] -= 8;
   args.out.stride[0] = 0;
   EXPECT_THAT(problems(args),
-              ElementsAre(HasSubstr("state: row stride"), HasSubstr("out: row stride 0 elements; wants 256 or more")));
+              ElementsAre(HasSubstr("state: slot stride"), HasSubstr("out: row stride 0 elements; wants 256 or more")));
 }
 
 TEST(Faults, Row16_StridedSlicesOfOneProjectionAreTaken) {
@@ -276,35 +261,9 @@ TEST(Faults, Row19_AnEmptyBatchNeedsNoPointers) {
 }
 
 // Launches, on the stub driver.
-class KernelLaunch : public testing::Test {
+class KernelLaunch : public StubLaunchTest<device_args::UpdateArgs> {
  protected:
-  void SetUp() override {
-    if (!stub_.ready()) GTEST_SKIP() << "the stub driver was not built (SSMJIT_STUB_LIBCUDA)";
-    stub_->argument_bytes = sizeof(device_args::UpdateArgs);
-  }
-
-  Kernel load(const Description& description = full_description()) {
-    plan_ = default_plan(description, arch_, kBatch * kHeads);
-    const LaunchShape shape = launch_shape(plan_, description, 1);
-    Source source;
-    source.text = "never compiled";
-    source.arch = arch_;
-    source.entries = {{"k", shape.block_threads, shape.smem_bytes}};
-    Cubin cubin;
-    cubin.image.assign(16, 'c');
-    cubin.arch = arch_;
-    return Kernel::load(description, plan_, source, cubin);
-  }
-
-  device_args::UpdateArgs launched() const {
-    device_args::UpdateArgs args{};
-    std::memcpy(&args, stub_->last.arguments, sizeof args);
-    return args;
-  }
-
-  StubDriver stub_;
-  Arch arch_{9, 0, 'a'};
-  Plan plan_;
+  Kernel load(const Description& description = full_description()) { return StubLaunchTest::load(description); }
 };
 
 TEST_F(KernelLaunch, GivesTheDeviceWhatTheCallerGave) {

@@ -37,10 +37,30 @@ std::vector<Candidate> candidates() {
                             "head_dim=80,dstate=96,state=fp16,pad_output=as_if_zero_state",
                             "delta=clamp(softplus(dt + dt_bias),0.001,0.1),skip=null"})
       for (const Arch& arch : Arch::known()) {
-        Description d = load_model(name).kernels.front().second;
+        Description d = load_model(name).kernel("update");
         d.set(set);
         EXPECT_THAT(d.problems(), testing::IsEmpty()) << name << " " << set;
         all.push_back({name + " --set " + set, d, arch});
+      }
+  return all;
+}
+
+// The same of a ring, which every model may have.
+std::vector<Candidate> ring_candidates() {
+  std::vector<Candidate> all;
+  for (const std::string& name : shipped_models())
+    for (const char* set :
+         {"tokens=1", "tokens=6,state=bf16", "tokens=16,state=fp16,input=fp16,rounding=stochastic",
+          "tokens=4,state=int8,gate=silu(z)", "tokens=8,state=fp8,rounding=stochastic:7,varlen=true",
+          "store=ring:32:64,tokens=16,state=bf16,varlen=true,rounding=stochastic,dt=bf16,weights=bf16",
+          "store=ring:1,state=bf16,input=fp16,pad_output=untouched",
+          "head_dim=80,dstate=96,skip=null,delta=softplus(dt)", "head_dim=256,dstate=256,tokens=16,state=bf16",
+          "head_dim=8,dstate=64,state=int8"})
+      for (const Arch& arch : Arch::known()) {
+        Description d = load_model(name).kernel("update");
+        d.set(std::string("store=ring:16,") + set);
+        EXPECT_THAT(d.problems(), testing::IsEmpty()) << name << " " << set;
+        all.push_back({name + " --set store=ring:16," + set, d, arch});
       }
   return all;
 }
@@ -67,10 +87,7 @@ void compiles(const Candidate& c, const Plan& plan) {
 }
 
 // Three kernels an architecture; the whole space when SSMJIT_TEST_ALL is set.
-TEST(Compile, NvrtcTakesEveryKernelOfTheSample) {
-  std::string why;
-  if (nvrtc_is_missing(why)) GTEST_SKIP() << why;
-  const std::vector<Candidate> all = candidates();
+void compiles_sampled(const std::vector<Candidate>& all) {
   if (std::getenv("SSMJIT_TEST_ALL") != nullptr) {
     for (const Candidate& c : all)
       for (const Plan& plan : plan_space(c.description, c.arch)) compiles(c, plan);
@@ -89,15 +106,29 @@ TEST(Compile, NvrtcTakesEveryKernelOfTheSample) {
   }
 }
 
+TEST(Compile, NvrtcTakesEveryKernelOfTheSample) {
+  std::string why;
+  if (nvrtc_is_missing(why)) GTEST_SKIP() << why;
+  compiles_sampled(candidates());
+}
+
+TEST(Compile, NvrtcTakesEveryRingOfTheSample) {
+  std::string why;
+  if (nvrtc_is_missing(why)) GTEST_SKIP() << why;
+  compiles_sampled(ring_candidates());
+}
+
 TEST(Compile, DefaultPlansOfTheShippedModelsSpillNothing) {
   std::string why;
   if (nvrtc_is_missing(why)) GTEST_SKIP() << why;
-  for (const std::string& name : shipped_models()) {
-    const Description d = load_model(name).kernels.front().second;
-    const Cubin cubin = compile(emit(d, default_plan(d, Arch{}, 1024), Arch{}), {.use_cache = false});
-    EXPECT_EQ(cubin.spill_bytes, 0) << name;
-    EXPECT_EQ(cubin.smem_bytes, 0) << name << ": static shared memory beside the plan's";
-  }
+  for (const std::string& name : shipped_models())
+    for (const auto& [kernel, d] : load_model(name).kernels) {
+      const Cubin cubin = compile(emit(d, default_plan(d, Arch{}, 1024), Arch{}), {.use_cache = false});
+      EXPECT_EQ(cubin.spill_bytes, 0) << name << ":" << kernel;
+      if (d.op() == Op::update) {
+        EXPECT_EQ(cubin.smem_bytes, 0) << name << ": static shared memory beside the plan's";
+      }
+    }
 }
 
 TEST(Compile, SizesWithFewPlansCompileToo) {

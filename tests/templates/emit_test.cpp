@@ -31,6 +31,26 @@ std::vector<Description> descriptions() {
           mamba2({.nheads = 28, .head_dim = 80, .dstate = 96, .ngroups = 2}).dt(DType::bf16).weights(DType::bf16)};
 }
 
+Description ring_model(DType state = DType::bf16) { return model(state).tokens(6).store(Ring{.window = 16}); }
+
+std::vector<Description> rings() {
+  return {ring_model(),
+          ring_model(DType::f32).tokens(1).gate(silu(dsl::z)),
+          ring_model(DType::f16).rounding(Stochastic{.philox_rounds = 7}).no_skip().delta(softplus(dsl::dt)),
+          ring_model(DType::i8).pad_output(PadOutput::untouched),
+          ring_model(DType::f8).rounding(Stochastic{}).varlen(),
+          mamba2({.nheads = 28, .head_dim = 80, .dstate = 96, .ngroups = 2})
+              .store(Ring{.window = 32, .length = 64})
+              .tokens(16)
+              .input(DType::f16)};
+}
+
+std::vector<Description> all_descriptions() {
+  std::vector<Description> all = descriptions();
+  for (const Description& ring : rings()) all.push_back(ring);
+  return all;
+}
+
 // A few plans of each state path, over the space.
 std::vector<Plan> some_plans(const Description& d, const Arch& arch) {
   const std::vector<Plan> all = plan_space(d, arch);
@@ -69,7 +89,7 @@ std::vector<Line> code_of(const std::string& source) {
 }
 
 TEST(Emit, SourceStandsAloneWithOneEntry) {
-  for (const Description& d : descriptions()) {
+  for (const Description& d : all_descriptions()) {
     for (const Plan& plan : some_plans(d, Arch{})) {
       const Source source = emit(d, plan, Arch{});
       EXPECT_THAT(source.text, Not(HasSubstr("#include")));
@@ -78,7 +98,9 @@ TEST(Emit, SourceStandsAloneWithOneEntry) {
       std::size_t entries = 0;
       for (const Line& line : code_of(source.text)) entries += line.text.find("extern \"C\"") != std::string::npos;
       EXPECT_EQ(entries, 1u);
-      EXPECT_THAT(source.text, HasSubstr(source.entries[0].name + "(const __grid_constant__ UpdateArgs args)"));
+      EXPECT_THAT(source.text, HasSubstr(source.entries[0].name + (d.op() == Op::ring
+                                                                       ? "(const __grid_constant__ RingArgs args)"
+                                                                       : "(const __grid_constant__ UpdateArgs args)")));
       const LaunchShape shape = launch_shape(plan, d, 1);
       EXPECT_EQ(source.entries[0].block_threads, shape.block_threads);
       EXPECT_EQ(source.entries[0].smem_bytes, shape.smem_bytes);
@@ -87,7 +109,7 @@ TEST(Emit, SourceStandsAloneWithOneEntry) {
 }
 
 TEST(Emit, BannerReadsBackToTheSameDescriptionAndPlan) {
-  for (const Description& d : descriptions()) {
+  for (const Description& d : all_descriptions()) {
     for (const Plan& plan : some_plans(d, Arch{})) {
       const Banner banner = read_banner(emit(d, plan, Arch{}).text);
       EXPECT_EQ(banner.description, d);
@@ -102,7 +124,7 @@ TEST(Emit, BannerSaysHowToRebuildAndWhatACallMoves) {
   const std::string banner = source.text.substr(0, source.text.find("\n\n"));
   EXPECT_THAT(banner, HasSubstr("nvcc -std=c++17 -arch=sm_90a -cubin"));
   EXPECT_THAT(banner, HasSubstr(std::to_string(bytes_moved(d, 1).read) + " bytes read"));
-  for (const Tunable& t : tunables()) EXPECT_THAT(banner, HasSubstr("//   " + t.name + ": " + t.meaning));
+  for (const Tunable& t : tunables(Op::update)) EXPECT_THAT(banner, HasSubstr("//   " + t.name + ": " + t.meaning));
 }
 
 TEST(Emit, ATextWithoutBannerIsRefused) {
@@ -172,10 +194,76 @@ TEST(Emit, RefusesAnInvalidDescriptionAndPlan) {
   EXPECT_THROW(emit(model(), Plan{}, Arch{}), Error);
 }
 
+// What stands in the Config of a ring's source, without its comments.
+std::string config_of(const Description& d, const Plan& plan) {
+  const std::string text = emit(d, plan, Arch{}).text;
+  const std::size_t first = text.find("struct Config {");
+  return text.substr(first, text.find("extern \"C\"") - first);
+}
+
+TEST(Emit, ARingsConfigHoldsItsConstants) {
+  Plan plan = default_plan(ring_model(), Arch{}, 16);
+  plan.ring_rows = RingRows::live;
+  EXPECT_EQ(config_of(ring_model().gate(silu(dsl::z)), plan), R"(struct Config {
+  using State = bf16;
+  using Input = bf16;  // x, z, B, C, out
+  using Dt = float;
+  using Weight = float;  // D, dt_bias
+  static constexpr int kHeadDim = 64;
+  static constexpr int kDstate = 128;
+  static constexpr int kHeadsPerGroup = 16;
+  static constexpr int kTokens = 6;
+  static constexpr int kWindow = 16;
+  static constexpr int kRing = 22;
+  static constexpr bool kHasDtBias = true;
+  static constexpr bool kHasD = true;
+  static constexpr bool kHasSkip = true;
+  static constexpr bool kHasGate = true;
+  static constexpr bool kVarlen = false;
+  static constexpr int kPhiloxRounds = 0;
+  static constexpr PadOutput kPadOutput = PadOutput::zeros;
+
+  static constexpr int kBlockM = 16;
+  static constexpr int kWarps = 1;
+  static constexpr int kHeadsPerBlock = 1;
+  static constexpr int kStages = 1;
+  static constexpr StatePath kStatePath = StatePath::direct;
+  static constexpr bool kStreaming = true;
+  static constexpr bool kEarlyState = false;
+  static constexpr RingRows kRingRows = RingRows::live;
+
+  static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }
+  static SSMJIT_DEVICE float skip(float D, float x) { return D * x; }
+  static SSMJIT_DEVICE float gate(float z) { return fn_silu(z); }
+};
+
+)");
+  const Description other =
+      ring_model(DType::f8).rounding(Stochastic{.philox_rounds = 7}).varlen().store(Ring{.window = 16, .length = 40});
+  EXPECT_THAT(config_of(other, default_plan(other, Arch{}, 16)),
+              AllOf(HasSubstr("State = e4m3;"), HasSubstr("kRing = 40;"), HasSubstr("kVarlen = true;"),
+                    HasSubstr("kPhiloxRounds = 7;")));
+  const Description narrow = ring_model(DType::i8);
+  EXPECT_THAT(config_of(narrow, default_plan(narrow, Arch{}, 16)), HasSubstr("State = i8;"));
+}
+
+TEST(Emit, ARingsSourceIsOfItsOwnTemplateAndSaysWhatAFlushMoves) {
+  const Source source = emit(ring_model(), default_plan(ring_model(), Arch{}, 16), Arch{});
+  EXPECT_THAT(source.entries[0].name, testing::StartsWith("ssmjit_ring_"));
+  EXPECT_THAT(source.text, AllOf(HasSubstr("// ---- ring.cuh ----"), HasSubstr("  ring_step<Config>(args);\n"),
+                                 Not(HasSubstr("// ---- update.cuh ----"))));
+  const std::string banner = source.text.substr(0, source.text.find("\n\n"));
+  const Bytes flush = bytes_moved(ring_model(), 1, Phase::flush);
+  EXPECT_THAT(banner, HasSubstr("With a flush: " + std::to_string(flush.read) + " bytes read, " +
+                                std::to_string(flush.written_back) + " of them written back"));
+  for (const Tunable& t : tunables(Op::ring)) EXPECT_THAT(banner, HasSubstr("//   " + t.name + ": " + t.meaning));
+  EXPECT_EQ(bytes_moved(ring_model(), 1).written_back, 0);
+}
+
 // ---- the plan space ----
 
 TEST(PlanSpace, HoldsLegalPlansOnlyAndEachOnce) {
-  for (const Description& d : descriptions()) {
+  for (const Description& d : all_descriptions()) {
     for (const Arch& arch : Arch::known()) {
       const std::vector<Plan> all = plan_space(d, arch);
       ASSERT_THAT(all, Not(IsEmpty())) << d.summary() << " on " << arch.text();
@@ -193,10 +281,68 @@ TEST(PlanSpace, HoldsLegalPlansOnlyAndEachOnce) {
   }
 }
 
+TEST(PlanSpace, OfARingIsSmallAndItsWarpsTakeWholeProducts) {
+  for (const Description& d : rings()) {
+    const std::vector<Plan> all = plan_space(d, Arch{});
+    EXPECT_LE(all.size(), 400u) << d.summary();
+    for (const Plan& plan : all) {
+      const int warp_rows = plan.block_m / plan.warps;
+      ASSERT_TRUE(warp_rows == 8 || warp_rows == 16 || warp_rows == 32 || warp_rows == 64) << plan.text();
+      ASSERT_EQ(plan.lanes_per_row, 4);
+      ASSERT_EQ(
+          launch_shape(plan, d, 1).smem_bytes,
+          plan.state_path == StatePath::direct ? 0 : plan.block_m * d.dstate * size_bytes(d.state_dtype) * plan.stages);
+      ASSERT_EQ(scratch_bytes(plan, d, 64), 0);
+      if (d.ring_length() + d.token_count > 48) {
+        ASSERT_EQ(plan.ring_rows, RingRows::live);
+      }
+    }
+  }
+}
+
+TEST(PlanSpace, TheFieldOfARingIsWrittenWhereItIsNotAsByDefaultAndOfNoUseToAnUpdate) {
+  Plan plan = default_plan(ring_model(), Arch{}, 16);
+  EXPECT_THAT(plan.text(), Not(HasSubstr("ring_rows")));
+  plan.ring_rows = RingRows::live;
+  EXPECT_THAT(plan.text(), HasSubstr(",ring_rows=live"));
+  EXPECT_THAT(plan.json(), HasSubstr("\"ring_rows\":\"live\""));
+  EXPECT_THAT(plan_problems(plan, ring_model(), Arch{}), IsEmpty());
+  Plan update = default_plan(model(), Arch{}, 16);
+  update.ring_rows = RingRows::live;
+  EXPECT_THAT(plan_problems(update, model(), Arch{}),
+              ElementsAre("plan ring_rows: got live; update kernels have no such tunable, leave it out"));
+  try {
+    Plan::parse("ring_rows=some", plan);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "plan: ring_rows: got \"some\"; wants all or live");
+  }
+  EXPECT_EQ(tunables(Op::ring).back().name, "ring_rows");
+  EXPECT_EQ(tunables(Op::update).back().name, "min_blocks_per_sm");
+}
+
+TEST(PlanSpace, ProblemsOfARingsPlanNameTheConditionAndItsNumbers) {
+  Plan plan = default_plan(ring_model(), Arch{}, 16);
+  plan.stages = 2;
+  EXPECT_THAT(plan_problems(plan, ring_model(), Arch{}),
+              ElementsAre(AllOf(HasSubstr("stages=2"), HasSubstr("heads_per_block=1"),
+                                HasSubstr("the direct path has one head's state in registers"))));
+  plan.state_path = StatePath::cp_async;
+  EXPECT_THAT(plan_problems(plan, ring_model(), Arch{}), testing::Contains(HasSubstr("state_path=cp_async")));
+  plan.state_path = StatePath::bulk;
+  plan.heads_per_block = 4;
+  plan.ring_rows = RingRows::live;
+  EXPECT_THAT(plan_problems(plan, ring_model(), Arch{}), IsEmpty());
+  EXPECT_THAT(plan_problems(plan, ring_model(), Arch::parse("sm_80")), ElementsAre(HasSubstr("has_bulk_copy=0")));
+  plan = default_plan(ring_model(), Arch{}, 16);
+  EXPECT_THAT(plan_problems(plan, ring_model().store(Ring{.window = 32, .length = 64}), Arch{}),
+              ElementsAre(AllOf(HasSubstr("ring_rows=all"), HasSubstr("ring_and_new_rows=70"))));
+}
+
 TEST(PlanSpace, OrderIsFixed) { EXPECT_EQ(plan_space(model(), Arch{}), plan_space(model(), Arch{})); }
 
 TEST(PlanSpace, GridCoversEveryRowOfEveryHeadOnce) {
-  for (const Description& d : descriptions()) {
+  for (const Description& d : all_descriptions()) {
     for (const Plan& plan : plan_space(d, Arch{})) {
       const LaunchShape shape = launch_shape(plan, d, 5);
       ASSERT_EQ(shape.grid_x * plan.block_m * plan.heads_per_block, std::int64_t{d.nheads} * d.head_dim);
@@ -206,10 +352,11 @@ TEST(PlanSpace, GridCoversEveryRowOfEveryHeadOnce) {
 }
 
 TEST(PlanSpace, PlansRoundTripThroughTextAndJson) {
-  for (const Plan& plan : plan_space(model(DType::bf16), Arch{})) {
-    ASSERT_EQ(Plan::parse(plan.text(), Plan{}), plan);
-    ASSERT_EQ(Plan::from_json(plan.json()), plan);
-  }
+  for (const Description& d : {model(DType::bf16), ring_model()})
+    for (const Plan& plan : plan_space(d, Arch{})) {
+      ASSERT_EQ(Plan::parse(plan.text(), Plan{}), plan);
+      ASSERT_EQ(Plan::from_json(plan.json()), plan);
+    }
 }
 
 Description sized(int head_dim, int dstate, int ratio, DType state) {
@@ -238,6 +385,21 @@ TEST(PlanSpace, DefaultPlanIsLegalForEverySizeThatADescriptionMayHave) {
       }
     }
   }
+}
+
+TEST(PlanSpace, ARingHasADefaultPlanForEverySizeThatItMayHave) {
+  std::size_t turn = 0;
+  for (int head_dim = 8; head_dim <= 256; head_dim += 8)
+    for (int dstate = 32; dstate <= 256; dstate += 32)
+      for (DType state : {DType::f32, DType::f16, DType::i8}) {
+        const Arch& arch = Arch::known()[++turn % Arch::known().size()];
+        const Description d = sized(head_dim, dstate, 7, state).store(Ring{.window = 16}).tokens(1 + turn % 16);
+        if (state == DType::i8 && dstate % 64 != 0) continue;
+        ASSERT_THAT(d.problems(), IsEmpty());
+        const Plan plan = default_plan(d, arch, 64);
+        ASSERT_THAT(plan_problems(plan, d, arch), IsEmpty()) << d.summary();
+        ASSERT_LE(plan.block_m, 16);
+      }
 }
 
 TEST(PlanSpace, DefaultPlanIsInTheSpaceForEveryRatioDtypeAndArch) {

@@ -1,0 +1,220 @@
+#include "autotune/kernel_case.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include "autotune/host_numbers.h"
+#include "autotune/ring_case.h"
+#include "autotune/update_case.h"
+
+namespace ssmjit {
+namespace {
+
+constexpr std::size_t kCanary = 256;
+constexpr std::byte kPoison{0xff};     // NaN in every floating dtype, -1 as an index
+constexpr std::int64_t kSlotGap = 72;  // elements, at least
+
+std::int64_t round_up(std::int64_t v, std::int64_t to) { return (v + to - 1) / to * to; }
+
+}  // namespace
+
+std::string CaseLayout::name() const {
+  std::string s = fmt::format("batch {}", batch);
+  if (indexed) s += fmt::format(", {} slots shuffled", ssmjit::name(index_dtype));
+  if (padded_state) s += ", padded slots";
+  if (packed_rows) s += ", packed rows";
+  if (pads) s += ", pads";
+  if (strong_decay) s += ", strong decay";
+  return s;
+}
+
+std::vector<CaseLayout> standard_layouts(const Description& description, int sms) {
+  const int wave = std::clamp(sms / std::max(1, description.nheads) + 1, 2, 17);
+  std::vector<CaseLayout> layouts(4);
+  layouts[0] = {.batch = 1, .strong_decay = true};
+  layouts[1] = {.batch = 3, .index_dtype = DType::i32, .indexed = true, .padded_state = true, .pads = true};
+  layouts[2] = {.batch = 7, .index_dtype = DType::i64, .indexed = true, .packed_rows = true, .pads = true};
+  layouts[3] = {.batch = wave, .index_dtype = DType::i32, .indexed = true};
+  return layouts;
+}
+
+std::unique_ptr<KernelCase> make_case(const Description& description, const CaseLayout& layout, std::uint64_t seed) {
+  if (description.op() == Op::ring) return std::make_unique<RingCase>(description, layout, seed);
+  return std::make_unique<UpdateCase>(description, layout, seed);
+}
+
+KernelCases standard_cases(const Description& description, int sms, std::uint64_t seed) {
+  KernelCases cases;
+  for (const CaseLayout& layout : standard_layouts(description, sms))
+    cases.push_back(make_case(description, layout, seed + cases.size()));
+  return cases;
+}
+
+KernelCase::KernelCase(const Description& description, const CaseLayout& layout, std::uint64_t seed)
+    : random_(seed), description_(description), layout_(layout) {}
+
+std::size_t KernelCase::add(std::string name, std::int64_t bytes, Use use) {
+  Block block;
+  block.name = std::move(name);
+  block.tensor_offset = kCanary;
+  block.before.assign(static_cast<std::size_t>(bytes) + 2 * kCanary, kPoison);
+  block.may_change = use == Use::updated || use == Use::output;
+  block.output = use == Use::output;
+  block.produced = use == Use::produced || use == Use::output;
+  blocks_.push_back(std::move(block));
+  return blocks_.size() - 1;
+}
+
+KernelCase::InputRows KernelCase::add_input_rows(std::int64_t rows) {
+  const Description& d = description_;
+  const std::int64_t inner = std::int64_t{d.nheads} * d.head_dim, state = std::int64_t{d.ngroups} * d.dstate;
+  const std::int64_t bytes = size_bytes(d.input_dtype);
+  InputRows input;
+  // z first: x is then no slice that begins its row.
+  struct Slice {
+    const char* name;
+    Rows* rows;
+    std::int64_t width;
+  } slices[] = {
+      {"z", &input.z, d.has_z() ? inner : 0}, {"x", &input.x, inner}, {"B", &input.B, state}, {"C", &input.C, state}};
+  std::int64_t sum = 0;
+  for (const Slice& slice : slices) sum += slice.width;
+  // An aligned description gets rows of a multiple of 16 bytes, another one rows of an odd count of elements.
+  const std::int64_t packed = d.aligned_rows ? round_up(sum + d.nheads, 16) : (sum + d.nheads) | 1;
+  const std::size_t block = layout_.packed_rows ? add("x, B, C, z", rows * packed * bytes, Use::produced) : 0;
+  std::int64_t offset = 0;
+  for (const Slice& slice : slices) {
+    if (slice.width == 0) continue;
+    if (layout_.packed_rows) {
+      *slice.rows = {at(block) + offset * bytes, packed};
+    } else {
+      const std::int64_t stride = d.aligned_rows ? slice.width : slice.width + 1;
+      *slice.rows = {at(add(slice.name, rows * stride * bytes, Use::produced)), stride};
+    }
+    offset += slice.width;
+  }
+  return input;
+}
+
+KernelCase::Weights KernelCase::add_weights(Range A, Range dt_bias) {
+  const Description& d = description_;
+  Weights weights;
+  weights.A = contiguous(at(add("A", std::int64_t{d.nheads} * 4, Use::constant)), DType::f32, {d.nheads});
+  const auto weight = [&](const char* name) {
+    return contiguous(at(add(name, std::int64_t{d.nheads} * size_bytes(d.weight_dtype), Use::constant)), d.weight_dtype,
+                      {d.nheads});
+  };
+  if (d.has_D()) weights.D = weight("D");
+  if (d.has_dt_bias()) weights.dt_bias = weight("dt_bias");
+  for (std::int64_t h = 0; h < d.nheads; ++h) {
+    put(weights.A, h, layout_.strong_decay ? -std::exp(uniform({-7, 5})) : uniform(A));
+    if (d.has_dt_bias()) put(weights.dt_bias, h, exact_in_sums(uniform(dt_bias)));
+    if (d.has_D()) put(weights.D, h, normal());
+  }
+  return weights;
+}
+
+Tensor KernelCase::add_pool(std::string name, DType dtype, const std::vector<std::int64_t>& inner) {
+  Tensor pool;
+  pool.dtype = dtype;
+  pool.rank = static_cast<int>(inner.size()) + 1;
+  std::int64_t stride = 1;
+  for (std::size_t i = inner.size(); i-- > 0;) {
+    pool.shape[i + 1] = inner[i];
+    pool.stride[i + 1] = stride;
+    stride *= inner[i];
+  }
+  pool.shape[0] = pool_slots();
+  pool.stride[0] = round_up(stride + (layout_.padded_state ? kSlotGap : 0), 16);
+  pool.data = at(add(std::move(name), pool_slots() * pool.stride[0] * size_bytes(dtype), Use::updated));
+  return pool;
+}
+
+std::vector<std::int64_t> KernelCase::slot_order() {
+  std::vector<std::int64_t> order(static_cast<std::size_t>(pool_slots()));
+  std::iota(order.begin(), order.end(), 0);
+  if (!layout_.indexed) return order;
+  if (layout_.pads) order.erase(order.begin() + kNullSlot);
+  std::shuffle(order.begin(), order.end(), random_);
+  return order;
+}
+
+void KernelCase::mark_pads(std::vector<std::int64_t>& slots) const {
+  if (!layout_.indexed || !layout_.pads) return;
+  const std::int64_t kinds[] = {-1, kNullSlot, pool_slots(), -7};
+  int kind = 0;
+  for (std::size_t b = 1; b < slots.size(); b += 2) slots[b] = kinds[kind++ % 4];
+}
+
+Tensor KernelCase::add_indices(std::string name, const std::vector<std::int64_t>& values, DType dtype) {
+  const auto count = static_cast<std::int64_t>(values.size());
+  std::byte* data = at(add(std::move(name), count * size_bytes(dtype), Use::constant));
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t wide = values[static_cast<std::size_t>(i)];
+    const auto narrow = static_cast<std::int32_t>(wide);
+    if (dtype == DType::i64)
+      std::memcpy(data + i * 8, &wide, 8);
+    else
+      std::memcpy(data + i * 4, &narrow, 4);
+  }
+  return contiguous(data, dtype, {count});
+}
+
+void KernelCase::put(const Tensor& t, std::int64_t i, double v) { encode(t.dtype, bytes_of(t), i, v); }
+
+double KernelCase::exact_in_sums(double v) { return std::round(v * 4096) / 4096; }
+
+void KernelCase::take(const Tensor& to, const Tensor& from, std::int64_t offset, std::int64_t count) {
+  const std::int64_t size = size_bytes(to.dtype);
+  std::memcpy(bytes_of(to) + offset * size, bytes_of(from) + offset * size, static_cast<std::size_t>(count * size));
+}
+
+void KernelCase::move(Tensor& t, const std::vector<std::byte*>& base) const {
+  if (t.data == nullptr) return;
+  const std::byte* p = bytes_of(t);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const std::byte* first = blocks_[i].before.data();
+    if (p < first || p >= first + blocks_[i].before.size()) continue;
+    t.data = base[i] + (p - first);
+    return;
+  }
+}
+
+void KernelCase::failed(CaseResult& result, const std::string& sentence) const {
+  result.failures.push_back(layout_.name() + ": " + sentence);
+}
+
+CaseResult KernelCase::check(const std::vector<std::vector<std::byte>>& after) const {
+  CaseResult result;
+  std::vector<std::vector<std::byte>> want, got = after;
+  for (const Block& block : blocks_) want.push_back(block.before);
+  std::vector<std::byte*> want_base, got_base;
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    if (got[i].size() != want[i].size()) {
+      failed(result, fmt::format("{}: got {} bytes; wants {}", blocks_[i].name, got[i].size(), want[i].size()));
+      return result;
+    }
+    want_base.push_back(want[i].data());
+    got_base.push_back(got[i].data());
+  }
+  judge(want_base, got_base, result);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const auto wrong = std::mismatch(want[i].begin(), want[i].end(), got[i].begin());
+    if (wrong.first == want[i].end()) continue;
+    const auto offset = static_cast<std::int64_t>(wrong.first - want[i].begin());
+    const auto size = static_cast<std::int64_t>(want[i].size());
+    const bool canary =
+        offset < static_cast<std::int64_t>(kCanary) || offset >= size - static_cast<std::int64_t>(kCanary);
+    failed(result,
+           fmt::format("{}: {} at byte {} of {} changed", blocks_[i].name,
+                       canary ? "memory outside the tensor" : "memory that must stay as it was",
+                       offset - static_cast<std::int64_t>(kCanary), size - 2 * static_cast<std::int64_t>(kCanary)));
+  }
+  return result;
+}
+
+}  // namespace ssmjit

@@ -1,0 +1,308 @@
+#include "autotune/ring_case.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include "autotune/host_numbers.h"
+
+namespace ssmjit {
+namespace {
+
+constexpr double kScale = 0x1p-20;  // relative error of a scale
+constexpr double kDelta = 1e-6;     // and of a delta
+constexpr int kCursorKinds = 7;
+
+}  // namespace
+
+RingCase::RingCase(const Description& description, const CaseLayout& layout, std::uint64_t seed)
+    : KernelCase(description, layout, seed) {
+  const Description& d = description;
+  const std::int64_t H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, L = d.ring_length();
+
+  host_.state = add_pool("state", d.state_dtype, {H, P, N});
+  if (d.has_state_scale()) host_.state_scale = add_pool("state_scale", DType::f32, {H, P});
+  host_.x_ring = add_pool("x_ring", d.input_dtype, {H, L, P});
+  host_.B_ring = add_pool("B_ring", d.input_dtype, {G, L, N});
+  host_.dt_ring = add_pool("dt_ring", DType::f32, {H, L});
+  add_tokens();
+  const Weights weights = add_weights({-0.6, -0.1}, {-2, 0});
+  host_.A = weights.A;
+  host_.D = weights.D;
+  host_.dt_bias = weights.dt_bias;
+  if (!std::holds_alternative<Nearest>(d.rounding_kind))
+    host_.rand_seed =
+        add_indices("rand_seed", {static_cast<std::int64_t>(random_() | std::uint64_t{1} << 63)}, DType::i64);
+
+  // Cursors of slots that no request uses stay what they are: nothing.
+  const std::vector<std::int64_t> nothing(static_cast<std::size_t>(pool_slots()), -1);
+  host_.ring_start = add_indices("ring_start", nothing, DType::i32);
+  host_.ring_count = add_indices("ring_count", nothing, DType::i32);
+  host_.pad_slot_id = pad_slot_id();
+  const std::vector<std::int64_t> order = slot_order();
+  std::vector<std::int64_t> slots(order.begin(), order.begin() + layout.batch);
+  mark_pads(slots);
+  if (layout.indexed) host_.state_batch_indices = add_indices("state_batch_indices", slots, layout.index_dtype);
+
+  int kind = layout.batch / 2;  // so that the standard layouts have every kind
+  for (std::int64_t b = 0; b < layout.batch; ++b) {
+    requests_.push_back(ring_request(d, host_, b, read_host));
+    if (requests_.back().live) fill_slot(requests_.back().slot, kind++ % kCursorKinds);
+    requests_.back() = ring_request(d, host_, b, read_host);
+    const RingRequest& request = requests_.back();
+    expected_.emplace_back();
+    if (!request.live) continue;
+    // The rows in use; all others stay NaN.
+    for (int j = 0; j < request.count; ++j) {
+      for (std::int64_t h = 0; h < H; ++h) {
+        for (std::int64_t p = 0; p < P; ++p) put(host_.x_ring, ring_offset(host_.x_ring, request, h, j) + p, normal());
+        const double dt = layout.strong_decay ? uniform({-12, 8}) : uniform({-3, 0.5});
+        put(host_.dt_ring, ring_offset(host_.dt_ring, request, h, j), std::log1p(std::exp(dt)));
+      }
+      for (std::int64_t g = 0; g < G; ++g)
+        for (std::int64_t n = 0; n < N; ++n) put(host_.B_ring, ring_offset(host_.B_ring, request, g, j) + n, normal());
+    }
+    if (request.tokens == 0) continue;
+    for (int h = 0; h < d.nheads; ++h)
+      expected_.back().push_back(ring_reference(d, host_, b, request, h, ring_operands(d), read_host));
+  }
+}
+
+// x, B, C, z, dt and out: a request's tokens one after the other, between requests a gap where rows are packed; with
+// varlen from 0 to all tokens a request, without gaps.
+void RingCase::add_tokens() {
+  const Description& d = description();
+  const std::int64_t H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, T = d.token_count;
+  const std::int64_t batch = layout().batch, gap = layout().packed_rows && !d.is_varlen ? 1 : 0;
+  std::vector<std::int64_t> first = {0};
+  for (std::int64_t b = 0; b < batch; ++b) {
+    std::int64_t tokens = T;
+    if (d.is_varlen && b % 4 != 0)
+      tokens = 1 + static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(T));
+    else if (d.is_varlen && b % 8 == 4)
+      tokens = 0;
+    first.push_back(first.back() + tokens + gap);
+  }
+  if (d.is_varlen) host_.cu_seqlens = add_indices("cu_seqlens", first, DType::i32);
+  const std::int64_t rows = first.back();
+  // [batch, tokens, ...], [total, ...] or [1, total, ...].
+  const auto tensor = [&](std::byte* data, DType dtype, std::int64_t row_stride,
+                          std::initializer_list<std::int64_t> inner) {
+    Tensor t;
+    t.data = data;
+    t.dtype = dtype;
+    const auto dimension = [&](std::int64_t shape, std::int64_t stride) {
+      t.shape[static_cast<std::size_t>(t.rank)] = shape;
+      t.stride[static_cast<std::size_t>(t.rank++)] = stride;
+    };
+    if (!d.is_varlen) dimension(batch, (T + gap) * row_stride);
+    if (d.is_varlen && layout().packed_rows) dimension(1, rows * row_stride);
+    dimension(d.is_varlen ? rows : T, row_stride);
+    std::int64_t stride = 1;
+    for (std::int64_t i : inner) stride *= i;
+    for (std::int64_t i : inner) {
+      stride /= i;
+      dimension(i, stride);
+    }
+    return t;
+  };
+  const InputRows input = add_input_rows(rows);
+  const auto of_rows = [&](const Rows& r, std::int64_t count, std::int64_t width) {
+    return r.first == nullptr ? Tensor{} : tensor(r.first, d.input_dtype, r.stride, {count, width});
+  };
+  host_.x = of_rows(input.x, H, P);
+  host_.B = of_rows(input.B, G, N);
+  host_.C = of_rows(input.C, G, N);
+  host_.z = of_rows(input.z, H, P);
+  const std::int64_t dt_stride = layout().packed_rows ? H + 1 : H;
+  host_.dt =
+      tensor(at(add("dt", rows * dt_stride * size_bytes(d.dt_dtype), Use::produced)), d.dt_dtype, dt_stride, {H});
+  const std::int64_t out_stride = H * P + (layout().packed_rows ? 8 : 0);
+  host_.out = tensor(at(add("out", rows * out_stride * size_bytes(d.input_dtype), Use::output)), d.input_dtype,
+                     out_stride, {H, P});
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (std::int64_t row = first[static_cast<std::size_t>(b)]; row < first[static_cast<std::size_t>(b + 1)] - gap;
+         ++row) {
+      for (std::int64_t h = 0; h < H; ++h)
+        put(host_.dt, row * dt_stride + h, exact_in_sums(layout().strong_decay ? uniform({-12, 8}) : normal()));
+      const auto fill = [&](const Tensor& t, const Rows& r, std::int64_t width) {
+        if (r.first == nullptr) return;
+        for (std::int64_t i = 0; i < width; ++i) put(t, row * r.stride + i, normal());
+      };
+      fill(host_.x, input.x, H * P);
+      fill(host_.B, input.B, G * N);
+      fill(host_.C, input.C, G * N);
+      fill(host_.z, input.z, H * P);
+    }
+  }
+}
+
+// State and cursors of a live slot. Kinds of count: full, the most that does not flush, the least that does, none, any,
+// and out of range.
+void RingCase::fill_slot(std::int64_t slot, int kind) {
+  const Description& d = description();
+  const int window = d.ring_window(), length = d.ring_length(), T = d.token_count;
+  const auto below = [&](int limit) { return static_cast<int>(random_() % static_cast<std::uint64_t>(limit)); };
+  const int counts[kCursorKinds] = {window,     window - T, std::min(window, window - T + 1), 0, below(window + 1),
+                                    window + 3, -5};
+  int start = kind % 2 == 0 ? below(length) : length - 1;
+  if (kind == 5) start = length + 2;
+  if (kind == 6) start = -3;
+  const auto put_cursor = [&](const Tensor& t, int value) { std::memcpy(bytes_of(t) + slot * 4, &value, 4); };
+  put_cursor(host_.ring_start, start);
+  put_cursor(host_.ring_count, counts[kind]);
+
+  const std::int64_t rows = std::int64_t{d.nheads} * d.head_dim;
+  double magnitude = layout().strong_decay ? 30.0 : 1.0;
+  if (d.has_state_scale()) {
+    for (std::int64_t i = 0; i < rows; ++i)
+      put(host_.state_scale, slot * host_.state_scale.stride[0] + i, magnitude * uniform({0.02, 0.04}));
+    magnitude = 30.0;  // in units of the scale
+  }
+  for (std::int64_t i = 0; i < rows * d.dstate; ++i)
+    put(host_.state, slot * host_.state.stride[0] + i, magnitude * normal());
+}
+
+RingArgs RingCase::args(const std::vector<std::byte*>& base) const {
+  RingArgs args = host_;
+  for (Tensor* t : {&args.state, &args.state_scale, &args.x_ring, &args.B_ring, &args.dt_ring, &args.ring_start,
+                    &args.ring_count, &args.x, &args.dt, &args.A, &args.B, &args.C, &args.D, &args.dt_bias, &args.z,
+                    &args.out, &args.state_batch_indices, &args.cu_seqlens, &args.rand_seed})
+    move(*t, base);
+  return args;
+}
+
+void FlushMeter::add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got,
+                          const Reader& read) {
+  const Description& d = description_;
+  const bool stochastic = std::holds_alternative<Stochastic>(d.rounding_kind);
+  const std::vector<double> stored =
+      stored_values(got.state, of.slot * got.state.stride[0] + std::int64_t{head} * d.head_dim * d.dstate,
+                    d.head_dim * d.dstate, read);
+  std::vector<double> scales(static_cast<std::size_t>(d.head_dim), 1.0);
+  if (d.has_state_scale())
+    scales = stored_values(got.state_scale, of.slot * got.state_scale.stride[0] + std::int64_t{head} * d.head_dim,
+                           d.head_dim, read);
+  for (int p = 0; p < d.head_dim; ++p) {
+    const double scale = scales[static_cast<std::size_t>(p)];
+    const double want_scale = want.scale.empty() ? 1.0 : want.scale[static_cast<std::size_t>(p)];
+    double row_slack = 0;
+    for (int n = 0; n < d.dstate; ++n) {
+      const auto i = static_cast<std::size_t>(p * d.dstate + n);
+      row_slack = std::max(row_slack, want.state_slack[i]);
+      const double value = want.state[i], is = stored[i] * scale;
+      // In units of the scale.
+      const double at_most = want.state_slack[i] / want_scale;
+      const double exact = value / want_scale;
+      const double unit = ulp(d.state_dtype, exact);
+      double units = 0;
+      if (rounded(d.state_dtype, exact) != stored[i])
+        units = std::max(0.0, std::abs(stored[i] - exact) - at_most) / unit;
+      if (!std::isfinite(stored[i]) && std::isfinite(rounded(d.state_dtype, exact)))
+        units = std::numeric_limits<double>::infinity();
+      worst_ = std::max(worst_, units);
+      if (units > 2) ++past_two_;
+      if (stochastic) {
+        const auto by_chance = [&](double v) { return stored_stochastically(d, v, seed_, of.slot, head, p, n); };
+        if (!(stored[i] >= by_chance(exact - at_most) && stored[i] <= by_chance(exact + at_most))) ++not_by_chance_;
+      }
+      ++count_;
+      error2_ += (is - value) * (is - value);
+      norm2_ += value * value;
+    }
+    if (d.has_state_scale()) {
+      const double largest = d.state_dtype == DType::i8 ? 127.0 : 448.0;
+      const double off = std::max(0.0, std::abs(scale - want_scale) - row_slack / largest) / want_scale;
+      worst_scale_ = std::isfinite(scale) ? std::max(worst_scale_, off) : std::numeric_limits<double>::infinity();
+    }
+  }
+}
+
+Nearness FlushMeter::result() const {
+  Nearness n;
+  n.frobenius = norm2_ > 0 ? std::sqrt(error2_ / norm2_) : std::sqrt(error2_);
+  n.worst_ulp = worst_;
+  n.past_two = count_ > 0 ? static_cast<double>(past_two_) / static_cast<double>(count_) : 0;
+  return n;
+}
+
+std::string FlushMeter::failure() const {
+  if (!(worst_scale_ <= kScale))
+    return fmt::format("state_scale: a scale is off by {:.1e} of its size; limit {:.1e}", worst_scale_, kScale);
+  const bool stochastic = std::holds_alternative<Stochastic>(description_.rounding_kind);
+  const double limit = stochastic ? 1.0 : 0.5;
+  // A rounding more where a value lies just below a power of two.
+  if (!(worst_ <= limit + 0x1p-10))
+    return fmt::format("state: an element is {:.2f} units off; limit {}", worst_, limit);
+  if (not_by_chance_ > 0)
+    return fmt::format("state: {} of {} elements are not what their random bits round them to", not_by_chance_, count_);
+  return {};
+}
+
+void RingCase::judge(const std::vector<std::byte*>& want_base, const std::vector<std::byte*>& got_base,
+                     CaseResult& result) const {
+  const Description& d = description();
+  const RingArgs want = args(want_base), got = args(got_base);
+  const int P = d.head_dim, N = d.dstate;
+  std::uint64_t seed = 0;
+  if (want.rand_seed.data != nullptr) seed = static_cast<std::uint64_t>(stored_index(want.rand_seed, 0, read_host));
+  NearnessMeter recurrence(d.input_dtype, N), operands(d.input_dtype, N);
+  FlushMeter flushed(d, seed);
+  double worst_delta = 0;
+  const auto copy_row = [&](const Tensor& to, std::int64_t to_at, const Tensor& from, std::int64_t from_at, int count) {
+    const std::int64_t size = size_bytes(to.dtype);
+    std::memcpy(bytes_of(to) + to_at * size, bytes_of(from) + from_at * size, static_cast<std::size_t>(count * size));
+  };
+  for (std::size_t b = 0; b < requests_.size(); ++b) {
+    const RingRequest& request = requests_[b];
+    const auto row = static_cast<std::int64_t>(b);
+    for (int t = 0; t < request.tokens; ++t) {
+      const std::int64_t out_at = token_offset(d, want.out, 2, row, request, t);
+      if (!request.live) {
+        if (d.pad_output_kind == PadOutput::zeros)
+          for (std::int64_t i = 0; i < std::int64_t{d.nheads} * P; ++i) put(want.out, out_at + i, 0.0);
+        continue;
+      }
+      for (int h = 0; h < d.nheads; ++h) {
+        const RingHead& head = expected_[b][static_cast<std::size_t>(h)];
+        const std::size_t first = static_cast<std::size_t>(t) * static_cast<std::size_t>(P);
+        const std::int64_t at = out_at + std::int64_t{h} * P;
+        const std::vector<double> y = stored_values(got.out, at, P, read_host);
+        recurrence.add_row(head.y.data() + first, y);
+        operands.add_row(head.y_operands.data() + first, y, nullptr, head.y_slack.data() + first);
+        take(want.out, got.out, at, P);
+
+        const int age = request.count + t;
+        copy_row(want.x_ring, ring_offset(want.x_ring, request, h, age), want.x,
+                 token_offset(d, want.x, 2, row, request, t) + std::int64_t{h} * P, P);
+        const std::int64_t delta_at = ring_offset(want.dt_ring, request, h, age);
+        const double want_delta = head.delta[static_cast<std::size_t>(t)];
+        const double off = std::abs(stored_value(got.dt_ring, delta_at, read_host) - want_delta) / want_delta;
+        worst_delta = std::isfinite(off) ? std::max(worst_delta, off) : std::numeric_limits<double>::infinity();
+        take(want.dt_ring, got.dt_ring, delta_at, 1);
+      }
+      for (int g = 0; g < d.ngroups; ++g)
+        copy_row(want.B_ring, ring_offset(want.B_ring, request, g, request.count + t), want.B,
+                 token_offset(d, want.B, 2, row, request, t) + std::int64_t{g} * N, N);
+    }
+    if (!request.live || !request.flush) continue;
+    for (int h = 0; h < d.nheads; ++h) {
+      flushed.add_head(expected_[b][static_cast<std::size_t>(h)], request, h, got, read_host);
+      take(want.state, got.state, request.slot * got.state.stride[0] + std::int64_t{h} * P * N, std::int64_t{P} * N);
+      if (d.has_state_scale())
+        take(want.state_scale, got.state_scale, request.slot * got.state_scale.stride[0] + std::int64_t{h} * P, P);
+    }
+  }
+  result.y = operands.result();
+  result.y.frobenius = recurrence.result().frobenius;
+  result.state = flushed.result();
+  if (const std::string s = ssmjit::judge(result.y, d.input_dtype, N, "out"); !s.empty()) failed(result, s);
+  if (const std::string s = flushed.failure(); !s.empty()) failed(result, s);
+  if (!(worst_delta <= kDelta))
+    failed(result, fmt::format("dt_ring: a delta is off by {:.1e} of its size; limit {:.0e}", worst_delta, kDelta));
+}
+
+}  // namespace ssmjit

@@ -1,0 +1,269 @@
+// The checks of a launch: what is compared with what, and the sentences. A launch does no division, walks no expression
+// and allocates nothing while all is well.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <cuda.h>
+#include <fmt/format.h>
+
+#include <ssmjit/error.h>
+#include <ssmjit/kernel.h>
+
+#include "codegen/fail.h"
+#include "jit/driver.h"
+
+namespace ssmjit {
+
+inline constexpr std::int64_t kMostRows = 65535;  // CUDA's limit of a grid's y
+inline constexpr int kVectorBytes = 16;
+inline constexpr std::int64_t kMostIntStride = std::numeric_limits<int>::max();
+inline constexpr std::int64_t kAny = -1;  // an extent that is whatever the caller says
+
+// What a launch is compared with: the description as plain numbers.
+struct Wants {
+  explicit Wants(const Description& d)
+      : op(d.op()),
+        nheads(d.nheads),
+        head_dim(d.head_dim),
+        dstate(d.dstate),
+        ngroups(d.ngroups),
+        tokens(d.token_count),
+        window(d.ring_window()),
+        length(d.ring_length()),
+        input(d.input_dtype),
+        dt(d.dt_dtype),
+        weight(d.weight_dtype),
+        state(d.state_dtype),
+        has_z(d.has_z()),
+        has_D(d.has_D()),
+        has_dt_bias(d.has_dt_bias()),
+        has_destination(d.has_destination),
+        has_state_scale(d.has_state_scale()),
+        is_stochastic(std::holds_alternative<Stochastic>(d.rounding_kind)),
+        is_varlen(d.is_varlen),
+        aligned_rows(d.aligned_rows) {}
+
+  Op op;
+  std::int64_t nheads, head_dim, dstate, ngroups, tokens, window, length;
+  DType input, dt, weight, state;
+  bool has_z, has_D, has_dt_bias, has_destination, has_state_scale, is_stochastic, is_varlen, aligned_rows;
+};
+
+inline bool is_given(const Tensor& tensor) {
+  // The pointer of a tensor without elements is often null.
+  return tensor.data != nullptr || (tensor.rank > 0 && tensor.shape[0] == 0) ||
+         (tensor.rank > 1 && tensor.shape[1] == 0);
+}
+
+// Of dimension i, whose stride may be anything where it has one element at most.
+inline std::int64_t stride_of(const Tensor& tensor, std::size_t i) {
+  return tensor.shape[i] > 1 ? tensor.stride[i] : 0;
+}
+
+enum class Align { element, vector_rows };
+
+// As size_bytes(), without a call.
+constexpr int element_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::i64:
+      return 8;
+    case DType::bf16:
+    case DType::f16:
+      return 2;
+    case DType::i8:
+    case DType::f8:
+      return 1;
+    default:
+      return 4;
+  }
+}
+
+// Whether `value` is a multiple of `align`, a power of two.
+constexpr bool is_aligned(std::uint64_t value, int align) {
+  return (value & static_cast<std::uint64_t>(align - 1)) == 0;
+}
+inline bool is_aligned(const void* address, int align) {
+  return is_aligned(reinterpret_cast<std::uintptr_t>(address), align);
+}
+constexpr bool stride_is_aligned(std::int64_t stride, int bytes, int align) {
+  return is_aligned(static_cast<std::uint64_t>(stride) * static_cast<std::uint64_t>(bytes), align);
+}
+
+struct TensorWants {
+  const char* name;
+  DType dtype;
+  int rank;
+  std::array<std::int64_t, 4> shape;
+  Align align = Align::element;
+  bool rows_apart = false;  // rows must not overlap: they are written
+  int strided = 1;          // that many dimensions in front may be strided (none of a tensor of one dimension)
+  std::array<const char*, 2> rows = {"row", "token"};  // what those dimensions count
+  bool may_be_unaligned = false;                       // of vector_rows: a kernel of unaligned_rows() takes it
+  std::int64_t most_stride = std::numeric_limits<std::int64_t>::max();
+};
+
+std::string shape_text(const std::array<std::int64_t, 4>& shape, int rank);
+
+// The checks of a launch are written once: `report` takes something that makes the sentence. A launch passes one that
+// only notes that there is something to say, so that its checks are comparisons and nothing else.
+template <class Report>
+bool check_given(const char* name, bool given, bool wanted, const char* reader, Report& report) {
+  if (given && !wanted)
+    report([&] { return fmt::format("{}: given, but the description's maths does not read it; leave it out", name); });
+  if (!given && wanted) report([&] { return fmt::format("{}: not given; {}", name, reader); });
+  return given && wanted;
+}
+
+template <class Report>
+[[gnu::always_inline]] inline void check_tensor(const Tensor& tensor, const TensorWants& wants, Report& report) {
+  if (tensor.dtype != wants.dtype)
+    report(
+        [&] { return fmt::format("{}: got dtype {}; wants {}", wants.name, name(tensor.dtype), name(wants.dtype)); });
+  if (tensor.rank != wants.rank) {
+    report([&] {
+      return fmt::format("{}: got {} dimensions; wants {}, {}", wants.name, tensor.rank, wants.rank,
+                         shape_text(wants.shape, wants.rank));
+    });
+    return;
+  }
+  bool fits = true, empty = false;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(wants.rank); ++i) {
+    fits = fits && (wants.shape[i] == kAny ? tensor.shape[i] >= 0 : tensor.shape[i] == wants.shape[i]);
+    empty = empty || tensor.shape[i] == 0;
+  }
+  if (!fits) {
+    report([&] {
+      return fmt::format("{}: got shape {}; wants {}", wants.name, shape_text(tensor.shape, tensor.rank),
+                         shape_text(wants.shape, wants.rank));
+    });
+    return;
+  }
+  if (empty) return;
+
+  const int bytes = element_bytes(wants.dtype);
+  const int align = wants.align == Align::vector_rows ? kVectorBytes : bytes;
+  if (!is_aligned(tensor.data, align))
+    report([&] {
+      return fmt::format(
+          "{}: base address {} is not a multiple of {} bytes{}{}", wants.name, fmt::ptr(tensor.data), align,
+          align > bytes ? "; move the base" : "",
+          wants.may_be_unaligned && align > bytes ? ", or describe the kernel with unaligned_rows()" : "");
+    });
+
+  // From the innermost dimension out; the stride of a dimension of one element says nothing.
+  const std::size_t strided = wants.rank == 1 ? 0 : static_cast<std::size_t>(wants.strided);
+  std::int64_t dense = 1;
+  for (std::size_t i = static_cast<std::size_t>(wants.rank); i-- > strided;) {
+    if (tensor.shape[i] != 1 && tensor.stride[i] != dense) {
+      report([&] {
+        return fmt::format("{}: dimension {} has stride {}; wants {}: all but dimension{} must be contiguous",
+                           wants.name, i, tensor.stride[i], dense, strided == 2 ? "s 0 and 1" : " 0");
+      });
+      return;
+    }
+    dense *= tensor.shape[i];
+  }
+  // Of rows that must not overlap, those with the larger stride are apart by all of the others.
+  std::int64_t apart[2] = {dense, dense};
+  if (strided == 2 && tensor.shape[0] > 1 && tensor.shape[1] > 1) {
+    const std::size_t inner = tensor.stride[0] < tensor.stride[1] ? 0 : 1;
+    apart[1 - inner] = dense + std::max<std::int64_t>(tensor.stride[inner], 0) * (tensor.shape[inner] - 1);
+  }
+  for (std::size_t i = 0; i < strided; ++i) {
+    if (tensor.shape[i] == 1) continue;
+    const std::int64_t stride = tensor.stride[i], least = wants.rows_apart ? apart[i] : 0;
+    if (stride < least)
+      report([&] {
+        return fmt::format("{}: {} stride {} elements; wants {} or more{}", wants.name, wants.rows[i], stride, least,
+                           wants.rows_apart ? fmt::format(", so that {}s do not overlap", wants.rows[i]) : "");
+      });
+    else if (stride > wants.most_stride)
+      report([&] {
+        return fmt::format("{}: {} stride {} elements; wants {} at most", wants.name, wants.rows[i], stride,
+                           wants.most_stride);
+      });
+    else if (!stride_is_aligned(stride, bytes, align))
+      report([&] {
+        return fmt::format(
+            "{}: {} stride {} elements ({} bytes) is not a multiple of {} bytes; pad the {}s{}", wants.name,
+            wants.rows[i], stride, stride * bytes, align, wants.rows[i],
+            wants.may_be_unaligned && align > bytes ? ", or describe the kernel with unaligned_rows()" : "");
+      });
+  }
+}
+
+template <class Report>
+void check_indices_shape(const char* name_, const Tensor& indices, std::int64_t batch, Report& report) {
+  if (indices.dtype != DType::i32 && indices.dtype != DType::i64) {
+    report([&] { return fmt::format("{}: got dtype {}; wants int32 or int64", name_, name(indices.dtype)); });
+    return;
+  }
+  const bool column = indices.rank == 2 && indices.shape[1] == 1;
+  if ((indices.rank != 1 && !column) || (batch != kAny && indices.shape[0] != batch)) {
+    report([&] {
+      const std::string rows = batch == kAny ? "batch" : std::to_string(batch);
+      return fmt::format("{}: got shape {}; wants [{}] or [{}, 1]", name_, shape_text(indices.shape, indices.rank),
+                         rows, rows);
+    });
+    return;
+  }
+  if (indices.shape[0] > 1 && indices.stride[0] < 0)
+    report([&] { return fmt::format("{}: stride {}; wants 0 or more", name_, indices.stride[0]); });
+  if (!is_aligned(indices.data, element_bytes(indices.dtype)))
+    report([&] {
+      return fmt::format("{}: base address {} is not a multiple of {} bytes", name_, fmt::ptr(indices.data),
+                         size_bytes(indices.dtype));
+    });
+}
+
+// What every op's args begin and end with. Whether what stands between can be read.
+template <class Args, class Report>
+bool check_version(const Args& args, Report& report) {
+  if (args.size == sizeof(Args)) return true;
+  report([&] {
+    return fmt::format("args: size is {}; wants {}: built against another version of ssmjit", args.size, sizeof(Args));
+  });
+  return false;
+}
+template <class Report>
+void check_pdl(Pdl pdl, Report& report) {
+  if (pdl != Pdl::off && pdl != Pdl::wait_first && pdl != Pdl::early_state)
+    report([&] { return fmt::format("pdl: {} is none of off, wait_first, early_state", static_cast<int>(pdl)); });
+}
+// Without indices row b uses slot b.
+template <class Report>
+void check_slot_of_each_row(const Tensor& state, std::int64_t batch, Report& report) {
+  if (is_given(state) && state.rank == 4 && state.shape[0] < batch)
+    report([&] {
+      return fmt::format(
+          "state: {} slots for {} rows; without state_batch_indices row b uses slot b, so give indices or {} slots",
+          state.shape[0], batch, batch);
+    });
+}
+
+// One sentence a line.
+std::string lines_of(const std::vector<std::string>& sentences);
+
+// ---- checked mode: what only the device's memory tells ----
+
+// Whether `stream` is being captured; for the default stream, whether a blocking stream of the context is.
+bool is_captured(const Driver& driver, CUstream stream);
+// Waits for all work on the stream. Fails: ErrorKind::invalid while it is being captured.
+void wait_to_check(const Driver& driver, CUstream stream);
+// `count` entries of dimension 0 of an int32 or int64 tensor on the device.
+std::vector<std::int64_t> read_integers(const Driver& driver, const Tensor& tensor, std::int64_t count);
+// The slots that `indices` name (row b slot b where they are not given): sentences about those past the pool.
+std::vector<std::int64_t> read_slots(const Driver& driver, const char* name, const Tensor& indices, std::int64_t batch,
+                                     std::int64_t slots, std::int64_t pad_slot_id, std::vector<std::string>& wrong);
+inline bool is_pad(std::int64_t slot, std::int64_t pad_slot_id) { return slot < 0 || slot == pad_slot_id; }
+// The sentence about two rows that write one slot.
+std::string same_slot_twice(const char* name, std::size_t first_row, std::size_t row, std::int64_t slot);
+
+}  // namespace ssmjit

@@ -1,0 +1,268 @@
+// The launch of a ring step.
+#include <map>
+
+#include "jit/kernel_args.h"
+#include "jit/kernel_state.h"
+#include "jit/launch_checks.h"
+
+namespace ssmjit {
+
+namespace {
+
+constexpr const char* kNeeded = "every ring step needs it";
+
+// Whether a varlen tensor is [1, total, ...] and not [total, ...]. `inner`: the dimensions behind the tokens.
+bool has_leading_one(const Tensor& tensor, int inner) { return tensor.rank == inner + 2; }
+
+std::int64_t batch_of(const Wants& wants, const RingArgs& args) {
+  if (wants.is_varlen)
+    return args.cu_seqlens.rank == 1 && args.cu_seqlens.shape[0] >= 1 ? args.cu_seqlens.shape[0] - 1 : kAny;
+  return args.x.rank == 4 && args.x.shape[0] >= 0 ? args.x.shape[0] : kAny;
+}
+
+// Of all requests together.
+std::int64_t total_tokens(const RingArgs& args) {
+  if (args.x.rank != 3 && args.x.rank != 4) return kAny;
+  const std::int64_t total = args.x.shape[has_leading_one(args.x, 2) ? 1 : 0];
+  return total >= 0 ? total : kAny;
+}
+
+// What is wanted of a tensor of this step's tokens, whose dimensions behind them are `inner`.
+[[gnu::always_inline]] inline TensorWants of_tokens(const Wants& wants, const Tensor& tensor, const char* name,
+                                                    DType dtype, std::int64_t batch, std::int64_t total,
+                                                    std::initializer_list<std::int64_t> inner) {
+  const int behind = static_cast<int>(inner.size());
+  TensorWants out{.name = name, .dtype = dtype, .rank = behind + 2, .shape = {batch, wants.tokens}, .strided = 2};
+  std::size_t at = 2;
+  if (wants.is_varlen && has_leading_one(tensor, behind)) {
+    out.shape = {1, total};
+  } else if (wants.is_varlen) {
+    out.shape = {total};
+    out.rank = behind + 1;
+    out.strided = at = 1;
+    out.rows = {"token", ""};
+  }
+  for (const std::int64_t extent : inner) out.shape[at++] = extent;
+  return out;
+}
+
+template <class Report>
+void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
+  if (wants.op != Op::ring) {
+    report([] { return std::string("args: got RingArgs for a kernel that updates in place; wants UpdateArgs"); });
+    return;
+  }
+  if (!check_version(args, report)) return;  // nothing behind it can be trusted
+  const std::int64_t batch = batch_of(wants, args), total = wants.is_varlen ? total_tokens(args) : kAny;
+  if (batch > kMostRows)
+    report([&] {
+      return fmt::format("{}: got {} requests; a launch takes up to {}: split the batch",
+                         wants.is_varlen ? "cu_seqlens" : "x", batch, kMostRows);
+    });
+  const std::int64_t slots = args.state.rank == 4 && args.state.shape[0] >= 0 ? args.state.shape[0] : kAny;
+
+  const auto check = [&](const Tensor& tensor, const TensorWants& tensor_wants, bool wanted, const char* reader) {
+    if (check_given(tensor_wants.name, is_given(tensor), wanted, reader, report))
+      check_tensor(tensor, tensor_wants, report);
+  };
+  // Kept from step to step, a slot apart.
+  const auto pool = [&](const Tensor& tensor, const char* name, DType dtype, int rank,
+                        const std::array<std::int64_t, 4>& shape, Align align, bool wanted = true,
+                        const char* reader = kNeeded) {
+    check(tensor,
+          {.name = name,
+           .dtype = dtype,
+           .rank = rank,
+           .shape = shape,
+           .align = align,
+           .rows_apart = true,
+           .rows = {"slot", ""},
+           .most_stride = kMostIntStride},
+          wanted, reader);
+  };
+  pool(args.state, "state", wants.state, 4, {kAny, wants.nheads, wants.head_dim, wants.dstate}, Align::vector_rows);
+  pool(args.state_scale, "state_scale", DType::f32, 3, {slots, wants.nheads, wants.head_dim}, Align::element,
+       wants.has_state_scale, "an 8-bit state has a scale for each row");
+  pool(args.x_ring, "x_ring", wants.input, 4, {slots, wants.nheads, wants.length, wants.head_dim}, Align::vector_rows);
+  pool(args.B_ring, "B_ring", wants.input, 4, {slots, wants.ngroups, wants.length, wants.dstate}, Align::vector_rows);
+  pool(args.dt_ring, "dt_ring", DType::f32, 3, {slots, wants.nheads, wants.length}, Align::element);
+  check(args.ring_start, {"ring_start", DType::i32, 1, {slots}}, true, kNeeded);
+  check(args.ring_count, {"ring_count", DType::i32, 1, {slots}}, true, kNeeded);
+
+  constexpr const char* kRead = "the description's maths reads it";
+  const auto tokens = [&](const Tensor& tensor, const char* name, DType dtype,
+                          std::initializer_list<std::int64_t> inner, Align align, bool wanted = true,
+                          const char* reader = kNeeded, bool written = false) {
+    TensorWants tensor_wants = of_tokens(wants, tensor, name, dtype, batch, total, inner);
+    tensor_wants.align = align;
+    tensor_wants.rows_apart = written;
+    tensor_wants.most_stride = kMostIntStride;
+    check(tensor, tensor_wants, wanted, reader);
+  };
+  tokens(args.x, "x", wants.input, {wants.nheads, wants.head_dim}, Align::vector_rows);
+  tokens(args.dt, "dt", wants.dt, {wants.nheads}, Align::element);
+  check(args.A, {"A", DType::f32, 1, {wants.nheads}}, true, kNeeded);
+  tokens(args.B, "B", wants.input, {wants.ngroups, wants.dstate}, Align::vector_rows);
+  tokens(args.C, "C", wants.input, {wants.ngroups, wants.dstate}, Align::vector_rows);
+  check(args.D, {"D", wants.weight, 1, {wants.nheads}}, wants.has_D, kRead);
+  check(args.dt_bias, {"dt_bias", wants.weight, 1, {wants.nheads}}, wants.has_dt_bias, kRead);
+  tokens(args.z, "z", wants.input, {wants.nheads, wants.head_dim}, Align::vector_rows, wants.has_z, kRead);
+  tokens(args.out, "out", wants.input, {wants.nheads, wants.head_dim}, Align::vector_rows, true, kNeeded, true);
+  check(args.cu_seqlens, {"cu_seqlens", DType::i32, 1, {batch == kAny ? kAny : batch + 1}}, wants.is_varlen,
+        "the description has varlen");
+  check(args.rand_seed, {"rand_seed", DType::i64, 1, {1}}, wants.is_stochastic,
+        "the description rounds stochastically");
+
+  if (is_given(args.state_batch_indices)) {
+    check_indices_shape("state_batch_indices", args.state_batch_indices, batch, report);
+    if (stride_of(args.state_batch_indices, 0) > kMostIntStride)
+      report([&] {
+        return fmt::format("state_batch_indices: stride {} elements; wants {} at most",
+                           args.state_batch_indices.stride[0], kMostIntStride);
+      });
+  } else {
+    check_slot_of_each_row(args.state, batch, report);
+  }
+  check_pdl(args.pdl, report);
+}
+
+std::vector<std::string> find_problems(const Wants& wants, const RingArgs& args) {
+  std::vector<std::string> found;
+  check_launch(wants, args, [&](auto&& sentence) { found.push_back(sentence()); });
+  return found;
+}
+
+// Checked mode: what only the device's memory tells. Waits for all work on the stream.
+void check_memory(const Driver& driver, const Wants& wants, const RingArgs& args, std::int64_t batch, CUstream stream) {
+  wait_to_check(driver, stream);
+  const std::int64_t slots = args.state.shape[0];
+  std::vector<std::string> wrong;
+  const std::vector<std::int64_t> slot_of =
+      read_slots(driver, "state_batch_indices", args.state_batch_indices, batch, slots, args.pad_slot_id, wrong);
+  const std::vector<std::int64_t> start = read_integers(driver, args.ring_start, slots);
+  const std::vector<std::int64_t> count = read_integers(driver, args.ring_count, slots);
+  std::map<std::int64_t, std::size_t> writer;  // slot -> row
+  for (std::size_t row = 0; row < slot_of.size(); ++row) {
+    const std::int64_t slot = slot_of[row];
+    if (is_pad(slot, args.pad_slot_id) || slot >= slots) continue;
+    const auto [first, is_first] = writer.emplace(slot, row);
+    if (!is_first) {
+      wrong.push_back(same_slot_twice("state_batch_indices", first->second, row, slot));
+      continue;
+    }
+    const auto check = [&](const char* name, std::int64_t value, std::int64_t most) {
+      if (value < 0 || value > most)
+        wrong.push_back(fmt::format("{}[{}] is {}, of row {}; wants 0 to {}", name, slot, value, row, most));
+    };
+    check("ring_start", start[static_cast<std::size_t>(slot)], wants.length - 1);
+    check("ring_count", count[static_cast<std::size_t>(slot)], wants.window);
+  }
+  if (wants.is_varlen) {
+    const std::vector<std::int64_t> first_of = read_integers(driver, args.cu_seqlens, batch + 1);
+    const std::int64_t total = total_tokens(args);
+    if (first_of.front() != 0) wrong.push_back(fmt::format("cu_seqlens[0] is {}; wants 0", first_of.front()));
+    for (std::size_t i = 1; i < first_of.size(); ++i) {
+      const std::int64_t tokens = first_of[i] - first_of[i - 1];
+      if (tokens < 0)
+        wrong.push_back(fmt::format("cu_seqlens[{}] is {}, below the {} in front of it; wants it never to decrease", i,
+                                    first_of[i], first_of[i - 1]));
+      else if (tokens > wants.tokens)
+        wrong.push_back(
+            fmt::format("cu_seqlens[{}] is {}, {} more than the entry in front of it; a request of this "
+                        "kernel has up to {} tokens",
+                        i, first_of[i], tokens, wants.tokens));
+    }
+    if (first_of.back() != total)
+      wrong.push_back(
+          fmt::format("cu_seqlens[{}] is {}; wants {}, the tokens of x", first_of.size() - 1, first_of.back(), total));
+  }
+  if (!wrong.empty()) fail(ErrorKind::invalid, "{}", lines_of(wrong));
+}
+
+[[noreturn, gnu::cold, gnu::noinline]] void refuse(const Wants& wants, const RingArgs& args) {
+  fail(ErrorKind::invalid, "{}", lines_of(find_problems(wants, args)));
+}
+
+}  // namespace
+
+device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
+  const bool packed = args.cu_seqlens.rank != 0;
+  // Between slots, between requests (0 where they are packed) and between tokens; all were found to fit an int.
+  const auto slot = [](const Tensor& tensor) { return static_cast<int>(stride_of(tensor, 0)); };
+  const auto request = [&](const Tensor& tensor) {
+    return packed || tensor.rank == 0 ? 0 : static_cast<int>(stride_of(tensor, 0));
+  };
+  const auto token = [&](const Tensor& tensor, int inner) {
+    if (tensor.rank == 0) return 0;
+    return static_cast<int>(stride_of(tensor, packed && !has_leading_one(tensor, inner) ? 0 : 1));
+  };
+  device_args::RingArgs device{};
+  device.state = const_cast<void*>(args.state.data);
+  device.slots = args.state.shape[0];
+  device.state_stride = slot(args.state);
+  device.state_scale = static_cast<float*>(const_cast<void*>(args.state_scale.data));
+  device.state_scale_stride = slot(args.state_scale);
+  device.x_ring = const_cast<void*>(args.x_ring.data);
+  device.x_ring_stride = slot(args.x_ring);
+  device.B_ring = const_cast<void*>(args.B_ring.data);
+  device.B_ring_stride = slot(args.B_ring);
+  device.dt_ring = const_cast<void*>(args.dt_ring.data);
+  device.dt_ring_stride = slot(args.dt_ring);
+  device.ring_start = static_cast<const int*>(args.ring_start.data);
+  device.ring_count = static_cast<const int*>(args.ring_count.data);
+  device.cu_seqlens = static_cast<const int*>(args.cu_seqlens.data);
+  device.x = args.x.data;
+  device.x_stride = request(args.x);
+  device.x_token_stride = token(args.x, 2);
+  device.z = args.z.data;
+  device.z_stride = request(args.z);
+  device.z_token_stride = token(args.z, 2);
+  device.dt = args.dt.data;
+  device.dt_stride = request(args.dt);
+  device.dt_token_stride = token(args.dt, 1);
+  device.B = args.B.data;
+  device.B_stride = request(args.B);
+  device.B_token_stride = token(args.B, 2);
+  device.C = args.C.data;
+  device.C_stride = request(args.C);
+  device.C_token_stride = token(args.C, 2);
+  device.A = args.A.data;
+  device.D = args.D.data;
+  device.dt_bias = args.dt_bias.data;
+  device.out = const_cast<void*>(args.out.data);
+  device.out_stride = request(args.out);
+  device.out_token_stride = token(args.out, 2);
+  device.state_batch_indices = args.state_batch_indices.data;
+  device.index_stride = slot(args.state_batch_indices);
+  device.pad_slot_id = args.pad_slot_id;
+  device.rand_seed = static_cast<const long long*>(args.rand_seed.data);
+  device.nheads = static_cast<int>(args.A.shape[0]);
+  device.wide_indices =
+      args.state_batch_indices.data != nullptr && args.state_batch_indices.dtype == DType::i64 ? 1 : 0;
+  device.pdl = device_pdl(pdl);
+  return device;
+}
+
+void Kernel::launch(const RingArgs& args, void* stream) const {
+  if (state_ == nullptr) [[unlikely]]
+    State::refuse_empty();
+  const State& state = *state_;
+  bool fits = true;
+  check_launch(state.wants, args, [&](auto&&) { fits = false; });
+  if (!fits) [[unlikely]]
+    refuse(state.wants, args);
+  const std::int64_t batch = batch_of(state.wants, args);
+  if (batch == 0) return;
+  const auto cu_stream = static_cast<CUstream>(stream);
+  if (args.checked) [[unlikely]]
+    check_memory(*state.driver, state.wants, args, batch, cu_stream);
+  const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
+  device_args::RingArgs device = to_device(args, pdl);
+  state.launch(&device, batch, pdl, cu_stream);
+}
+
+std::vector<std::string> Kernel::problems(const Description& description, const RingArgs& args) {
+  return find_problems(Wants(description), args);
+}
+
+}  // namespace ssmjit

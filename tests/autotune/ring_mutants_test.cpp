@@ -1,0 +1,162 @@
+// The verifier rejects wrong ring kernels: emitted sources with one place of their text changed, each for its reason.
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ssmjit/cpu.h>
+#include <ssmjit/source.h>
+#include <ssmjit/tune.h>
+
+namespace ssmjit {
+namespace {
+
+using testing::AnyOf;
+using testing::Contains;
+using testing::HasSubstr;
+
+Description step() {
+  return mamba2({.nheads = 4, .head_dim = 16, .dstate = 32, .ngroups = 2})
+      .tokens(3)
+      .state(DType::bf16)
+      .gate(silu(dsl::z))
+      .store(Ring{.window = 6});
+}
+Description by_chance() { return step().state(DType::f16).rounding(Stochastic{}); }
+Description in_int8() {
+  return mamba2({.nheads = 4, .head_dim = 16, .dstate = 64, .ngroups = 2})
+      .tokens(3)
+      .state(DType::i8)
+      .store(Ring{.window = 6});
+}
+Description ragged() { return step().varlen(); }
+
+constexpr const char* kAll = "ring_rows=all";
+constexpr const char* kLive = "ring_rows=live";
+constexpr const char* kBulk = "state_path=bulk,ring_rows=live,heads_per_block=2,stages=2,block_m=16,warps=1";
+
+struct Wrong {
+  std::string name;
+  Description description;
+  const char* plan;          // changes of the default one
+  std::string right, wrong;  // text of the emitted source, and what stands in its place
+  std::string reason;        // part of a sentence of the verdict
+  Outcome outcome = Outcome::wrong;
+};
+void PrintTo(const Wrong& w, std::ostream* out) { *out << w.name; }
+
+std::vector<Wrong> every_mutant() {
+  const std::string out = ": out: ", state = ": state: ", stay = "memory that must stay as it was";
+  return {
+      {"CIsOfTheFirstGroup", step(), kAll,
+       "args.C_stride, args.C_token_stride, last(t),\n                 group() * Cfg::kDstate",
+       "args.C_stride, args.C_token_stride, last(t),\n                 0", out},
+      {"BIsOfTheFirstGroup", step(), kAll, "((group() * Cfg::kRing + place) * Cfg::kDstate", "(place * Cfg::kDstate",
+       "B_ring"},
+      {"COfTheFirstToken", step(), kAll, "C[n].load(step.C_row(8 * n + g));", "C[n].load(step.C_row(0));", out},
+      {"TheNewestOldRowIsLost", step(), kAll, "- start < count;", "- start < count - 1;", out},
+      {"TheNewestOldRowIsLostOfLiveOnes", step(), kLive, "      return j < count;", "      return j < count - 1;", out},
+      {"ARowOutOfUseIsNotMasked", step(), kAll, "(old_in_use >> k & 1u) != 0 ? v[k] : Vec16{}", "v[k]", out},
+      {"ARowOutOfUseIsNotMaskedOfLiveOnes", step(), kLive, "(old_in_use >> k & 1u) * 16u", "16u", out},
+      {"TheDeltaOfARowOutOfUseIsNotMasked", step(), kAll,
+       "delta[r] = at.in_use(j) ? (t < 0 ? old_delta[k][r] : fresh) : 0.0f;",
+       "delta[r] = t < 0 ? old_delta[k][r] : fresh;", out},
+      {"DecayIsThatOfTheTokenBefore", step(), kLive, "s[n] = shared.row[i][S::kFirstNew + g + 8 * n][0];",
+       "s[n] = shared.row[i][S::kFirstNew + g + 8 * n - 1][0];", out},
+      {"TheStateDoesNotDecay", step(), kAll, "const float decay = exp2_fast_f32(s[n] - base);",
+       "const float decay = 1.0f;", out},
+      {"LaterTokensWeigh", step(), kAll, "j - S::kFirstNew <= t && j - S::kFirstNew < tokens",
+       "j - S::kFirstNew < tokens", out},
+      {"OldRowsWeighInAFlushToo", step(), kAll, "old ? !at.flush && at.old_in_use(j)", "old ? at.old_in_use(j)", out},
+      {"MissedSkip", step(), kAll, "v[0] += Cfg::skip(D_h, own[0]);", ";", out},
+      {"MissedGate", step(), kAll, "v[1] *= Cfg::gate(z[1]);", ";", out},
+      {"MissedDtBias", step(), kAll, "Cfg::delta(widen(dt[k][r]), bias)", "Cfg::delta(widen(dt[k][r]), 0.0f)",
+       "dt_ring"},
+      {"DeltaIsNotKept", step(), kAll, "at.place_of_new(t)] = fresh;", "at.place_of_new(t)] = 0.0f;", "dt_ring"},
+      {"StateOfTheNextSlot", step(), kAll,
+       "if constexpr (S::kDirect && S::kAll) state.load(warp_state + lane_element);",
+       "if constexpr (S::kDirect && S::kAll) state.load(warp_state + lane_element + (slot + 1 < args.slots ? "
+       "args.state_stride : 0));",
+       out},
+      {"FlushesOneTokenTooEarly", step(), kAll, "count + tokens > Cfg::kWindow}", "count + tokens >= Cfg::kWindow}",
+       stay},
+      {"FlushesOneTokenTooLate", step(), kAll, "count + tokens > Cfg::kWindow}", "count + tokens > Cfg::kWindow + 1}",
+       state},
+      {"NewRowsGoOnePlaceTooFar", step(), kAll, "return wrapped(wrapped(start + count) + t);",
+       "return wrapped(wrapped(start + count) + t + 1);", stay, Outcome::nondeterministic},
+      {"TheStateIsNotWritten", step(), kAll,
+       "if constexpr (Cfg::kPhiloxRounds == 0) store_global<Cfg::kStreaming>(stored + at + k * S::kPerVector, "
+       "nearest);",
+       ";", state},
+      {"OutputOfAFlushComesFromTheOldState", step(), kAll, "if (at.flush) step.flush(state, scale,",
+       "RingState<Cfg> other = state;\n    if (at.flush) step.flush(other, scale,", out},
+      {"AFlushForgetsTheDeltas", step(), kAll, "exp2_fast_f32(all_old - r.s[e]) * r.delta[e] : 0.0f",
+       "exp2_fast_f32(all_old - r.s[e]) : 0.0f", state},
+      {"AFlushDoesNotDecay", step(), kAll, "const float decay = exp2_fast_f32(all_old);", "const float decay = 1.0f;",
+       state},
+      {"PadsAreNotWritten", step(), kAll, "if constexpr (Cfg::kPadOutput == PadOutput::zeros) step.write_zeros();", ";",
+       "out: " + stay},
+      {"CursorsAreNotClamped", step(), kAll, "count_word < Cfg::kWindow ? count_word : Cfg::kWindow",
+       "count_word < 99 ? count_word : 99", ""},
+      {"TheWrongRandomBits", by_chance(), kAll, "place + at + 8 * d, 0)", "place + at + 8 * d, 1)",
+       "not what their random bits round them to"},
+      {"ToNearestInPlaceOfByChance", by_chance(), kAll, "store_global<Cfg::kStreaming>(stored + at, chance);",
+       "store_global<Cfg::kStreaming>(stored + at, state.get(i, c, 0));", "not what their random bits round them to"},
+      {"AScaleThatUsesPartOfTheRange", in_int8(), kAll, "? 127.0f : 448.0f", "? 120.0f : 448.0f", "state_scale"},
+      {"TheScaleIsNotWritten", in_int8(), kAll, "if (q == 0)\n", "if (q == 4)\n", "state_scale"},
+      {"TheOldScaleIsForgotten", in_int8(), kAll, "old_scale[r] = scale_of_row(scale[i + r]);", "old_scale[r] = 1.0f;",
+       "state"},
+      {"LengthsOfSequencesAreIgnored", ragged(), kAll, "tokens = length < Cfg::kTokens ? length : Cfg::kTokens;",
+       "tokens = length > 0 ? Cfg::kTokens : 0;", ""},
+      {"SequencesAllBeginAtTheFirst", ragged(), kAll,
+       "first_token = static_cast<int>(load_now_b32(args.cu_seqlens + row));", "first_token = 0;", ""},
+      {"ABulkCopyIsNotWaitedFor", step(), kBulk, "barrier_wait(&shared.full[warp][stage], parity);", ";",
+       "unwaited copy", Outcome::faulty},
+      {"StateOfTheFirstHeadForAllOfTheBlock", step(), kBulk, "warp_state + i * S::kHeadSize, kBytes",
+       "warp_state, kBytes", out},
+      {"OldRowsOfTheFirstHeadForAllOfTheBlock", step(), kBulk, "old_x[k] + i * kRingHead,", "old_x[k],", out},
+      {"AFlushGoesToTheFirstHeadOfTheBlock", step(), kBulk, "stored + i * S::kHeadSize, all_old", "stored, all_old",
+       state},
+  };
+}
+
+class RingVerifierRejects : public testing::TestWithParam<Wrong> {};
+
+TEST_P(RingVerifierRejects, WithItsReason) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  const Wrong& wrong = GetParam();
+  const Description& d = wrong.description;
+  VerifyOptions options;
+  options.on = VerifyOn::cpu;
+  const Plan plan = Plan::parse(wrong.plan, default_plan(d, options.cpu.arch, 8));
+  options.source = emit(d, plan, options.cpu.arch).text;
+  options.source_name = "mine.cu";
+  const std::size_t at = options.source.find(wrong.right);
+  ASSERT_NE(at, std::string::npos) << wrong.right;
+  options.source.replace(at, wrong.right.size(), wrong.wrong);
+  const Verdict verdict = verify(d, {plan}, options).front();
+  EXPECT_THAT(verdict.outcome, AnyOf(wrong.outcome, Outcome::faulty)) << name(verdict.outcome);
+  EXPECT_THAT(verdict.failures, Contains(HasSubstr(wrong.reason)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Ring, RingVerifierRejects, testing::ValuesIn(every_mutant()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(RingVerifier, PassesTheKernelsThatTheMutantsAreMadeFrom) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  VerifyOptions options;
+  options.on = VerifyOn::cpu;
+  for (const Description& d : {step(), by_chance(), in_int8(), ragged()})
+    for (const char* changes : {kAll, kLive, kBulk}) {
+      const Plan plan = Plan::parse(changes, default_plan(d, options.cpu.arch, 8));
+      const Verdict verdict = verify(d, {plan}, options).front();
+      EXPECT_EQ(verdict.outcome, Outcome::ok) << d.summary() << testing::PrintToString(verdict.failures);
+      EXPECT_GT(verdict.y_error, 0);
+      EXPECT_GT(verdict.state_error, 0);
+    }
+}
+
+}  // namespace
+}  // namespace ssmjit

@@ -1,0 +1,351 @@
+// Ring kernels on a GPU. Skips aloud without one.
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ssmjit/device.h>
+#include <ssmjit/kernel.h>
+#include <ssmjit/source.h>
+#include <ssmjit/tune.h>
+
+#include "autotune/ring_case.h"
+#include "jit/gpu.h"
+#include "tests/gpu/needs_gpu.h"
+#include "tests/gpu/slow_producer.h"
+
+namespace ssmjit {
+namespace {
+
+using testing::IsEmpty;
+
+Arch arch() { return device(0).arch(); }
+
+// 16 heads, as the shipped models' rings at TP 8.
+Description step(int tokens = 6, int window = 16) {
+  return mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 2})
+      .tokens(tokens)
+      .state(DType::bf16)
+      .store(Ring{.window = window});
+}
+
+Kernel load(const Description& d) { return Kernel::load(d, default_plan(d, arch(), std::int64_t{8} * d.nheads)); }
+
+// A case's memory on the device, and what its inputs are produced from.
+class DeviceCase {
+ public:
+  DeviceCase(const Description& d, const CaseLayout& layout, std::uint64_t seed = 1) : case_(d, layout, seed) {
+    std::vector<std::byte*> base;
+    for (const KernelCase::Block& block : case_.blocks()) {
+      buffers_.emplace_back(block.before.size());
+      base.push_back(buffers_.back().data());
+      const bool input = block.produced && !block.output;
+      sources_.emplace_back(input ? block.before.size() : 0);
+      if (input) sources_.back().upload(block.before.data(), block.before.size());
+    }
+    args_ = case_.args(base);
+    reset();
+  }
+
+  const RingArgs& args(Pdl pdl = Pdl::off) {
+    args_.pdl = pdl;
+    return args_;
+  }
+  RingArgs& change() { return args_; }
+  const RingCase& test() const { return case_; }
+  void reset() {
+    for (std::size_t i = 0; i < buffers_.size(); ++i)
+      buffers_[i].upload(case_.blocks()[i].before.data(), buffers_[i].size());
+  }
+  void poison_inputs() {
+    Stream stream;
+    for (std::size_t i = 0; i < buffers_.size(); ++i)
+      if (sources_[i].size() > 0) buffers_[i].fill(0xff, stream.handle());
+    stream.synchronize();
+  }
+  void produce(const SlowProducer& slow, const Stream& stream, bool dependent) const {
+    for (std::size_t i = 0; i < buffers_.size(); ++i) {
+      if (sources_[i].size() == 0) continue;
+      slow(sources_[i], buffers_[i], stream, dependent);
+      dependent = true;
+    }
+  }
+  std::vector<std::vector<std::byte>> result() const {
+    std::vector<std::vector<std::byte>> all;
+    for (const DeviceBuffer& buffer : buffers_) {
+      all.emplace_back(buffer.size());
+      buffer.download(all.back().data(), buffer.size());
+    }
+    return all;
+  }
+  // `record` put on a stream, on fresh memory with poisoned inputs; directly or as a graph.
+  std::vector<std::vector<std::byte>> after(const std::function<void(const Stream&)>& record, bool graph) {
+    reset();
+    poison_inputs();
+    Stream stream;
+    if (graph)
+      Graph(stream, [&] { record(stream); }).launch(stream);
+    else
+      record(stream);
+    stream.synchronize();
+    return result();
+  }
+
+ private:
+  RingCase case_;
+  RingArgs args_;
+  std::vector<DeviceBuffer> buffers_, sources_;
+};
+
+void run(const Kernel& kernel, const RingArgs& args) {
+  Stream stream;
+  kernel.launch(args, stream.handle());
+  stream.synchronize();
+}
+
+void expect_all_ok(const Description& d, std::size_t plans, std::uint64_t seed) {
+  VerifyOptions options;
+  options.seed = seed;
+  for (const Verdict& v : verify(d, sample_plans(plan_space(d, arch()), plans, seed), options))
+    EXPECT_EQ(v.outcome, Outcome::ok) << d.summary() << "\n" << v.plan.text() << testing::PrintToString(v.failures);
+}
+
+// ---- values ----
+
+TEST(GpuRing, SampledPlansComputeASpreadOfDescriptions) {
+  NEEDS_GPU();
+  for (DType state : {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8}) {
+    expect_all_ok(step().state(state), 6, 1);
+    expect_all_ok(step(1, 16).state(state).gate(silu(dsl::z)), 6, 2);
+    expect_all_ok(step(4, 11).state(state).input(DType::f16).varlen().pad_output(PadOutput::untouched), 6, 3);
+    if (state != DType::f32) expect_all_ok(step(3, 8).state(state).rounding(Stochastic{}).no_skip(), 6, 4);
+  }
+}
+
+TEST(GpuRing, TheSmallestAndTheLargestWindowsAreComputed) {
+  NEEDS_GPU();
+  for (const auto& [tokens, window] : {std::pair(1, 1), {2, 2}, {16, 16}, {16, 32}, {1, 32}, {9, 31}})
+    expect_all_ok(step(tokens, window), 4, 5);
+  expect_all_ok(step(6, 16).store(Ring{.window = 16, .length = 40}), 4, 6);
+}
+
+TEST(GpuRing, BatchesFrom1To1024AreRightInEveryElement) {
+  NEEDS_GPU();
+  const Description d = mamba2({.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2})
+                            .tokens(3)
+                            .state(DType::bf16)
+                            .store(Ring{.window = 8});
+  const Kernel kernel = load(d);
+  for (int batch : {1, 2, 31, 100, 257, 1024}) {
+    DeviceCase c(d, {.batch = batch, .indexed = true}, static_cast<std::uint64_t>(batch));
+    run(kernel, c.args());
+    EXPECT_THAT(c.test().check(c.result()).failures, IsEmpty());
+  }
+}
+
+TEST(GpuRing, FiveLaunchesOfALargeBatchGiveTheSameBits) {
+  NEEDS_GPU();
+  for (DType state : {DType::bf16, DType::i8}) {
+    const Description d = step().state(state).rounding(Stochastic{});
+    const Kernel kernel = load(d);
+    DeviceCase c(d, {.batch = 65, .indexed = true});
+    run(kernel, c.args());
+    const auto first = c.result();
+    for (int i = 1; i < 5; ++i) {
+      c.reset();
+      run(kernel, c.args());
+      ASSERT_EQ(c.result(), first) << "launch " << i + 1;
+    }
+  }
+}
+
+// ---- programmatic dependent launch ----
+
+class DependentRing : public testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(On, DependentRing, testing::Bool(),
+                         [](const auto& info) { return info.param ? "AGraph" : "AStream"; });
+
+TEST_P(DependentRing, BehindASlowProducerEveryModeGivesTheBitsOfOff) {
+  NEEDS_GPU();
+  const SlowProducer slow;
+  for (DType state : {DType::f32, DType::bf16}) {
+    const Description d = step().state(state);
+    DeviceCase c(d, {.batch = 5, .indexed = true});
+    for (const Plan& plan : sample_plans(plan_space(d, arch()), 6, 3)) {
+      const Kernel kernel = Kernel::load(d, plan);
+      const auto chain = [&](Pdl pdl) {
+        return c.after(
+            [&](const Stream& stream) {
+              c.produce(slow, stream, false);
+              kernel.launch(c.args(pdl), stream.handle());
+            },
+            GetParam());
+      };
+      const auto off = chain(Pdl::off);
+      EXPECT_THAT(c.test().check(off).failures, IsEmpty()) << plan.text();
+      EXPECT_EQ(chain(Pdl::wait_first), off) << plan.text();
+      EXPECT_EQ(chain(Pdl::early_state), off) << plan.text();
+    }
+  }
+}
+
+TEST_P(DependentRing, TheSameLayerSteppedTwiceInARowGivesTheBitsOfOff) {
+  NEEDS_GPU();
+  const SlowProducer slow;
+  const Description d = step();
+  DeviceCase c(d, {.batch = 5, .indexed = true});
+  const Kernel kernel = load(d);
+  const auto twice = [&](Pdl pdl, bool produced_between, bool dependent) {
+    return c.after(
+        [&](const Stream& stream) {
+          c.produce(slow, stream, false);
+          kernel.launch(c.args(pdl), stream.handle());
+          if (produced_between) c.produce(slow, stream, dependent);
+          kernel.launch(c.args(pdl), stream.handle());
+        },
+        GetParam());
+  };
+  const auto off = twice(Pdl::off, false, false);
+  EXPECT_EQ(twice(Pdl::off, true, false), off);
+  EXPECT_EQ(twice(Pdl::wait_first, false, false), off);
+  EXPECT_EQ(twice(Pdl::wait_first, true, true), off);
+  // The producer in between is an ordinary launch: the first step has ended, which early_state has as its condition.
+  EXPECT_EQ(twice(Pdl::early_state, true, false), off);
+}
+
+TEST_P(DependentRing, AnAllPadBatchInsideAChainHidesNoProducer) {
+  NEEDS_GPU();
+  const SlowProducer slow;
+  const std::vector<std::int32_t> pads = {-1, -1, -2, 1000, -7};
+  DeviceBuffer indices(pads.size() * 4);
+  indices.upload(pads.data(), indices.size());
+  for (PadOutput pad : {PadOutput::zeros, PadOutput::untouched}) {
+    const Description d = step().pad_output(pad);
+    const Kernel kernel = load(d);
+    DeviceCase c(d, {.batch = 5, .indexed = true}), all_pads(d, {.batch = 5, .indexed = true}, 2);
+    all_pads.change().state_batch_indices = contiguous(indices.data(), DType::i32, {5});
+    for (Pdl pdl : {Pdl::wait_first, Pdl::early_state}) {
+      const auto chain = [&](Pdl how) {
+        return c.after(
+            [&](const Stream& stream) {
+              c.produce(slow, stream, false);
+              kernel.launch(all_pads.args(how), stream.handle());
+              kernel.launch(c.args(how), stream.handle());
+            },
+            GetParam());
+      };
+      EXPECT_EQ(chain(pdl), chain(Pdl::off)) << name(pad) << ", " << name(pdl);
+    }
+  }
+}
+
+// ---- rows of the list of faults ----
+
+TEST(Faults, Row01_ARingSlotPast2To31ElementsGivesTheRightResult) {
+  NEEDS_GPU();
+  if (free_device_bytes() < (std::int64_t{12} << 30)) GTEST_SKIP() << "less than 12 GiB of device memory are free";
+  const Description d = mamba2({.nheads = 2, .head_dim = 64, .dstate = 128, .ngroups = 1})
+                            .tokens(3)
+                            .state(DType::bf16)
+                            .store(Ring{.window = 8});
+  // 17 slots, the stride 2^27 elements: slot 16 starts at element 2^31.
+  constexpr std::int64_t kSlots = 17, kStride = std::int64_t{1} << 27;
+  DeviceCase c(d, {.batch = kSlots});
+  // A tensor of two-byte elements moved to where its slots lie that far apart.
+  struct Spread {
+    DeviceBuffer far;
+    std::size_t slot_bytes;
+  };
+  const auto spread = [&](Tensor& t) {
+    Spread s{DeviceBuffer(static_cast<std::size_t>(((kSlots - 1) * kStride + t.stride[0]) * 2)),
+             static_cast<std::size_t>(t.stride[0] * 2)};
+    std::vector<std::byte> slot(s.slot_bytes);
+    for (std::int64_t i = 0; i < kSlots; ++i) {
+      read_device_memory(static_cast<const std::byte*>(t.data) + i * t.stride[0] * 2, slot.data(), slot.size());
+      s.far.upload(slot.data(), slot.size(), static_cast<std::size_t>(i * kStride * 2));
+    }
+    t.data = s.far.data();
+    t.stride[0] = kStride;
+    return s;
+  };
+  const Spread states = spread(c.change().state), rings = spread(c.change().x_ring);
+  run(load(d), c.args());
+  auto after = c.result();
+  // Back to where the case looks.
+  std::vector<std::byte*> host;
+  for (auto& block : after) host.push_back(block.data());
+  const RingArgs image = c.test().args(host);
+  const auto gather = [](const Spread& s, const Tensor& to) {
+    for (std::int64_t i = 0; i < kSlots; ++i)
+      s.far.download(static_cast<std::byte*>(const_cast<void*>(to.data)) + static_cast<std::size_t>(i) * s.slot_bytes,
+                     s.slot_bytes, static_cast<std::size_t>(i * kStride * 2));
+  };
+  gather(states, image.state);
+  gather(rings, image.x_ring);
+  EXPECT_THAT(c.test().check(after).failures, IsEmpty());
+}
+
+TEST(Faults, Row02And03And04_PaddedPoolsNegativeIndicesAndIndicesPastThePoolAreComputedOrPads) {
+  NEEDS_GPU();
+  for (PadOutput pad : {PadOutput::zeros, PadOutput::untouched}) {
+    const Description d = step(3, 8).pad_output(pad);
+    const Kernel kernel = load(d);
+    for (DType index : {DType::i32, DType::i64}) {
+      DeviceCase c(d, {.batch = 9, .index_dtype = index, .indexed = true, .padded_state = true, .pads = true});
+      run(kernel, c.args());
+      EXPECT_THAT(c.test().check(c.result()).failures, IsEmpty());
+    }
+  }
+}
+
+TEST(Faults, Row06And09_CursorsOutOfRangeAreClampedAndNamedInCheckedMode) {
+  NEEDS_GPU();
+  const Description d = step(3, 8);
+  const Kernel kernel = load(d);
+  // Seven requests have a cursor of every kind, two of them out of range.
+  DeviceCase c(d, {.batch = 7, .indexed = true});
+  run(kernel, c.args());
+  EXPECT_THAT(c.test().check(c.result()).failures, IsEmpty());
+  c.change().checked = true;
+  c.reset();
+  try {
+    run(kernel, c.args());
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::invalid);
+    EXPECT_THAT(e.what(), testing::HasSubstr("ring_"));
+  }
+}
+
+TEST(Faults, Row13_RingStatesThatDieAndThatHardlyDecayAreRight) {
+  NEEDS_GPU();
+  for (DType input : {DType::bf16, DType::f16}) {
+    const Description d = step(6, 16).input(input).gate(silu(dsl::z));
+    const Kernel kernel = load(d);
+    for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+      DeviceCase c(d, {.batch = 6, .strong_decay = true}, seed);
+      run(kernel, c.args());
+      EXPECT_THAT(c.test().check(c.result()).failures, IsEmpty());
+    }
+  }
+}
+
+TEST(Faults, Row19_AnEmptyBatchOfRingsLaunchesNothing) {
+  NEEDS_GPU();
+  const Description d = step(3, 8);
+  const Kernel kernel = load(d);
+  DeviceCase c(d, {.batch = 2, .indexed = true});
+  const auto before = c.result();
+  RingArgs none = c.args();
+  for (Tensor* t : {&none.x, &none.dt, &none.B, &none.C, &none.out, &none.state_batch_indices}) t->shape[0] = 0;
+  run(kernel, none);
+  EXPECT_EQ(c.result(), before);
+}
+
+}  // namespace
+}  // namespace ssmjit

@@ -1,0 +1,144 @@
+// Memory of ring steps on the host, whose values do not depend on how they are laid out: by seed and by logical place.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <initializer_list>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ssmjit/description.h>
+#include <ssmjit/kernel.h>
+
+#include "autotune/cpu_verify.h"
+#include "autotune/host_numbers.h"
+
+namespace ssmjit {
+
+class RingMemory {
+ public:
+  // Dense: request b has token_count tokens. Varlen: so too, by cu_seqlens. Strided: gaps between slots, requests and
+  // tokens. Slots are as many as requests, in reverse; rings are empty, their rows NaN.
+  RingMemory(const Description& d, int batch, bool is_strided = false) : d_(d), batch_(batch), strided_(is_strided) {
+    const std::int64_t H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, L = d.ring_length();
+    const std::int64_t gap = is_strided ? 16 : 0;
+    args.state = add("state", d.state_dtype, {batch, H, P, N}, {gap});
+    if (d.has_state_scale()) args.state_scale = add("state_scale", DType::f32, {batch, H, P}, {gap});
+    args.x_ring = add("x_ring", d.input_dtype, {batch, H, L, P}, {gap});
+    args.B_ring = add("B_ring", d.input_dtype, {batch, G, L, N}, {gap});
+    args.dt_ring = add("dt_ring", DType::f32, {batch, H, L}, {gap});
+    args.ring_start = add("ring_start", DType::i32, {batch});
+    args.ring_count = add("ring_count", DType::i32, {batch});
+    args.x = add_tokens("x", d.input_dtype, {H, P});
+    args.B = add_tokens("B", d.input_dtype, {G, N});
+    args.C = add_tokens("C", d.input_dtype, {G, N});
+    if (d.has_z()) args.z = add_tokens("z", d.input_dtype, {H, P});
+    args.dt = add_tokens("dt", d.dt_dtype, {H});
+    args.out = add_tokens("out", d.input_dtype, {H, P});
+    args.A = add("A", DType::f32, {H});
+    if (d.has_D()) args.D = add("D", d.weight_dtype, {H});
+    if (d.has_dt_bias()) args.dt_bias = add("dt_bias", d.weight_dtype, {H});
+    args.state_batch_indices = add("state_batch_indices", DType::i32, {batch});
+    if (d.is_varlen) args.cu_seqlens = add("cu_seqlens", DType::i32, {batch + 1});
+    if (std::holds_alternative<Stochastic>(d.rounding_kind)) args.rand_seed = add("rand_seed", DType::i64, {1});
+    for (int b = 0; b < batch; ++b) {
+      put_int(args.state_batch_indices, b, batch - 1 - b);
+      set_cursor(b, {0, 0});
+    }
+    for (int b = 0; d.is_varlen && b <= batch; ++b) put_int(args.cu_seqlens, b, b * d.token_count);
+  }
+
+  RingArgs args;
+
+  // Every element of a tensor, in the order of its logical place.
+  void fill(const Tensor& t, const std::function<double()>& value) {
+    for_each(t, [&](std::int64_t at) { encode(t.dtype, bytes(t), at, value()); });
+  }
+  std::vector<double> values(const Tensor& t) const {
+    std::vector<double> v;
+    for_each(t, [&](std::int64_t at) { v.push_back(decode(t.dtype, bytes(t), at)); });
+    return v;
+  }
+  // The same as bits, equal for equal values, NaN too.
+  std::vector<std::byte> bits(const Tensor& t) const {
+    std::vector<std::byte> v;
+    for_each(t, [&](std::int64_t at) {
+      const std::byte* first = bytes(t) + at * size_bytes(t.dtype);
+      v.insert(v.end(), first, first + size_bytes(t.dtype));
+    });
+    return v;
+  }
+  void set_cursor(int slot, RingCursor cursor) {
+    put_int(args.ring_start, slot, cursor.start);
+    put_int(args.ring_count, slot, cursor.count);
+  }
+  void set_seed(std::int64_t seed) { std::memcpy(bytes(args.rand_seed), &seed, sizeof seed); }
+  std::vector<CpuBuffer> buffers() {
+    std::vector<CpuBuffer> all;
+    for (auto& [name, memory] : memory_)
+      all.push_back(
+          {.name = name, .data = memory.data(), .bytes = memory.size(), .writable = true, .before_wait = true});
+    return all;
+  }
+  // A step of the kernel; a finding's text, or nothing.
+  std::string run(const CpuProgram& program, const Plan& plan, Pdl pdl = Pdl::off) {
+    const device_args::RingArgs device = to_device(args, pdl);
+    const CpuReport report = program.run(cpu_launch(launch_shape(plan, d_, batch_), device, buffers()));
+    return report.clean() ? "" : report.findings.front().text();
+  }
+  static std::byte* bytes(const Tensor& t) { return static_cast<std::byte*>(const_cast<void*>(t.data)); }
+
+ private:
+  // Contiguous but for gaps after the entries of the outer dimensions.
+  Tensor add(const char* name, DType dtype, std::initializer_list<std::int64_t> shape,
+             std::initializer_list<std::int64_t> gaps = {}) {
+    Tensor t;
+    t.dtype = dtype;
+    t.rank = static_cast<int>(shape.size());
+    std::copy(shape.begin(), shape.end(), t.shape.begin());
+    std::int64_t stride = 1;
+    for (std::size_t i = shape.size(); i-- > 0;) {
+      if (i < gaps.size()) stride += *(gaps.begin() + static_cast<std::ptrdiff_t>(i));
+      t.stride[i] = stride;
+      stride *= t.shape[i];
+    }
+    memory_.emplace_back(name,
+                         std::vector<std::byte>(static_cast<std::size_t>(stride * size_bytes(dtype)), std::byte{0xff}));
+    t.data = memory_.back().second.data();
+    return t;
+  }
+  Tensor add_tokens(const char* name, DType dtype, std::initializer_list<std::int64_t> inner) {
+    const std::int64_t T = d_.token_count, gap = strided_ ? 16 : 0;
+    const std::int64_t* i = inner.begin();
+    if (inner.size() == 1)
+      return d_.is_varlen ? add(name, dtype, {batch_ * T, i[0]}, {gap})
+                          : add(name, dtype, {batch_, T, i[0]}, {gap, gap});
+    return d_.is_varlen ? add(name, dtype, {batch_ * T, i[0], i[1]}, {gap})
+                        : add(name, dtype, {batch_, T, i[0], i[1]}, {gap, gap});
+  }
+  static void put_int(const Tensor& t, std::int64_t i, int v) { std::memcpy(bytes(t) + 4 * i, &v, 4); }
+  template <class Look>
+  static void for_each(const Tensor& t, const Look& look) {
+    std::array<std::int64_t, 4> shape{1, 1, 1, 1};
+    std::copy_n(t.shape.begin(), t.rank, shape.begin());
+    for (std::int64_t a = 0; a < shape[0]; ++a)
+      for (std::int64_t b = 0; b < shape[1]; ++b)
+        for (std::int64_t c = 0; c < shape[2]; ++c)
+          for (std::int64_t e = 0; e < shape[3]; ++e)
+            look(a * t.stride[0] + b * t.stride[1] + c * t.stride[2] + e * t.stride[3]);
+  }
+
+  Description d_;
+  int batch_;
+  bool strided_;
+  std::deque<std::pair<std::string, std::vector<std::byte>>> memory_;
+};
+
+}  // namespace ssmjit
