@@ -24,6 +24,7 @@ Description step() {
       .gate(silu(dsl::z))
       .store(Ring{.window = 6});
 }
+Description in_fp32() { return step().state(DType::f32); }
 Description by_chance() { return step().state(DType::f16).rounding(Stochastic{}); }
 Description in_int8() {
   return mamba2({.nheads = 4, .head_dim = 16, .dstate = 64, .ngroups = 2})
@@ -87,11 +88,28 @@ std::vector<Wrong> every_mutant() {
       {"NewRowsGoOnePlaceTooFar", step(), kAll, "return wrapped(wrapped(start + count) + t);",
        "return wrapped(wrapped(start + count) + t + 1);", stay, Outcome::nondeterministic},
       {"TheStateIsNotWritten", step(), kAll,
-       "if constexpr (Cfg::kPhiloxRounds == 0) store_global<Cfg::kStreaming>(stored + at + k * S::kPerVector, "
-       "nearest);",
-       ";", state},
-      {"OutputOfAFlushComesFromTheOldState", step(), kAll, "if (at.flush) step.flush(state, scale,",
-       "RingState<Cfg> other = state;\n    if (at.flush) step.flush(other, scale,", out},
+       "if constexpr (Cfg::kPhiloxRounds == 0) store_global<Cfg::kStreaming>(stored + at, nearest.raw);", ";", state},
+      {"OutputOfAFlushComesFromTheOldState", step(), kAll, "step.flush(y, scale,",
+       "for (int c = 0; c < S::kChunks; ++c)\n"
+       "        for (int m = 0; m < S::kSteps; ++m)\n"
+       "          for (int p = 0; p < S::kTiles; ++p) {\n"
+       "            RingSpan<Cfg> h;\n"
+       "            h.raw = state.get(p, c);\n"
+       "            step.contract_state(y[p], C, h, c, m);\n"
+       "          }\n"
+       "      float unused[S::kTiles][4] = {};\n"
+       "      step.flush(unused, scale,",
+       out},
+      {"OutputOfAFlushHoldsTheOldStateToo", step(), kAll, "if (at.flush || !S::kDirect) {", "if (!S::kDirect) {", out},
+      {"OutputOfAFlushLeavesTheNewStateOut", step(), kBulk, "contract_state(y, C, nearest, c, m);", ";", out},
+      {"AFlushTakesBOfTheFirstChunkForAll", in_fp32(), kAll, "row_of_pair][4 * c * S::kSpan + 8 *", "row_of_pair][8 *",
+       state},
+      {"AFlushTakesTheStateOfTheFirstChunkForAll", in_fp32(), kAll, "piece.h[r].raw = state.get(i + r, c);",
+       "piece.h[r].raw = state.get(i + r, 0);", state},
+      {"AFlushStaysAtTheFirstChunk", in_fp32(), kBulk, "piece = next;", ";", state},
+      {"AFlushDropsThePartsPastTheFirst", in_fp32(), kAll,
+       "for (int k = 0; k < kParts; ++k)\n#pragma unroll\n            for",
+       "for (int k = 0; k < 1; ++k)\n#pragma unroll\n            for", state},
       {"AFlushForgetsTheDeltas", step(), kAll, "exp2_fast_f32(all_old - r.s[e]) * r.delta[e] : 0.0f",
        "exp2_fast_f32(all_old - r.s[e]) : 0.0f", state},
       {"AFlushDoesNotDecay", step(), kAll, "const float decay = exp2_fast_f32(all_old);", "const float decay = 1.0f;",
@@ -103,19 +121,28 @@ std::vector<Wrong> every_mutant() {
       {"TheWrongRandomBits", by_chance(), kAll, "place + at + 8 * d, 0)", "place + at + 8 * d, 1)",
        "not what their random bits round them to"},
       {"ToNearestInPlaceOfByChance", by_chance(), kAll, "store_global<Cfg::kStreaming>(stored + at, chance);",
-       "store_global<Cfg::kStreaming>(stored + at, state.get(i, c, 0));", "not what their random bits round them to"},
+       "store_global<Cfg::kStreaming>(stored + at, nearest.raw);", "not what their random bits round them to"},
+      {"OutputOfAFlushComesFromWhatChanceStored", in_int8().rounding(Stochastic{}), kAll,
+       "store_global<Cfg::kStreaming>(stored + at, chance);",
+       "store_global<Cfg::kStreaming>(stored + at, chance);\n"
+       "      RingSpan<Cfg> by_chance;\n"
+       "      by_chance.raw = chance;\n"
+       "      float right[4] = {};\n"
+       "      for (int m = 0; m < S::kSteps; ++m) contract_state(right, C, nearest, c, m);\n"
+       "      for (int e = 0; e < 4; ++e) y[e] -= right[e];\n"
+       "      for (int m = 0; m < S::kSteps; ++m) contract_state(y, C, by_chance, c, m);",
+       out},
       {"AScaleThatUsesPartOfTheRange", in_int8(), kAll, "? 127.0f : 448.0f", "? 120.0f : 448.0f", "state_scale"},
       {"TheScaleIsNotWritten", in_int8(), kAll, "if (q == 0)\n", "if (q == 4)\n", "state_scale"},
-      {"TheOldScaleIsForgotten", in_int8(), kAll, "old_scale[r] = scale_of_row(scale[i + r]);", "old_scale[r] = 1.0f;",
-       "state"},
+      {"TheOldScaleIsForgotten", in_int8(), kAll, "old_decay[r] *= scale_of_row(scale[i + r]);", ";", "state"},
       {"LengthsOfSequencesAreIgnored", ragged(), kAll, "tokens = length < Cfg::kTokens ? length : Cfg::kTokens;",
        "tokens = length > 0 ? Cfg::kTokens : 0;", ""},
       {"SequencesAllBeginAtTheFirst", ragged(), kAll,
        "first_token = static_cast<int>(load_now_b32(args.cu_seqlens + row));", "first_token = 0;", ""},
       {"ABulkCopyIsNotWaitedFor", step(), kBulk, "barrier_wait(&shared.full[warp][stage], parity);", ";",
        "unwaited copy", Outcome::faulty},
-      {"StateOfTheFirstHeadForAllOfTheBlock", step(), kBulk, "warp_state + i * S::kHeadSize, kBytes",
-       "warp_state, kBytes", out},
+      {"StateOfTheFirstHeadForAllOfTheBlock", step(), kBulk, "kWarpSize, warp_state + i * S::kHeadSize,",
+       "kWarpSize, warp_state,", out},
       {"OldRowsOfTheFirstHeadForAllOfTheBlock", step(), kBulk, "old_x[k] + i * kRingHead,", "old_x[k],", out},
       {"AFlushGoesToTheFirstHeadOfTheBlock", step(), kBulk, "stored + i * S::kHeadSize, all_old", "stored, all_old",
        state},
@@ -148,7 +175,7 @@ TEST(RingVerifier, PassesTheKernelsThatTheMutantsAreMadeFrom) {
   if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
   VerifyOptions options;
   options.on = VerifyOn::cpu;
-  for (const Description& d : {step(), by_chance(), in_int8(), ragged()})
+  for (const Description& d : {step(), in_fp32(), by_chance(), in_int8(), ragged()})
     for (const char* changes : {kAll, kLive, kBulk}) {
       const Plan plan = Plan::parse(changes, default_plan(d, options.cpu.arch, 8));
       const Verdict verdict = verify(d, {plan}, options).front();
