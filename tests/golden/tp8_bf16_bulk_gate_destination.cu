@@ -201,6 +201,12 @@ SSMJIT_DEVICE void load_now(const void* address, u32 (&word)[kWords]) {
   }
 }
 
+// As load_maybe_appended, of neighbouring words.
+template <int kWords>
+SSMJIT_DEVICE void load_maybe_appended(const void* address, u32 (&word)[kWords]) {
+  load_now<kWords>(address, word);
+}
+
 // *address += value, atomically.
 SSMJIT_DEVICE void add_global(u64* address, u64 value) { atomicAdd(address, value); }
 

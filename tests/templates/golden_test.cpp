@@ -24,6 +24,9 @@ std::vector<Golden> goldens() {
   bulk.state(DType::bf16).gate(silu(dsl::z)).destination_slots();
   Description odd = mamba2({.nheads = 28, .head_dim = 80, .dstate = 96, .ngroups = 2});
   odd.state(DType::f16).input(DType::f16).unaligned_rows();
+  const Description ring = Description(tp8).tokens(6).state(DType::bf16).store(Ring{.window = 16});
+  const Description ring_of_bytes =
+      Description(ring).state(DType::i8).rounding(Stochastic{}).gate(silu(dsl::z)).varlen();
   const Arch arch;
   return {{"tp8_fp32_default", tp8, default_plan(tp8, arch, 128)},
           {"tp8_bf16_bulk_gate_destination",
@@ -34,11 +37,21 @@ std::vector<Golden> goldens() {
             .heads_per_block = 4,
             .stages = 4,
             .state_path = StatePath::bulk}},
-          {"80x96_fp16_unaligned", odd, default_plan(odd, arch, 128)}};
+          {"80x96_fp16_unaligned", odd, default_plan(odd, arch, 128)},
+          {"tp8_ring_bf16_default", ring, default_plan(ring, arch, 16)},
+          {"tp8_ring_int8_bulk_gate_varlen",
+           ring_of_bytes,
+           {.block_m = 32,
+            .warps = 2,
+            .lanes_per_row = 4,
+            .heads_per_block = 4,
+            .stages = 2,
+            .state_path = StatePath::bulk,
+            .ring_rows = RingRows::live}}};
 }
 
 class GoldenFile : public testing::TestWithParam<Golden> {};
-INSTANTIATE_TEST_SUITE_P(Update, GoldenFile, testing::ValuesIn(goldens()),
+INSTANTIATE_TEST_SUITE_P(Every, GoldenFile, testing::ValuesIn(goldens()),
                          [](const auto& info) { return "Of_" + info.param.name; });
 
 TEST_P(GoldenFile, IsWhatIsEmitted) {
