@@ -18,6 +18,8 @@
 #include "jit/gpu.h"
 #include "tests/gpu/needs_gpu.h"
 #include "tests/gpu/slow_producer.h"
+#include "tests/jit/cpu/ring_flush.h"
+#include "tests/jit/cpu/ring_memory.h"
 
 namespace ssmjit {
 namespace {
@@ -162,6 +164,34 @@ TEST(GpuRing, FiveLaunchesOfALargeBatchGiveTheSameBits) {
       ASSERT_EQ(c.result(), first) << "launch " << i + 1;
     }
   }
+}
+
+// ---- rounding by chance ----
+
+RingStepper on_the_gpu() {
+  return [](const Description& d, const Plan& plan, RingMemory& m) {
+    std::vector<DeviceBuffer> buffers;
+    std::vector<std::byte*> base;
+    const std::vector<CpuBuffer> host = m.buffers();
+    for (const CpuBuffer& b : host) {
+      buffers.emplace_back(b.bytes);
+      buffers.back().upload(b.data, b.bytes);
+      base.push_back(buffers.back().data());
+    }
+    run(Kernel::load(d, plan), m.args_at(base));
+    for (std::size_t i = 0; i < buffers.size(); ++i) buffers[i].download(host[i].data, host[i].bytes);
+  };
+}
+
+class GpuRingByChance : public testing::TestWithParam<DType> {};
+INSTANTIATE_TEST_SUITE_P(States, GpuRingByChance, testing::Values(DType::bf16, DType::f16, DType::i8, DType::f8),
+                         [](const auto& info) { return std::string(name(info.param)); });
+
+TEST_P(GpuRingByChance, IsUnbiasedOver2MillionElementsAndGivesTheSameBitsForEveryPlan) {
+  NEEDS_GPU();
+  const Description d = step().state(GetParam()).rounding(Stochastic{});
+  expect_fair_flushes(d, arch(), 16, on_the_gpu());
+  expect_same_flushes(d, arch(), 3, 24, on_the_gpu());
 }
 
 // ---- programmatic dependent launch ----

@@ -87,6 +87,19 @@ class RingMemory {
           {.name = name, .data = memory.data(), .bytes = memory.size(), .writable = true, .before_wait = true});
     return all;
   }
+  // The arguments with the memory of buffers()[i] at base[i].
+  RingArgs args_at(const std::vector<std::byte*>& base) const {
+    RingArgs moved = args;
+    for (Tensor* t : {&moved.state, &moved.state_scale, &moved.x_ring, &moved.B_ring, &moved.dt_ring, &moved.ring_start,
+                      &moved.ring_count, &moved.x, &moved.dt, &moved.A, &moved.B, &moved.C, &moved.D, &moved.dt_bias,
+                      &moved.z, &moved.out, &moved.state_batch_indices, &moved.cu_seqlens, &moved.rand_seed})
+      for (std::size_t i = 0; i < memory_.size(); ++i)
+        if (t->data != nullptr && t->data == memory_[i].second.data()) {
+          t->data = base[i];
+          break;
+        }
+    return moved;
+  }
   // A step of the kernel; a finding's text, or nothing.
   std::string run(const CpuProgram& program, const Plan& plan, Pdl pdl = Pdl::off) {
     const device_args::RingArgs device = to_device(args, pdl);
@@ -139,6 +152,33 @@ class RingMemory {
   int batch_;
   bool strided_;
   std::deque<std::pair<std::string, std::vector<std::byte>>> memory_;
+};
+
+// Values by a seed: as trained models have them.
+class Values {
+ public:
+  explicit Values(std::uint64_t seed) : random_(seed) {}
+  double normal() { return normal_(random_); }
+  double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(random_); }
+  int below(int limit) { return static_cast<int>(random_() % static_cast<std::uint64_t>(limit)); }
+
+  double small_delta() { return std::exp(uniform(std::log(0.001), std::log(0.1))); }
+
+  // A from -16 to -1, deltas around 0.001 to 0.1.
+  void weights(RingMemory& m) {
+    m.fill(m.args.A, [&] { return -std::exp(uniform(0, std::log(16.0))); });
+    if (m.args.D.data != nullptr) m.fill(m.args.D, [&] { return normal(); });
+    if (m.args.dt_bias.data != nullptr) m.fill(m.args.dt_bias, [&] { return std::log(std::expm1(small_delta())); });
+  }
+  void inputs(RingMemory& m) {
+    for (const Tensor* t : {&m.args.x, &m.args.B, &m.args.C, &m.args.z})
+      if (t->data != nullptr) m.fill(*t, [&] { return normal(); });
+    m.fill(m.args.dt, [&] { return 0.5 * normal(); });
+  }
+
+ private:
+  std::mt19937_64 random_;
+  std::normal_distribution<double> normal_;
 };
 
 }  // namespace ssmjit

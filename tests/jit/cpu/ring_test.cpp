@@ -1,6 +1,6 @@
 // Emitted ring kernels on the CPU executor, step after step: drift, and launches that must give the same bits.
 #include <cmath>
-#include <random>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -17,44 +17,21 @@
 #include "autotune/host_numbers.h"
 #include "autotune/nearness.h"
 #include "autotune/reference/ring_reference.h"
+#include "tests/jit/cpu/ring_flush.h"
 #include "tests/jit/cpu/ring_memory.h"
 
 namespace ssmjit {
 namespace {
 
 const Arch kArch = Arch::parse("sm_90a");
+// Of the plans of a flush by chance; all when SSMJIT_TEST_ALL is set.
+const std::size_t kPlansOfAFlush = std::getenv("SSMJIT_TEST_ALL") != nullptr ? 0 : 5;
 
 CpuProgram compiled(const Description& d, const Plan& plan) {
   CpuCompileOptions options;
   options.checks = false;
   return CpuProgram::compile(emit(d, plan, kArch), options);
 }
-
-// Values by a seed: as trained models have them.
-class Values {
- public:
-  explicit Values(std::uint64_t seed) : random_(seed) {}
-  double normal() { return normal_(random_); }
-  double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(random_); }
-  int below(int limit) { return static_cast<int>(random_() % static_cast<std::uint64_t>(limit)); }
-
-  // A from -16 to -1, deltas around 0.001 to 0.1.
-  void weights(RingMemory& m) {
-    m.fill(m.args.A, [&] { return -std::exp(uniform(0, std::log(16.0))); });
-    if (m.args.D.data != nullptr) m.fill(m.args.D, [&] { return normal(); });
-    if (m.args.dt_bias.data != nullptr)
-      m.fill(m.args.dt_bias, [&] { return std::log(std::expm1(std::exp(uniform(std::log(0.001), std::log(0.1))))); });
-  }
-  void inputs(RingMemory& m) {
-    for (const Tensor* t : {&m.args.x, &m.args.B, &m.args.C, &m.args.z})
-      if (t->data != nullptr) m.fill(*t, [&] { return normal(); });
-    m.fill(m.args.dt, [&] { return 0.5 * normal(); });
-  }
-
- private:
-  std::mt19937_64 random_;
-  std::normal_distribution<double> normal_;
-};
 
 void copy_tensor(const RingMemory& from, const Tensor& source, RingMemory& to, const Tensor& target) {
   const std::vector<double> values = from.values(source);
@@ -267,6 +244,34 @@ TEST(RingOfOneRow, IsTheUpdateInPlaceAStepLater) {
     EXPECT_EQ(judge(outputs.result(), DType::bf16, 64, "out"), "");
     EXPECT_LE(states.result().worst_ulp, 1.0);
   }
+}
+
+// ---- rounding by chance ----
+
+RingStepper on_the_executor() {
+  return [](const Description& d, const Plan& plan, RingMemory& m) { ASSERT_EQ(m.run(compiled(d, plan), plan), ""); };
+}
+
+class RingByChance : public testing::TestWithParam<DType> {};
+INSTANTIATE_TEST_SUITE_P(States, RingByChance, testing::Values(DType::bf16, DType::f16, DType::i8, DType::f8),
+                         [](const auto& info) { return std::string(name(info.param)); });
+
+Description by_chance(DType state) {
+  return mamba2({.nheads = 4, .head_dim = 64, .dstate = 64, .ngroups = 2})
+      .tokens(3)
+      .state(state)
+      .rounding(Stochastic{})
+      .store(Ring{.window = 8});
+}
+
+TEST_P(RingByChance, IsUnbiasedFollowsTheSeedAndLeavesOutputsAsToNearest) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  expect_fair_flushes(by_chance(GetParam()), kArch, 4, on_the_executor());
+}
+
+TEST_P(RingByChance, GivesTheSameBitsForEveryPlan) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  expect_same_flushes(by_chance(GetParam()), kArch, 2, kPlansOfAFlush, on_the_executor());
 }
 
 // ---- the same bits ----
