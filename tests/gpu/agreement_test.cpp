@@ -1,10 +1,13 @@
 // The GPU and the CPU executor, given one source and one memory, leave the same results there: what is found on the CPU
 // holds on the GPU.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <iostream>
+#include <memory>
 #include <ostream>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include <fmt/format.h>
@@ -21,7 +24,9 @@
 #include <ssmjit/tune.h>
 
 #include "autotune/cpu_verify.h"
+#include "autotune/reference/ring_reference.h"
 #include "autotune/reference/update_reference.h"
+#include "autotune/ring_case.h"
 #include "autotune/update_case.h"
 #include "jit/gpu.h"
 #include "tests/gpu/needs_gpu.h"
@@ -36,32 +41,36 @@ using testing::IsEmpty;
 // What a case's blocks hold.
 using Memory = std::vector<std::vector<std::byte>>;
 
-Memory before(const UpdateCase& c) {
+Memory before(const KernelCase& c) {
   Memory memory;
-  for (const UpdateCase::Block& block : c.blocks()) memory.push_back(block.before);
+  for (const KernelCase::Block& block : c.blocks()) memory.push_back(block.before);
   return memory;
 }
 
-UpdateArgs args_in(const UpdateCase& c, Memory& memory) {
+std::vector<std::byte*> bases(Memory& memory) {
   std::vector<std::byte*> base;
   for (std::vector<std::byte>& block : memory) base.push_back(block.data());
-  return c.args(base);
+  return base;
 }
 
 Pdl pdl_of(const Plan& plan) { return plan.early_state ? Pdl::early_state : Pdl::off; }
 
-Memory after_gpu(const Kernel& kernel, const UpdateCase& c) {
+Memory after_gpu(const Kernel& kernel, const KernelCase& c) {
   std::vector<DeviceBuffer> buffers;
   std::vector<std::byte*> base;
-  for (const UpdateCase::Block& block : c.blocks()) {
+  for (const KernelCase::Block& block : c.blocks()) {
     buffers.emplace_back(block.before.size());
     buffers.back().upload(block.before.data(), block.before.size());
     base.push_back(buffers.back().data());
   }
-  UpdateArgs args = c.args(base);
-  args.pdl = pdl_of(kernel.plan());
   const Stream& stream = measuring_stream();
-  kernel.launch(args, stream.handle());
+  CaseArgs all = c.launch_args(base);
+  std::visit(
+      [&](auto& args) {
+        args.pdl = pdl_of(kernel.plan());
+        kernel.launch(args, stream.handle());
+      },
+      all);
   stream.synchronize();
   Memory memory = before(c);
   for (std::size_t i = 0; i < memory.size(); ++i) buffers[i].download(memory[i].data(), memory[i].size());
@@ -69,68 +78,127 @@ Memory after_gpu(const Kernel& kernel, const UpdateCase& c) {
 }
 
 // A finding of the executor is a failure of the test.
-Memory after_cpu(const CpuProgram& program, const Description& d, const Plan& plan, const UpdateCase& c,
+Memory after_cpu(const CpuProgram& program, const Description& d, const Plan& plan, const KernelCase& c,
                  CpuSchedule schedule) {
   Memory memory = before(c);
-  const device_args::UpdateArgs args = to_device(args_in(c, memory), pdl_of(plan));
-  std::vector<CpuBuffer> buffers;
-  for (std::size_t i = 0; i < memory.size(); ++i) buffers.push_back(cpu_buffer(c.blocks()[i], memory[i]));
-  CpuLaunch launch = cpu_launch(launch_shape(plan, d, c.layout().batch), args, std::move(buffers));
-  launch.schedule = schedule;
-  launch.timeout_s = 60;
-  for (const CpuFinding& finding : program.run(launch).findings)
+  const auto run = [&](const auto& given) {
+    const auto args = to_device(given, pdl_of(plan));
+    std::vector<CpuBuffer> buffers;
+    for (std::size_t i = 0; i < memory.size(); ++i) buffers.push_back(cpu_buffer(c.blocks()[i], memory[i]));
+    CpuLaunch launch = cpu_launch(launch_shape(plan, d, c.layout().batch), args, std::move(buffers));
+    launch.schedule = schedule;
+    launch.timeout_s = 60;
+    return program.run(launch);
+  };
+  for (const CpuFinding& finding : std::visit(run, c.launch_args(bases(memory))).findings)
     ADD_FAILURE() << c.layout().name() << ": CPU: " << finding.text();
   return memory;
 }
 
-// How far `got` is from `want`, both left by a launch of `c`.
+// How far `got` is from `want`, both left by a launch of one case.
 struct Difference {
   Nearness out, state;
   std::vector<std::string> failures;  // sentences; empty: they agree
 };
 
-Difference difference(const Description& d, const UpdateCase& c, Memory want, const Memory& got_memory) {
+// Rows of a tensor that were compared, made the same in both.
+struct Comparison {
+  Comparison(DType dtype, const Description& d, const char* tensor)
+      : meter(dtype, d.dstate), dtype(dtype), dstate(d.dstate), what(tensor) {}
+
+  void add_row(const Tensor& want, const Tensor& got, std::int64_t at, int count, const double* terms = nullptr,
+               const double* slack = nullptr) {
+    meter.add_row(stored_values(want, at, count, read_host).data(), stored_values(got, at, count, read_host), terms,
+                  slack);
+    const auto size = static_cast<std::size_t>(size_bytes(want.dtype));
+    std::memcpy(static_cast<std::byte*>(const_cast<void*>(got.data)) + static_cast<std::size_t>(at) * size,
+                static_cast<const std::byte*>(want.data) + static_cast<std::size_t>(at) * size,
+                static_cast<std::size_t>(count) * size);
+  }
+  // Empty, or what was passed.
+  std::string failure() const { return judge(meter.result(), dtype, dstate, what); }
+
+  NearnessMeter meter;
+  DType dtype;
+  int dstate;
+  const char* what;
+};
+
+// What the comparisons (of out, of the state and of others) and all that is left say: pad outputs, other slots, gaps,
+// inputs and canaries must be the same bytes.
+Difference summed_up(const KernelCase& c, const std::vector<const Comparison*>& comparisons, const Memory& want,
+                     const Memory& got) {
   Difference result;
+  result.out = comparisons[0]->meter.result();
+  result.state = comparisons[1]->meter.result();
   const auto failed = [&](const std::string& sentence) {
     result.failures.push_back(fmt::format("{}: {}", c.layout().name(), sentence));
   };
-  Memory start = before(c), got = got_memory;
-  const UpdateArgs args = args_in(c, start), want_args = args_in(c, want), got_args = args_in(c, got);
-  NearnessMeter out(d.input_dtype, d.dstate), state(d.state_dtype, d.dstate);
-  // Adds a row to the meter and makes it the same in both.
-  const auto add_row = [](NearnessMeter& meter, const Tensor& w, const Tensor& g, std::int64_t at, int count,
-                          const double* terms) {
-    meter.add_row(stored_values(w, at, count, read_host).data(), stored_values(g, at, count, read_host), terms);
-    const auto size = static_cast<std::size_t>(size_bytes(w.dtype));
-    std::memcpy(static_cast<std::byte*>(const_cast<void*>(g.data)) + static_cast<std::size_t>(at) * size,
-                static_cast<const std::byte*>(w.data) + static_cast<std::size_t>(at) * size,
-                static_cast<std::size_t>(count) * size);
-  };
-  for (std::int64_t b = 0; b < c.layout().batch; ++b) {
-    const RowSlots row = row_slots(d, args, b, read_host);
-    for (int h = 0; h < d.nheads; ++h) {
-      if (row.live || d.pad_output_kind == PadOutput::as_if_zero_state) {
-        const std::vector<double> terms = update_reference(d, args, b, h, row, read_host).y_terms;
-        add_row(out, want_args.out, got_args.out, b * args.out.stride[0] + std::int64_t{h} * d.head_dim, d.head_dim,
-                terms.data());
-      }
-      if (!row.store) continue;
-      for (int p = 0; p < d.head_dim; ++p)
-        add_row(state, want_args.state, got_args.state,
-                row.target * args.state.stride[0] + (std::int64_t{h} * d.head_dim + p) * d.dstate, d.dstate, nullptr);
-    }
-  }
-  result.out = out.result();
-  result.state = state.result();
-  if (const std::string s = judge(result.out, d.input_dtype, d.dstate, "out"); !s.empty()) failed(s);
-  if (const std::string s = judge(result.state, d.state_dtype, d.dstate, "state"); !s.empty()) failed(s);
-  // All that is left: pad outputs, other slots, gaps, inputs and canaries.
+  for (const Comparison* comparison : comparisons)
+    if (const std::string s = comparison->failure(); !s.empty()) failed(s);
   for (std::size_t i = 0; i < want.size(); ++i) {
     const auto at = std::mismatch(want[i].begin(), want[i].end(), got[i].begin()).first - want[i].begin();
     if (at != static_cast<std::ptrdiff_t>(want[i].size()))
       failed(fmt::format("{}: byte {} of the block, which must be the same, differs", c.blocks()[i].name, at));
   }
   return result;
+}
+
+Difference update_difference(const UpdateCase& c, Memory want, Memory got) {
+  const Description& d = c.description();
+  Memory start = before(c);
+  const UpdateArgs args = c.args(bases(start)), want_args = c.args(bases(want)), got_args = c.args(bases(got));
+  Comparison out(d.input_dtype, d, "out"), state(d.state_dtype, d, "state");
+  for (std::int64_t b = 0; b < c.layout().batch; ++b) {
+    const RowSlots row = row_slots(d, args, b, read_host);
+    for (int h = 0; h < d.nheads; ++h) {
+      if (row.live || d.pad_output_kind == PadOutput::as_if_zero_state) {
+        const std::vector<double> terms = update_reference(d, args, b, h, row, read_host).y_terms;
+        out.add_row(want_args.out, got_args.out, b * args.out.stride[0] + std::int64_t{h} * d.head_dim, d.head_dim,
+                    terms.data());
+      }
+      if (!row.store) continue;
+      for (int p = 0; p < d.head_dim; ++p)
+        state.add_row(want_args.state, got_args.state,
+                      row.target * args.state.stride[0] + (std::int64_t{h} * d.head_dim + p) * d.dstate, d.dstate);
+    }
+  }
+  return summed_up(c, {&out, &state}, want, got);
+}
+
+// Outputs may differ where an element of a flushed state lies so near to halfway that each side stored another value.
+Difference ring_difference(const RingCase& c, Memory want, Memory got) {
+  const Description& d = c.description();
+  Memory start = before(c);
+  const RingArgs args = c.args(bases(start)), want_args = c.args(bases(want)), got_args = c.args(bases(got));
+  Comparison out(d.input_dtype, d, "out"), state(d.state_dtype, d, "state"), scale(DType::f32, d, "state_scale"),
+      delta(DType::f32, d, "dt_ring");
+  for (std::int64_t b = 0; b < c.layout().batch; ++b) {
+    const RingRequest& request = c.requests()[static_cast<std::size_t>(b)];
+    if (!request.live || request.tokens == 0) continue;
+    for (int h = 0; h < d.nheads; ++h) {
+      const RingHead head = ring_reference(d, args, b, request, h, ring_operands(d), read_host);
+      for (int t = 0; t < request.tokens; ++t) {
+        out.add_row(want_args.out, got_args.out,
+                    token_offset(d, args.out, 2, b, request, t) + std::int64_t{h} * d.head_dim, d.head_dim, nullptr,
+                    head.y_slack.data() + std::ptrdiff_t{t} * d.head_dim);
+        delta.add_row(want_args.dt_ring, got_args.dt_ring, ring_offset(args.dt_ring, request, h, request.count + t), 1);
+      }
+      if (!request.flush) continue;
+      if (d.has_state_scale())
+        scale.add_row(want_args.state_scale, got_args.state_scale,
+                      request.slot * args.state_scale.stride[0] + std::int64_t{h} * d.head_dim, d.head_dim);
+      for (int p = 0; p < d.head_dim; ++p)
+        state.add_row(want_args.state, got_args.state,
+                      request.slot * args.state.stride[0] + (std::int64_t{h} * d.head_dim + p) * d.dstate, d.dstate);
+    }
+  }
+  return summed_up(c, {&out, &state, &scale, &delta}, want, got);
+}
+
+Difference difference(const KernelCase& c, const Memory& want, const Memory& got) {
+  return c.description().op() == Op::ring ? ring_difference(static_cast<const RingCase&>(c), want, got)
+                                          : update_difference(static_cast<const UpdateCase&>(c), want, got);
 }
 
 void keep_worst(Nearness& worst, const Nearness& n) {
@@ -154,6 +222,13 @@ std::vector<Case> cases() {
   const auto grouped = [](DType state, DType input = DType::bf16) {
     return mamba2({.nheads = 12, .head_dim = 32, .dstate = 64, .ngroups = 3}).state(state).input(input);
   };
+  const auto ring = [](DType state, DType input = DType::bf16) {
+    return mamba2({.nheads = 8, .head_dim = 32, .dstate = 64, .ngroups = 2})
+        .state(state)
+        .input(input)
+        .tokens(5)
+        .store(Ring{.window = 16});
+  };
   const Description ragged = mamba2({.nheads = 6, .head_dim = 40, .dstate = 96, .ngroups = 2});
   const auto direct = StatePath::direct, cp_async = StatePath::cp_async, bulk = StatePath::bulk;
   return {
@@ -171,6 +246,16 @@ std::vector<Case> cases() {
       {"BulkBf16PadsAsIfZero", step(DType::bf16).pad_output(PadOutput::as_if_zero_state), bulk, false},
       {"BulkFp16DestinationUnalignedEarly", grouped(DType::f16, DType::f16).destination_slots().unaligned_rows(), bulk,
        true},
+      {"RingDirectFp32", ring(DType::f32), direct, false},
+      {"RingDirectBf16GateEarly", ring(DType::bf16).gate(silu(dsl::z)), direct, true},
+      {"RingDirectFp16VarlenAllEarly", ring(DType::f16, DType::f16).varlen(), direct, true},
+      {"RingDirectInt8ByChance", ring(DType::i8).rounding(Stochastic{}), direct, false},
+      {"RingOfOneTokenDirectFp8", ring(DType::f8).tokens(1), direct, true},
+      {"RingBulkFp32GateEarly", ring(DType::f32).gate(silu(dsl::z)), bulk, true},
+      {"RingBulkBf16ByChance", ring(DType::bf16).rounding(Stochastic{}), bulk, false},
+      {"RingBulkFp16Varlen", ring(DType::f16).varlen().pad_output(PadOutput::untouched), bulk, true},
+      {"RingBulkInt8Fp16Inputs", ring(DType::i8, DType::f16), bulk, false},
+      {"RingOf12TokensBulkFp8ByChance", ring(DType::f8).tokens(12).rounding(Stochastic{}), bulk, true},
   };
 }
 
@@ -202,11 +287,11 @@ TEST_P(Agreement, TheGpuAndTheCpuLeaveTheSameResults) {
   Nearness out, state;
   std::uint64_t seed = 1;
   for (const CaseLayout& layout : standard_layouts(d, gpu.sms)) {
-    const UpdateCase c(d, layout, seed++);
-    const Memory on_gpu = after_gpu(kernel, c), on_cpu = after_cpu(program, d, plan, c, CpuSchedule::forward);
-    EXPECT_THAT(c.check(on_gpu).failures, IsEmpty()) << "GPU: " << plan.text();
-    EXPECT_THAT(c.check(on_cpu).failures, IsEmpty()) << "CPU: " << plan.text();
-    const Difference found = difference(d, c, on_gpu, on_cpu);
+    const std::unique_ptr<KernelCase> c = make_case(d, layout, seed++);
+    const Memory on_gpu = after_gpu(kernel, *c), on_cpu = after_cpu(program, d, plan, *c, CpuSchedule::forward);
+    EXPECT_THAT(c->check(on_gpu).failures, IsEmpty()) << "GPU: " << plan.text();
+    EXPECT_THAT(c->check(on_cpu).failures, IsEmpty()) << "CPU: " << plan.text();
+    const Difference found = difference(*c, on_gpu, on_cpu);
     EXPECT_THAT(found.failures, IsEmpty()) << plan.text();
     keep_worst(out, found.out);
     keep_worst(state, found.state);
@@ -215,6 +300,33 @@ TEST_P(Agreement, TheGpuAndTheCpuLeaveTheSameResults) {
   RecordProperty("state_units", fmt::format("{:.3f}", state.worst_ulp));
   std::cout << fmt::format("GPU and CPU: out {:.2f} units, relative {:.1e}; state {:.2f} units, relative {:.1e}: {}\n",
                            out.worst_ulp, out.frobenius, state.worst_ulp, state.frobenius, plan.text());
+}
+
+// Of a row that is computed and stored: the sign of the largest of its first elements.
+void flip_an_output_and_a_state(const KernelCase& c, Memory& memory) {
+  const auto flip = [](const Tensor& t, std::int64_t at) {
+    const std::vector<double> values = stored_values(t, at, 16, read_host);
+    const auto less = [](double a, double b) { return std::abs(a) < std::abs(b); };
+    at += std::max_element(values.begin(), values.end(), less) - values.begin();
+    static_cast<std::byte*>(const_cast<void*>(t.data))[(at + 1) * size_bytes(t.dtype) - 1] ^= std::byte{0x80};
+  };
+  const Description& d = c.description();
+  std::int64_t row = 0;
+  if (d.op() == Op::ring) {
+    const auto& ring = static_cast<const RingCase&>(c);
+    const auto request = [&] { return ring.requests()[static_cast<std::size_t>(row)]; };
+    while (!request().flush) ++row;
+    const RingArgs args = ring.args(bases(memory));
+    flip(args.out, token_offset(d, args.out, 2, row, request(), 0));
+    flip(args.state, request().slot * args.state.stride[0]);
+    return;
+  }
+  Memory start = before(c);
+  const auto& update = static_cast<const UpdateCase&>(c);
+  const UpdateArgs of_start = update.args(bases(start)), args = update.args(bases(memory));
+  while (!row_slots(d, of_start, row, read_host).store) ++row;
+  flip(args.out, row * args.out.stride[0]);
+  flip(args.state, row_slots(d, of_start, row, read_host).target * args.state.stride[0]);
 }
 
 TEST(AgreementMeasure, EveryCaseHasItsPlanAndSeesADifferenceOfAnElementAndOfAByte) {
@@ -226,25 +338,18 @@ TEST(AgreementMeasure, EveryCaseHasItsPlanAndSeesADifferenceOfAnElementAndOfAByt
     const std::vector<Plan> plans = sampled_plan(of, arch);
     ASSERT_EQ(plans.size(), 1u);
     const CpuProgram program = CpuProgram::compile(emit(d, plans[0], arch));
-    const UpdateCase c(d, {.batch = 3, .indexed = true, .padded_state = true, .pads = true}, 1);
-    const Memory want = after_cpu(program, d, plans[0], c, CpuSchedule::forward);
-    const Difference none = difference(d, c, want, after_cpu(program, d, plans[0], c, CpuSchedule::random));
+    const std::unique_ptr<KernelCase> c =
+        make_case(d, {.batch = 5, .indexed = true, .padded_state = true, .pads = true}, 1);
+    const Memory want = after_cpu(program, d, plans[0], *c, CpuSchedule::forward);
+    const Difference none = difference(*c, want, after_cpu(program, d, plans[0], *c, CpuSchedule::random));
     EXPECT_THAT(none.failures, IsEmpty());
     EXPECT_EQ(none.out.worst_ulp, 0);
     EXPECT_EQ(none.state.worst_ulp, 0);
 
-    Memory start = before(c), other = want;
-    const UpdateArgs args = args_in(c, start), other_args = args_in(c, other);
-    const auto flip = [](const Tensor& t, std::int64_t at) {
-      // The topmost bit of the exponent.
-      static_cast<std::byte*>(const_cast<void*>(t.data))[(at + 1) * size_bytes(t.dtype) - 1] ^= std::byte{0x40};
-    };
-    std::int64_t live = 0;
-    while (!row_slots(d, args, live, read_host).store) ++live;
-    flip(other_args.out, live * args.out.stride[0] + 3);
-    flip(other_args.state, row_slots(d, args, live, read_host).target * args.state.stride[0] + 5);
+    Memory other = want;
+    flip_an_output_and_a_state(*c, other);
     other[0].back() ^= std::byte{1};
-    const std::vector<std::string> failures = difference(d, c, want, other).failures;
+    const std::vector<std::string> failures = difference(*c, want, other).failures;
     EXPECT_THAT(failures, testing::SizeIs(3));
     EXPECT_THAT(failures, Contains(HasSubstr("out: ")));
     EXPECT_THAT(failures, Contains(HasSubstr("state: ")));
