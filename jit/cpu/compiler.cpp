@@ -29,6 +29,9 @@
 #include <llvm/ExecutionEngine/Orc/RTDyldObjectLinkingLayer.h>
 #include <llvm/ExecutionEngine/SectionMemoryManager.h>
 #include <llvm/IR/DebugInfo.h>
+#include <llvm/IR/DiagnosticHandler.h>
+#include <llvm/IR/DiagnosticInfo.h>
+#include <llvm/IR/DiagnosticPrinter.h>
 #include <llvm/IR/IRBuilder.h>
 #include <llvm/IR/LLVMContext.h>
 #include <llvm/IR/Module.h>
@@ -863,6 +866,23 @@ T take(llvm::Expected<T> expected, const char* what) {
   return std::move(*expected);
 }
 
+// The first error of optimiser or code generator; what else they have to say, of loops that they leave as they are,
+// say, goes nowhere. Without it LLVM prints all that, and ends the process at an error.
+class BackEndErrors : public llvm::DiagnosticHandler {
+ public:
+  explicit BackEndErrors(std::shared_ptr<std::string> first) : first_(std::move(first)) {}
+  bool handleDiagnostics(const llvm::DiagnosticInfo& info) override {
+    if (info.getSeverity() != llvm::DS_Error || !first_->empty()) return true;
+    llvm::raw_string_ostream text(*first_);
+    llvm::DiagnosticPrinterRawOStream printer(text);
+    info.print(printer);
+    return true;
+  }
+
+ private:
+  std::shared_ptr<std::string> first_;
+};
+
 std::unique_ptr<Code> build_here(const Source& source, const CodeOptions& options) {
   initialise();
   auto code = std::make_unique<JitCode>();
@@ -871,6 +891,8 @@ std::unique_ptr<Code> build_here(const Source& source, const CodeOptions& option
   if (options.debug) write_to_disk(files);
 
   auto context = std::make_unique<llvm::LLVMContext>();
+  const auto back_end_error = std::make_shared<std::string>();
+  context->setDiagnosticHandler(std::make_unique<BackEndErrors>(back_end_error));
   std::unique_ptr<llvm::Module> module = front_end(files, source, options, *context);
   const Lines lines(files.kernel);
   refuse_inline_assembly(*module, lines, options.file);
@@ -927,6 +949,8 @@ std::unique_ptr<Code> build_here(const Source& source, const CodeOptions& option
     e.call = address(std::string(kCallPrefix) + e.name).toPtr<void (*)(const void*)>();
     e.args_bytes = address(std::string(kBytesPrefix) + e.name).toPtr<std::uint64_t (*)()>()();
   }
+  if (!back_end_error->empty())
+    fail(ErrorKind::machine, "CPU executor: LLVM could not make code for the kernel: {}", *back_end_error);
   if (options.debug) {
     const auto variable = [&](const char* name) { return address(name).toPtr<std::uint32_t*>(); };
     code->here = {variable("threadIdx"), variable("blockIdx"), variable("blockDim"), variable("gridDim")};

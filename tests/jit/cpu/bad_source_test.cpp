@@ -57,6 +57,17 @@ TEST_F(CpuBadSource, InlineAssemblyIsRefusedWithItsLine) {
   EXPECT_THAT(refusal([&] { operand.run(); }), HasSubstr(at(operand, "// here")));
 }
 
+TEST_F(CpuBadSource, AnUnrollThatTheOptimiserDoesNotDoIsTakenWithoutAWord) {
+  PlantedKernel k(
+      "  float v = in[t];\n"
+      "#pragma unroll\n"
+      "  for (int i = 0; i < static_cast<int>(in[0]); ++i) v += shuffle(v, i);\n"
+      "  out[t] = v;\n");
+  testing::internal::CaptureStderr();
+  EXPECT_TRUE(k.run().clean());
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
 TEST_F(CpuBadSource, AnIncludeIsRefused) {
   PlantedKernel k("  out[t] = in[t];\n");
   k.text = "#include <cmath>\n" + k.text;
