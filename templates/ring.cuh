@@ -812,6 +812,10 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     const int i = warp + k * Cfg::kWarps;
     return Cfg::kHeadsPerBlock % Cfg::kWarps == 0 || i < Cfg::kHeadsPerBlock ? i : 0;
   };
+  const auto has_head = [&](int k) {
+    return Cfg::kHeadsPerBlock % Cfg::kWarps == 0 || warp + k * Cfg::kWarps < Cfg::kHeadsPerBlock;
+  };
+  const auto of_head = [&](float v, int i) { return Cfg::kHeadsPerBlock > 1 ? shuffle(v, i) : v; };
   RingColumns<Cfg> C_rows[S::kNewTiles], old_B[kOldMine], new_B[kNewMine];
   Dt dt[kHeadsMine][S::kLaneRows];
   Streams streams;
@@ -903,6 +907,26 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     copy_async_commit();
   }
 
+  // delta of the new rows, while the ring's are on their way; then the sums of the heads.
+  float fresh[kHeadsMine][S::kLaneRows];
+#pragma unroll
+  for (int k = 0; k < kHeadsMine; ++k) {
+    float bias = 0.0f;
+    if constexpr (Cfg::kHasDtBias) bias = of_head(widen(dt_bias), head_mine(k));
+#pragma unroll
+    for (int r = 0; r < S::kLaneRows; ++r) fresh[k][r] = Cfg::delta(widen(dt[k][r]), bias);
+  }
+#pragma unroll
+  for (int k = 0; k < kHeadsMine; ++k) {
+    float delta[S::kLaneRows];
+#pragma unroll
+    for (int r = 0; r < S::kLaneRows; ++r) {
+      const int j = lane + 32 * r;
+      delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old_delta[k][r] : fresh[k][r]) : 0.0f;
+    }
+    const float A_mine = of_head(A, head_mine(k));
+    if (has_head(k)) step.sum_rows(head_mine(k), delta, A_mine, at);
+  }
   // C . B of every row; with it, so that the products overlap, C . h of a state that is in registers.
   RingTokens<Cfg, Input> C;
   const u32 zero = static_cast<u32>(args.wide_indices) >> 31;
@@ -930,22 +954,15 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     }
   }
 
-  // The sums of the heads; delta of the new rows into the ring.
+  // delta of the new rows into the ring.
+  if (block_x() % S::kBlocks == 0) {
 #pragma unroll
-  for (int k = 0; k < kHeadsMine; ++k) {
-    const int i = warp + k * Cfg::kWarps;
-    if (Cfg::kHeadsPerBlock % Cfg::kWarps != 0 && i >= Cfg::kHeadsPerBlock) continue;
-    float bias = 0.0f;
-    if constexpr (Cfg::kHasDtBias) bias = shuffle(widen(dt_bias), i);
-    float delta[S::kLaneRows];
+    for (int k = 0; k < kHeadsMine; ++k)
 #pragma unroll
-    for (int r = 0; r < S::kLaneRows; ++r) {
-      const int j = lane + 32 * r, t = j - S::kFirstNew;
-      const float fresh = Cfg::delta(widen(dt[k][r]), bias);
-      delta[r] = at.in_use(j) ? (t < 0 ? old_delta[k][r] : fresh) : 0.0f;
-      if (block_x() % S::kBlocks == 0 && t >= 0 && t < tokens) deltas[i * Cfg::kRing + at.place_of_new(t)] = fresh;
-    }
-    step.sum_rows(i, delta, shuffle(A, i), at);
+      for (int r = 0; r < S::kLaneRows; ++r) {
+        const int t = lane + 32 * r - S::kFirstNew;
+        if (has_head(k) && t >= 0 && t < tokens) deltas[head_mine(k) * Cfg::kRing + at.place_of_new(t)] = fresh[k][r];
+      }
   }
   // The new rows of B into the ring, once a group; the old ones where a flush finds them.
   float CB[S::kRowTiles][2 * S::kNewTiles];  // element 2 n + e: token g + 8 n, row 2 q + e of the tile
@@ -1038,7 +1055,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 #pragma unroll 1
   for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
     float D_h = 0.0f;
-    if constexpr (Cfg::kHasD) D_h = shuffle(widen(D), i);
+    if constexpr (Cfg::kHasD) D_h = of_head(widen(D), i);
     const int x_stage = stage * Streams::kStage;
     copy_async_wait<Cfg::kStages - 1>();
     sync_warp();
