@@ -32,6 +32,7 @@ Description in_int8() {
       .state(DType::i8)
       .store(Ring{.window = 6});
 }
+Description of_12_tokens() { return step().tokens(12).store(Ring{.window = 16}); }
 Description ragged() { return step().varlen(); }
 
 constexpr const char* kAll = "ring_rows=all";
@@ -56,14 +57,15 @@ std::vector<Wrong> every_mutant() {
        "args.C_stride, args.C_token_stride, last(t),\n                 0", out},
       {"BIsOfTheFirstGroup", step(), kAll, "((group() * Cfg::kRing + place) * Cfg::kDstate", "(place * Cfg::kDstate",
        "B_ring"},
-      {"COfTheFirstToken", step(), kAll, "C[n].load(step.C_row(8 * n + g));", "C[n].load(step.C_row(0));", out},
+      {"COfTheFirstToken", step(), kAll, "C_rows[n].load(step.C_row(8 * n + g));", "C_rows[n].load(step.C_row(0));",
+       out},
       {"TheNewestOldRowIsLost", step(), kAll, "- start < count;", "- start < count - 1;", out},
       {"TheNewestOldRowIsLostOfLiveOnes", step(), kLive, "      return j < count;", "      return j < count - 1;", out},
       {"ARowOutOfUseIsNotMasked", step(), kAll, "(old_in_use >> k & 1u) != 0 ? v[k] : Vec16{}", "v[k]", out},
       {"ARowOutOfUseIsNotMaskedOfLiveOnes", step(), kLive, "(old_in_use >> k & 1u) * 16u", "16u", out},
       {"TheDeltaOfARowOutOfUseIsNotMasked", step(), kAll,
-       "delta[r] = at.in_use(j) ? (t < 0 ? old_delta[k][r] : fresh) : 0.0f;",
-       "delta[r] = t < 0 ? old_delta[k][r] : fresh;", out},
+       "delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old_delta[k][r] : fresh[k][r]) : 0.0f;",
+       "delta[r] = j < S::kFirstNew ? old_delta[k][r] : fresh[k][r];", out},
       {"DecayIsThatOfTheTokenBefore", step(), kLive, "s[n] = shared.row[i][S::kFirstNew + g + 8 * n][0];",
        "s[n] = shared.row[i][S::kFirstNew + g + 8 * n - 1][0];", out},
       {"TheStateDoesNotDecay", step(), kAll, "const float decay = exp2_fast_f32(s[n] - base);",
@@ -75,7 +77,7 @@ std::vector<Wrong> every_mutant() {
       {"MissedGate", step(), kAll, "v[1] *= Cfg::gate(z[1]);", ";", out},
       {"MissedDtBias", step(), kAll, "Cfg::delta(widen(dt[k][r]), bias)", "Cfg::delta(widen(dt[k][r]), 0.0f)",
        "dt_ring"},
-      {"DeltaIsNotKept", step(), kAll, "at.place_of_new(t)] = fresh;", "at.place_of_new(t)] = 0.0f;", "dt_ring"},
+      {"DeltaIsNotKept", step(), kAll, "at.place_of_new(t)] = fresh[k][r];", "at.place_of_new(t)] = 0.0f;", "dt_ring"},
       {"StateOfTheNextSlot", step(), kAll,
        "if constexpr (S::kDirect && S::kAll) state.load(warp_state + lane_element);",
        "if constexpr (S::kDirect && S::kAll) state.load(warp_state + lane_element + (slot + 1 < args.slots ? "
@@ -95,13 +97,19 @@ std::vector<Wrong> every_mutant() {
        "          for (int p = 0; p < S::kTiles; ++p) {\n"
        "            RingSpan<Cfg> h;\n"
        "            h.raw = state.get(p, c);\n"
-       "            step.contract_state(y[p], C, h, c, m);\n"
+       "            C_state.contract(y[p], c * S::kSteps + m, h.operand(2 * m), h.operand(2 * m + 1));\n"
        "          }\n"
-       "      float unused[S::kTiles][4] = {};\n"
+       "      RingSums<Cfg> unused[S::kTiles] = {};\n"
        "      step.flush(unused, scale,",
        out},
+      {"HalfOfTheDstateIsLostInSums", step(), kAll, "d[0][e] + d[S::kHalves - 1][2 + e]", "d[0][e]", out},
+      {"OnlyHalfOfASumDecays", step(), kAll, "if constexpr (S::kHalves == 2) d[1][2 + e] *= factor;", ";", out},
+      {"TheHalvesOfASumTradeTheirWeights", step().store(Ring{.window = 16}), kAll,
+       "{W[j][0], W[j + 2 < kRowTiles ? j + 2 : 0][0],", "{W[j + 2 < kRowTiles ? j + 2 : 0][0], W[j][0],", out},
+      {"TokensFrom8OnAreThoseBefore", of_12_tokens(), kAll, "C[S::kHalves == 2 ? 0 : e % 2].word", "C[0].word", out},
       {"OutputOfAFlushHoldsTheOldStateToo", step(), kAll, "if (at.flush || !S::kDirect) {", "if (!S::kDirect) {", out},
-      {"OutputOfAFlushLeavesTheNewStateOut", step(), kBulk, "contract_state(y, C, nearest, c, m);", ";", out},
+      {"OutputOfAFlushLeavesTheNewStateOut", step(), kBulk,
+       "C.contract(y, c * S::kSteps + m, nearest.operand(2 * m), nearest.operand(2 * m + 1));", ";", out},
       {"AFlushTakesBOfTheFirstChunkForAll", in_fp32(), kAll, "row_of_pair][4 * c * S::kSpan + 8 *", "row_of_pair][8 *",
        state},
       {"AFlushTakesTheStateOfTheFirstChunkForAll", in_fp32(), kAll, "piece.h[r].raw = state.get(i + r, c);",
@@ -127,10 +135,15 @@ std::vector<Wrong> every_mutant() {
        "store_global<Cfg::kStreaming>(stored + at, chance);\n"
        "      RingSpan<Cfg> by_chance;\n"
        "      by_chance.raw = chance;\n"
-       "      float right[4] = {};\n"
-       "      for (int m = 0; m < S::kSteps; ++m) contract_state(right, C, nearest, c, m);\n"
-       "      for (int e = 0; e < 4; ++e) y[e] -= right[e];\n"
-       "      for (int m = 0; m < S::kSteps; ++m) contract_state(y, C, by_chance, c, m);",
+       "      const auto add = [&](const RingSpan<Cfg>& h, RingSums<Cfg>& sums) {\n"
+       "        for (int m = 0; m < S::kSteps; ++m)\n"
+       "          C.contract(sums, c * S::kSteps + m, h.operand(2 * m), h.operand(2 * m + 1));\n"
+       "      };\n"
+       "      RingSums<Cfg> right = {};\n"
+       "      add(nearest, right);\n"
+       "      for (int h = 0; h < S::kHalves; ++h)\n"
+       "        for (int e = 0; e < 4; ++e) y.d[h][e] -= right.d[h][e];\n"
+       "      add(by_chance, y);",
        out},
       {"AScaleThatUsesPartOfTheRange", in_int8(), kAll, "? 127.0f : 448.0f", "? 120.0f : 448.0f", "state_scale"},
       {"TheScaleIsNotWritten", in_int8(), kAll, "if (q == 0)\n", "if (q == 4)\n", "state_scale"},
@@ -175,7 +188,7 @@ TEST(RingVerifier, PassesTheKernelsThatTheMutantsAreMadeFrom) {
   if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
   VerifyOptions options;
   options.on = VerifyOn::cpu;
-  for (const Description& d : {step(), in_fp32(), by_chance(), in_int8(), ragged()})
+  for (const Description& d : {step(), in_fp32(), by_chance(), in_int8(), of_12_tokens(), ragged()})
     for (const char* changes : {kAll, kLive, kBulk}) {
       const Plan plan = Plan::parse(changes, default_plan(d, options.cpu.arch, 8));
       const Verdict verdict = verify(d, {plan}, options).front();
