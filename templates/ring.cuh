@@ -459,6 +459,24 @@ struct RingStep {
         // Rows out of use have delta 0, and sums that may lie past s'.
         factor[j][e] = r.delta[e] != 0.0f ? exp2_fast_f32(all_old - r.s[e]) * r.delta[e] : 0.0f;
     }
+    // fp16 has few digits where the factors of a small delta are, and none above 65504: the products are summed with
+    // factors times a power of two, of which the largest is from 1/2 to 1.
+    constexpr bool kScaledFactors = is_same<Input, f16>;
+    float up = 1.0f, down = 1.0f;  // the power and its inverse
+    if constexpr (kScaledFactors) {
+      float largest = 0.0f;
+#pragma unroll
+      for (int j = 0; j < S::kOldTiles; ++j)
+        largest = max_f32(largest, max_f32(abs_f32(factor[j][0]), abs_f32(factor[j][1])));
+      largest = min_f32(max_f32(max_lanes<4>(largest), 0x1p-24f), 0x1p24f);
+      const u32 exponent = float_bits(largest) & 0x7f800000u;
+      down = bits_float(exponent + 0x00800000u);
+      up = bits_float(0x7e800000u - exponent);
+#pragma unroll
+      for (int j = 0; j < S::kOldTiles; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) factor[j][e] *= up;
+    }
     const float decay = exp2_fast_f32(all_old);
     const int h = head + i_head;
     // Of the lane's element 0, for the random bits.
@@ -478,6 +496,10 @@ struct RingStep {
       if constexpr (S::kScaled) {
 #pragma unroll
         for (int r = 0; r < kPair; ++r) old_decay[r] *= scale_of_row(scale[i + r]);
+      }
+      if constexpr (kScaledFactors) {
+#pragma unroll
+        for (int r = 0; r < kPair; ++r) old_decay[r] *= up;
       }
       float v[S::kScaled ? S::kChunks : 1][2][S::kSpan];
       Piece piece;
@@ -509,7 +531,10 @@ struct RingStep {
             float old[2];
             piece.h[r].pair(w, old);
 #pragma unroll
-            for (int e = 0; e < 2; ++e) now[r][2 * w + e] = fma_f32(old[e], old_decay[r], sum[w][2 * r + e]);
+            for (int e = 0; e < 2; ++e) {
+              now[r][2 * w + e] = fma_f32(old[e], old_decay[r], sum[w][2 * r + e]);
+              if constexpr (kScaledFactors) now[r][2 * w + e] *= down;
+            }
           }
         if constexpr (!S::kScaled) {
 #pragma unroll

@@ -28,8 +28,10 @@ double dot(const std::vector<double>& a, const std::vector<double>& b) {
 // Relative errors of a flush: of the products' operands in their parts, and of what is divided by a scale.
 constexpr double kProducts = 0x1p-15;
 constexpr double kScaling = 0x1p-20;
-constexpr double kSmallest = 0x1p-126;   // below it fp32 may flush to zero
-constexpr double kLastOfHalf = 0x1p-25;  // half of fp16's smallest: what the parts of an operand never keep
+constexpr double kSmallest = 0x1p-126;  // below it fp32 may flush to zero
+// Of the largest factor of a row: fp16's parts of an operand, of which that factor is brought to 1, never keep half of
+// its smallest.
+constexpr double kLastOfHalf = 0x1p-24;
 // Of an exponential, by the magnitudes that its exponent is summed from: several roundings of fp32 each.
 constexpr double kSums = 0x1p-21;
 
@@ -148,9 +150,17 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
       advance(result.state_slack, row);
     }
     for (double& v : result.state_slack) v = (kProducts + sums) * v + kSmallest;
-    if (operands.input == DType::f16)
+    if (operands.input == DType::f16) {
+      double factor = 0x1p-24;  // the largest; none below it is brought to 1
+      double newer = 0;         // sum of A * delta of newer rows
+      for (int j = of.count - 1; j >= 0; --j) {
+        factor = std::max(factor, std::abs(rows[at(j)].delta) * std::exp(newer));
+        newer += A * rows[at(j)].delta;
+      }
       for (int j = 0; j < of.count; ++j)
-        for (int i = 0; i < P * N; ++i) result.state_slack[at(i)] += kLastOfHalf * std::abs(rows[at(j)].B[at(i % N)]);
+        for (int i = 0; i < P * N; ++i)
+          result.state_slack[at(i)] += kLastOfHalf * factor * std::abs(rows[at(j)].B[at(i % N)]);
+    }
     for (int p = 0; p < P; ++p) {
       double encode = 1, scaling = 0;  // and its relative error
       scale[at(p)] = 1;
