@@ -107,7 +107,7 @@ Measurement ring_measurement(double no_flush_us, double flush_us, std::size_t pl
   return m;
 }
 
-TEST(Measurement, ARingsStepIsTheMeanOverItsPhases) {
+TEST(Faults, Row30_ARingsStepIsTheMeanOverItsPhases) {
   const Measurement m = ring_measurement(4, 8);
   EXPECT_EQ(m.us, 5);
   EXPECT_EQ(m.us_min, 4.5);

@@ -383,9 +383,10 @@ TEST_F(Sweep, EveryKindOfRingHasLayersThatItsKernelsTake) {
                                           ring().tokens(1).input(DType::f16).no_skip()};
   for (const Description& d : kinds) {
     use(d, {{2, 9}});
-    options_.modes = {PdlMode::off, PdlMode::chain};
+    options_.batches = {2};
+    options_.modes = {PdlMode::chain};
     const std::vector<Measurement> all = run();
-    EXPECT_THAT(all, SizeIs(2));
+    EXPECT_THAT(all, SizeIs(1));
     for (const Measurement& m : all) EXPECT_EQ(m.outcome, Outcome::ok) << d.summary() << ": " << m.reason;
   }
 }
@@ -471,10 +472,11 @@ TEST_F(Sweep, TheSteadyStateMovesItsCursorsOn) {
   for (const char* accepted : {"2", "1:0.5,3:0.5"}) {
     SteadyOptions options;
     options.accepted = Acceptance::parse(accepted);
+    options.steps = 60;
     const SteadyState steady = steady_state(ring(), options_.plans[0], kBatch, options);
-    EXPECT_NEAR(steady.flushed, 1 / steps_per_flush(6, 3, options.accepted), 0.02) << accepted;
+    EXPECT_NEAR(steady.flushed, 1 / steps_per_flush(6, 3, options.accepted), 0.05) << accepted;
     EXPECT_NEAR(steady.us, 2 + steady.flushed * (9 - 2), 0.01) << accepted;
-    EXPECT_EQ(steady.steps, 400);
+    EXPECT_EQ(steady.steps, 60);
   }
   SteadyOptions options;
   options.accepted = Acceptance::constant(4);

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#undef cuEventElapsedTime  // the library looks up this name, whatever the header makes of it
+
 namespace {
 
 struct Launch {
