@@ -107,8 +107,10 @@ RingArgs of_device(const Description& d, const device_args::RingArgs& a, std::in
   r.A = contiguous(a.A, DType::f32, {H});
   r.D = contiguous(a.D, d.weight_dtype, {H});
   r.dt_bias = contiguous(a.dt_bias, d.weight_dtype, {H});
-  r.state_batch_indices =
-      strided(a.state_batch_indices, a.wide_indices != 0 ? DType::i64 : DType::i32, {batch}, {a.index_stride});
+  const bool wide = a.wide_indices != 0;
+  if (a.indexed != 0)
+    r.state_batch_indices =
+        strided(a.state_batch_indices, wide ? DType::i64 : DType::i32, {batch}, {a.index_stride / (wide ? 2 : 1)});
   r.rand_seed = contiguous(a.rand_seed, DType::i64, {1});
   r.pad_slot_id = a.pad_slot_id;
   return r;
