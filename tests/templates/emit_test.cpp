@@ -302,6 +302,7 @@ TEST(PlanSpace, OfARingIsSmallAndItsWarpsTakeWholeProducts) {
 
 TEST(PlanSpace, TheFieldOfARingIsWrittenWhereItIsNotAsByDefaultAndOfNoUseToAnUpdate) {
   Plan plan = default_plan(ring_model(), Arch{}, 16);
+  plan.ring_rows = RingRows::all;
   EXPECT_THAT(plan.text(), Not(HasSubstr("ring_rows")));
   plan.ring_rows = RingRows::live;
   EXPECT_THAT(plan.text(), HasSubstr(",ring_rows=live"));
@@ -335,8 +336,25 @@ TEST(PlanSpace, ProblemsOfARingsPlanNameTheConditionAndItsNumbers) {
   EXPECT_THAT(plan_problems(plan, ring_model(), Arch{}), IsEmpty());
   EXPECT_THAT(plan_problems(plan, ring_model(), Arch::parse("sm_80")), ElementsAre(HasSubstr("has_bulk_copy=0")));
   plan = default_plan(ring_model(), Arch{}, 16);
+  plan.ring_rows = RingRows::all;
   EXPECT_THAT(plan_problems(plan, ring_model().store(Ring{.window = 32, .length = 64}), Arch{}),
               ElementsAre(AllOf(HasSubstr("ring_rows=all"), HasSubstr("ring_and_new_rows=70"))));
+}
+
+TEST(PlanSpace, TheDefaultOfARingGoesFromSingleHeadsToSeveralABlock) {
+  const auto is = [](const Plan& plan, StatePath path, int block_m, int warps, int heads) {
+    EXPECT_EQ(plan.state_path, path) << plan.text();
+    EXPECT_EQ(plan.block_m, block_m) << plan.text();
+    EXPECT_EQ(plan.warps, warps) << plan.text();
+    EXPECT_EQ(plan.heads_per_block, heads) << plan.text();
+    EXPECT_EQ(plan.ring_rows, RingRows::live) << plan.text();
+  };
+  const Description half = ring_model().state(DType::bf16), single = ring_model().state(DType::f32);
+  is(default_plan(half, Arch{}, 256), StatePath::direct, 16, 1, 1);
+  is(default_plan(half, Arch{}, 257), StatePath::bulk, 32, 2, 4);
+  is(default_plan(half, Arch{}, 2049), StatePath::bulk, 64, 2, 8);
+  is(default_plan(single, Arch{}, 2049), StatePath::bulk, 64, 4, 8);
+  EXPECT_EQ(default_plan(half, Arch::parse("sm_80"), 4096).state_path, StatePath::direct);
 }
 
 TEST(PlanSpace, OrderIsFixed) { EXPECT_EQ(plan_space(model(), Arch{}), plan_space(model(), Arch{})); }
