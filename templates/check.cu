@@ -133,7 +133,7 @@ struct RingOfTwoHeads : Maths {
   static constexpr StatePath kStatePath = StatePath::bulk;
   static constexpr RingRows kRingRows = RingRows::live;
 };
-// int8 state with its scales, rounded by chance, the live rows of a ring alone.
+// int8 state with its scales, rounded by chance, every row of the ring.
 struct RingOfBytes : RingOfTwoHeads {
   using State = i8;
   static constexpr int kPhiloxRounds = 10;
@@ -144,9 +144,28 @@ struct RingOfBytes : RingOfTwoHeads {
   static constexpr StatePath kStatePath = StatePath::direct;
   static constexpr RingRows kRingRows = RingRows::all;
 };
+// 12 tokens of packed requests, gated, fp32 state and fp16 inputs, asked for before the wait.
+struct RingOf12Tokens : RingOfTwoHeads {
+  using State = float;
+  using Input = f16;
+  static constexpr bool kHasGate = true;
+  static constexpr bool kVarlen = true;
+  static constexpr bool kEarlyState = true;
+  static constexpr int kTokens = 12;
+  static constexpr int kRing = 28;
+  static constexpr int kHeadsPerBlock = 1;
+  static constexpr int kBlockM = 16;
+  static constexpr int kWarps = 2;
+  static constexpr int kStages = 1;
+  static constexpr StatePath kStatePath = StatePath::direct;
+  static SSMJIT_DEVICE float gate(float z) { return fn_silu(z); }
+};
 extern "C" __global__ void __launch_bounds__(128, 1) check_ring(const __grid_constant__ RingArgs args) {
   ring_step<RingOfTwoHeads>(args);
 }
 extern "C" __global__ void __launch_bounds__(32, 1) check_ring_of_bytes(const __grid_constant__ RingArgs args) {
   ring_step<RingOfBytes>(args);
+}
+extern "C" __global__ void __launch_bounds__(64, 1) check_ring_of_12_tokens(const __grid_constant__ RingArgs args) {
+  ring_step<RingOf12Tokens>(args);
 }
