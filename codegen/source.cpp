@@ -206,6 +206,7 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
 namespace {
 
 constexpr int kSlotThreads = 128;
+constexpr int kSlotBlocksPerSm = 4;  // that the compiler leaves registers for
 
 // Rows of head_dim that a block of `materialise` takes: as many as divide it, at most 128.
 int slot_block_m(const Description& d) {
@@ -252,9 +253,9 @@ Source emit_ring_slots(const Description& description, const Arch& arch) {
   const auto entry = [&](const char* function, const char* args) {
     const std::string entry_name = fmt::format("ssmjit_{}_{}", function, id);
     source.text += fmt::format(
-        "\nextern \"C\" __global__ void __launch_bounds__({}) {}(const __grid_constant__ {} args) {{\n"
+        "\nextern \"C\" __global__ void __launch_bounds__({}, {}) {}(const __grid_constant__ {} args) {{\n"
         "  {}<Config>(args);\n}}\n",
-        kSlotThreads, entry_name, args, function);
+        kSlotThreads, kSlotBlocksPerSm, entry_name, args, function);
     source.entries.push_back({entry_name, kSlotThreads, 0});
   };
   entry("materialise", "MaterialiseArgs");

@@ -13,7 +13,7 @@
 #include "autotune/ring_case.h"
 #include "codegen/slots_source.h"
 #include "jit/kernel_args.h"
-#include "tests/jit/slot_pools.h"
+#include "tests/jit/cpu/slot_pools.h"
 
 namespace ssmjit {
 namespace {
