@@ -95,10 +95,10 @@ void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
 
   if (is_given(args.state_batch_indices)) {
     check_indices_shape("state_batch_indices", args.state_batch_indices, batch, report);
-    if (stride_of(args.state_batch_indices, 0) > kMostIntStride)
+    if (stride_of(args.state_batch_indices, 0) > kMostIntStride / 2)
       report([&] {
         return fmt::format("state_batch_indices: stride {} elements; wants {} at most",
-                           args.state_batch_indices.stride[0], kMostIntStride);
+                           args.state_batch_indices.stride[0], kMostIntStride / 2);
       });
   } else {
     check_slot_of_each_row(args.state, batch, report);
@@ -212,13 +212,15 @@ device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   device.out = const_cast<void*>(args.out.data);
   device.out_stride = request(args.out);
   device.out_token_stride = token(args.out, 2);
-  device.state_batch_indices = args.state_batch_indices.data;
-  device.index_stride = slot(args.state_batch_indices);
+  const bool indexed = args.state_batch_indices.data != nullptr;
+  const bool wide = indexed && args.state_batch_indices.dtype == DType::i64;
+  device.state_batch_indices = static_cast<const int*>(indexed ? args.state_batch_indices.data : args.A.data);
+  device.index_stride = indexed ? slot(args.state_batch_indices) * (wide ? 2 : 1) : 0;
+  device.wide_indices = wide ? 1 : 0;
+  device.indexed = indexed ? 1 : 0;
   device.pad_slot_id = args.pad_slot_id;
   device.rand_seed = static_cast<const long long*>(args.rand_seed.data);
   device.nheads = static_cast<int>(args.A.shape[0]);
-  device.wide_indices =
-      args.state_batch_indices.data != nullptr && args.state_batch_indices.dtype == DType::i64 ? 1 : 0;
   device.pdl = device_pdl(pdl);
   return device;
 }

@@ -6,7 +6,6 @@
 #include "device/memory.cuh"
 #include "device/mma.cuh"
 #include "device/shuffle.cuh"
-#include "index.cuh"
 #include "launch.cuh"
 #include "maths.cuh"
 #include "ring_args.cuh"
@@ -77,7 +76,11 @@ struct RingShape {
   // A lane holds a vector of each row and chunk of dstate: kSpan neighbouring columns of 4 * kSpan.
   static constexpr int kSpan = 16 / static_cast<int>(sizeof(State));
   static constexpr int kChunks = Cfg::kDstate / (4 * kSpan);
-  static constexpr int kSteps = kSpan / 4;  // products over a chunk
+  static constexpr int kSteps = kSpan / 4;         // products over a chunk
+  static constexpr int kWords = Cfg::kDstate / 8;  // of 16-bit elements, that a lane holds of a row
+  // A product has rows for 16 tokens. Where there are 8 at most, those from 8 on are the same tokens at the next step
+  // of the contraction: one operand serves two steps, each with its own sums, of which the other half is not looked at.
+  static constexpr int kHalves = kNewTiles == 1 ? 2 : 1;
 
   static constexpr bool kScaled = sizeof(State) == 1;
   // Products with the state: in bf16 where fp16 could overflow.
@@ -109,29 +112,99 @@ struct RingShared {
   alignas(16) float CB[Cfg::kWarps > 1 ? 8 * S::kNewTiles : 1][(8 * S::kRowTiles + 31) / 32 * 32 + 8];
 };
 
-// 16-bit columns of one row in the lane's order: words 2 w and 2 w + 1 of a chunk are product w's.
+// 16-bit columns of one row in the lane's order: words 2 i and 2 i + 1 are those of step i of a contraction.
 template <class Cfg>
 struct RingColumns {
   using S = RingShape<Cfg>;
-  u32 word[S::kChunks][S::kSpan / 2];
+  u32 word[S::kWords];
 
   // `row`: from the lane's first column on.
   SSMJIT_DEVICE void load(const typename Cfg::Input* row) {
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) load_maybe_appended(row + 4 * c * S::kSpan, word[c]);
+    for (int c = 0; c < S::kChunks; ++c) {
+      u32 got[S::kSpan / 2];
+      load_maybe_appended(row + 4 * c * S::kSpan, got);
+#pragma unroll
+      for (int w = 0; w < S::kSpan / 2; ++w) word[c * (S::kSpan / 2) + w] = got[w];
+    }
   }
   SSMJIT_DEVICE void store(typename Cfg::Input* row) const {
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
+      const u32* w = word + c * (S::kSpan / 2);
       if constexpr (S::kSpan % 8 == 0) {
 #pragma unroll
         for (int v = 0; v < S::kSpan / 2; v += 4)
-          store_global<false>(row + 4 * c * S::kSpan + 2 * v,
-                              Vec16{{word[c][v], word[c][v + 1], word[c][v + 2], word[c][v + 3]}});
+          store_global<false>(row + 4 * c * S::kSpan + 2 * v, Vec16{{w[v], w[v + 1], w[v + 2], w[v + 3]}});
       } else {
 #pragma unroll
-        for (int w = 0; w < S::kSpan / 2; ++w) *reinterpret_cast<u32*>(row + 4 * c * S::kSpan + 2 * w) = word[c][w];
+        for (int v = 0; v < S::kSpan / 2; ++v) *reinterpret_cast<u32*>(row + 4 * c * S::kSpan + 2 * v) = w[v];
       }
+    }
+  }
+};
+
+// Sums of products: of tokens g (and g + 8) by columns 2 q and 2 q + 1 of a tile.
+template <class Cfg>
+struct RingSums {
+  using S = RingShape<Cfg>;
+  float d[S::kHalves][4];
+
+  SSMJIT_DEVICE void clear() {
+#pragma unroll
+    for (int i = 0; i < S::kHalves; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) d[i][e] = 0.0f;
+  }
+  // Element e of token g + 8 n.
+  SSMJIT_DEVICE float get(int n, int e) const {
+    return S::kHalves == 2 ? d[0][e] + d[S::kHalves - 1][2 + e] : d[0][2 * n + e];
+  }
+  SSMJIT_DEVICE void scale(int n, int e, float factor) {
+    d[0][2 * n + e] *= factor;
+    if constexpr (S::kHalves == 2) d[1][2 + e] *= factor;
+  }
+};
+
+template <class T>
+SSMJIT_DEVICE const T& same_or(const T& same, const T&) {
+  return same;
+}
+template <class A, class B>
+SSMJIT_DEVICE const B& same_or(const A&, const B& other) {
+  return other;
+}
+
+// C of the step's tokens as an operand of type T.
+template <class Cfg, class T>
+struct RingTokens {
+  using S = RingShape<Cfg>;
+  static constexpr int kSteps = Cfg::kDstate / 16;
+  u32 a[kSteps / S::kHalves][4];
+
+  // `zero` is 0, which the compiler can't know: else it keeps C as it was loaded, and puts an operand's registers
+  // together anew for every product.
+  SSMJIT_DEVICE void set(const RingColumns<Cfg> (&C)[S::kNewTiles], u32 zero) {
+#pragma unroll
+    for (int i = 0; i < kSteps / S::kHalves; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        a[i][e] = zero | converted(S::kHalves == 2 ? C[0].word[4 * i + (e % 2) * 2 + e / 2]
+                                                   : C[S::kHalves == 2 ? 0 : e % 2].word[2 * i + e / 2]);
+  }
+  // sums += C . the columns whose words of step i are these.
+  SSMJIT_DEVICE void contract(RingSums<Cfg>& sums, int i, u32 first, u32 second) const {
+    mma_m16n8k16(sums.d[i % S::kHalves], a[i / S::kHalves], {first, second}, T{});
+  }
+
+ private:
+  SSMJIT_DEVICE static u32 converted(u32 word) {
+    if constexpr (is_same<typename Cfg::Input, T>) {
+      return word;
+    } else {
+      float v[2];
+      unpack_word(word, v, typename Cfg::Input{});
+      return pack_word(v, T{});
     }
   }
 };
@@ -245,7 +318,10 @@ struct RingStep {
   // ---- addresses; a row that there is not is read as another, and what it gives is dropped: a load under a condition
   // would make the loads behind it wait ----
 
-  SSMJIT_DEVICE static i64 wide(int a, int b) { return static_cast<i64>(a) * b; }
+  // Both 0 and more.
+  SSMJIT_DEVICE static i64 wide(int a, int b) {
+    return static_cast<i64>(static_cast<u64>(static_cast<u32>(a)) * static_cast<u32>(b));
+  }
   // Token t of the request, of a tensor whose rows start at column `at`.
   template <class T>
   SSMJIT_DEVICE T* token(T* base, int stride, int token_stride, int t, int at) const {
@@ -273,18 +349,6 @@ struct RingStep {
   }
 
   // ---- C . B and the weights ----
-
-  // d += C . rows at step m of chunk c: tokens g (and g + 8) by rows 2 q and 2 q + 1 of a tile.
-  SSMJIT_DEVICE static void contract(float (&d)[4], const RingColumns<Cfg> (&C)[S::kNewTiles],
-                                     const RingColumns<Cfg>& rows, int c, int m) {
-    mma_m16n8k16(d,
-                 {C[0].word[c][2 * m], upper(C).word[c][2 * m], C[0].word[c][2 * m + 1], upper(C).word[c][2 * m + 1]},
-                 {rows.word[c][2 * m], rows.word[c][2 * m + 1]}, Input{});
-  }
-  // Tokens 8 and on; the rows that these would fill are not looked at where there are none.
-  SSMJIT_DEVICE static const RingColumns<Cfg>& upper(const RingColumns<Cfg> (&C)[S::kNewTiles]) {
-    return C[S::kNewTiles - 1];
-  }
 
   // The sums and deltas of the rows of head i of the block, to shared memory.
   SSMJIT_DEVICE void sum_rows(int i, const float (&delta)[S::kLaneRows], float A, const Cursors& at) const {
@@ -353,15 +417,6 @@ struct RingStep {
     }
   }
 
-  // y += C . h at step m of chunk c.
-  SSMJIT_DEVICE void contract_state(float (&y)[4], const RingColumns<Cfg> (&C)[S::kNewTiles], const RingSpan<Cfg>& h,
-                                    int c, int m) const {
-    mma_m16n8k16(y,
-                 {as_operand(C[0].word[c][2 * m]), as_operand(upper(C).word[c][2 * m]),
-                  as_operand(C[0].word[c][2 * m + 1]), as_operand(upper(C).word[c][2 * m + 1])},
-                 {h.operand(2 * m), h.operand(2 * m + 1)}, Operand{});
-  }
-
   // What a flush reads of a chunk: the state of rows of two tiles, and B.
   struct Piece {
     RingSpan<Cfg> h[2];
@@ -389,11 +444,11 @@ struct RingStep {
       }
   }
 
-  // h' to memory; y += C . h' as stored to nearest, not yet scaled. x[j][i]: the rows of tile j by the columns of tile
-  // i; `stored`: the lane's element 0 in memory.
-  SSMJIT_DEVICE void flush(float (&y)[S::kTiles][4], float (&scale)[S::kScaled ? S::kTiles : 1][2],
-                           const RingState<Cfg>& state, const RingColumns<Cfg> (&C)[S::kNewTiles],
-                           const u32 (&x)[S::kRowTiles][S::kTiles], State* stored, float all_old, int slot,
+  // h' to memory; y += C . h' as stored to nearest, not yet scaled. x[i][j]: the columns of tile i by the rows of tile
+  // j; `stored`: the lane's element 0 in memory.
+  SSMJIT_DEVICE void flush(RingSums<Cfg> (&y)[S::kTiles], float (&scale)[S::kScaled ? S::kTiles : 1][2],
+                           const RingState<Cfg>& state, const RingTokens<Cfg, Operand>& C,
+                           const u32 (&x)[S::kTiles][S::kRowTiles], State* stored, float all_old, int slot,
                            int i_head) const {
     float factor[S::kOldTiles][2];
 #pragma unroll
@@ -418,7 +473,7 @@ struct RingStep {
 #pragma unroll
       for (int j = 0; j < S::kOldTiles; ++j)
 #pragma unroll
-        for (int r = 0; r < 2; ++r) split_x(a[j][r], r < kPair ? x[j][(i + r) % S::kTiles] : 0u, factor[j]);
+        for (int r = 0; r < 2; ++r) split_x(a[j][r], r < kPair ? x[(i + r) % S::kTiles][j] : 0u, factor[j]);
       float old_decay[2] = {decay, decay};
       if constexpr (S::kScaled) {
 #pragma unroll
@@ -495,8 +550,8 @@ struct RingStep {
     return g % 2 == 0 ? even : odd;
   }
   // The lane's columns of a chunk and row: to memory, rounded to nearest or by chance, and into y to nearest.
-  SSMJIT_DEVICE void put(float (&y)[4], const RingColumns<Cfg> (&C)[S::kNewTiles], State* stored, u64 place, u64 seed,
-                         int i, int c, const float (&v)[S::kSpan]) const {
+  SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, State* stored, u64 place, u64 seed, int i,
+                         int c, const float (&v)[S::kSpan]) const {
     constexpr int kPer = kPerWord<State>;
     const int at = RingState<Cfg>::element(i, c);
     RingSpan<Cfg> nearest;
@@ -509,7 +564,8 @@ struct RingStep {
     }
     if constexpr (Cfg::kPhiloxRounds == 0) store_global<Cfg::kStreaming>(stored + at, nearest.raw);
 #pragma unroll
-    for (int m = 0; m < S::kSteps; ++m) contract_state(y, C, nearest, c, m);
+    for (int m = 0; m < S::kSteps; ++m)
+      C.contract(y, c * S::kSteps + m, nearest.operand(2 * m), nearest.operand(2 * m + 1));
     if constexpr (Cfg::kPhiloxRounds > 0) {
       Vec16 chance;
       constexpr int kWords = 8 / kPer;  // of a draw
@@ -529,15 +585,6 @@ struct RingStep {
 
   // ---- outputs ----
 
-  SSMJIT_DEVICE static u32 as_operand(u32 word) {
-    if constexpr (is_same<Input, Operand>) {
-      return word;
-    } else {
-      float v[2];
-      unpack_word(word, v, Input{});
-      return pack_word(v, Operand{});
-    }
-  }
   SSMJIT_DEVICE Input* out_row(int t) const {
     return token(static_cast<Input*>(args.out), args.out_stride, args.out_token_stride, t,
                  head * Cfg::kHeadDim + first);
@@ -670,6 +717,34 @@ struct RingStreams {
   }
 };
 
+// sums += W . x, rows on the side of the sum. W[j][n]: tokens g + 8 n by rows 2 q and 2 q + 1 of tile j.
+template <class Cfg, int kRowTiles, int kNewTiles>
+SSMJIT_DEVICE void add_weighted(RingSums<Cfg>& sums, const u32 (&W)[kRowTiles][kNewTiles], const u32 (&x)[kRowTiles]) {
+  using Input = typename Cfg::Input;
+  constexpr int kAtOnce = kNewTiles == 1 ? 4 : 2;
+  constexpr int kWhole = kRowTiles / kAtOnce * kAtOnce, kRest = kRowTiles % kAtOnce;
+#pragma unroll
+  for (int j = 0; j < kWhole; j += kAtOnce) {
+    if constexpr (kNewTiles == 1) {
+      const u32 a[4] = {W[j][0], W[j + 2 < kRowTiles ? j + 2 : 0][0], W[j + 1 < kRowTiles ? j + 1 : 0][0],
+                        W[j + 3 < kRowTiles ? j + 3 : 0][0]};
+      mma_m16n8k16(sums.d[0], a, {x[j], x[j + 1 < kRowTiles ? j + 1 : 0]}, Input{});
+      mma_m16n8k16(sums.d[1], a, {x[j + 2 < kRowTiles ? j + 2 : 0], x[j + 3 < kRowTiles ? j + 3 : 0]}, Input{});
+    } else {
+      mma_m16n8k16(sums.d[0], {W[j][0], W[j][1], W[j + 1][0], W[j + 1][1]}, {x[j], x[j + 1]}, Input{});
+    }
+  }
+  if constexpr (kNewTiles == 1 && kRest >= 2) {
+    const u32 a[2] = {W[kWhole][0], W[kWhole + 1][0]};
+    mma_m16n8k8(sums.d[0], a, {x[kWhole]}, Input{});
+    mma_m16n8k8(sums.d[1], a, {x[kWhole + 1]}, Input{});
+  }
+  if constexpr (kRest % 2 == 1) {
+    constexpr int j = kRowTiles - 1;
+    mma_m16n8k8(sums.d[0], {W[j][0], W[j][kNewTiles - 1]}, {x[j]}, Input{});
+  }
+}
+
 // Grid: x = nheads / heads_per_block * (head_dim / block_m), y = batch. Block: 32 * warps threads.
 template <class Cfg>
 SSMJIT_DEVICE void ring_step(const RingArgs& args) {
@@ -690,8 +765,11 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     if (!Cfg::kEarlyState || args.pdl == kPdlWaitFirst) grid_dependency_wait();
   }
   const int row = block_y();
-  const IndexEntry entry = IndexEntry::load(args.state_batch_indices, args.wide_indices,
-                                            static_cast<i64>(row) * args.index_stride, row, args.A);
+  const int* const entry = args.state_batch_indices + Step::wide(row, args.index_stride);
+  int index_low = static_cast<int>(load_now_b32(entry)),
+      index_high = static_cast<int>(load_now_b32(entry + args.wide_indices));
+  keep(index_low);
+  keep(index_high);
   int first_token = 0, tokens = Cfg::kTokens;
   if constexpr (Cfg::kVarlen) {
     first_token = static_cast<int>(load_now_b32(args.cu_seqlens + row));
@@ -734,7 +812,11 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     const int i = warp + k * Cfg::kWarps;
     return Cfg::kHeadsPerBlock % Cfg::kWarps == 0 || i < Cfg::kHeadsPerBlock ? i : 0;
   };
-  RingColumns<Cfg> C[S::kNewTiles], old_B[kOldMine], new_B[kNewMine];
+  const auto has_head = [&](int k) {
+    return Cfg::kHeadsPerBlock % Cfg::kWarps == 0 || warp + k * Cfg::kWarps < Cfg::kHeadsPerBlock;
+  };
+  const auto of_head = [&](float v, int i) { return Cfg::kHeadsPerBlock > 1 ? shuffle(v, i) : v; };
+  RingColumns<Cfg> C_rows[S::kNewTiles], old_B[kOldMine], new_B[kNewMine];
   Dt dt[kHeadsMine][S::kLaneRows];
   Streams streams;
   const auto load_inputs = [&] {
@@ -747,14 +829,16 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
       for (int k = 0; k < kHeadsMine; ++k) load_now(p + head_mine(k), dt[k][r]);
     }
 #pragma unroll
-    for (int n = 0; n < S::kNewTiles; ++n) C[n].load(step.C_row(8 * n + g));
+    for (int n = 0; n < S::kNewTiles; ++n) C_rows[n].load(step.C_row(8 * n + g));
 #pragma unroll
     for (int k = 0; k < kNewMine; ++k) new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
   };
   // What needs no slot is asked for while the slot is on its way.
   if constexpr (!Cfg::kEarlyState) load_inputs();
   streams.place_new(step);
-  const i64 named = entry.value();
+  const i64 wide_index =
+      static_cast<i64>(static_cast<u64>(static_cast<u32>(index_high)) << 32 | static_cast<u32>(index_low));
+  const i64 named = args.indexed == 0 ? row : args.wide_indices != 0 ? wide_index : index_low;
   if (named < 0 || named >= args.slots || named == args.pad_slot_id) {
     if constexpr (Cfg::kEarlyState) grid_dependency_wait();
     if constexpr (Cfg::kPadOutput == PadOutput::zeros) step.write_zeros();
@@ -823,43 +907,65 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     copy_async_commit();
   }
 
-  // C . B of every row; with it, so that the products overlap, C . h of a state that is in registers.
-  float old_CB[kOldMine][4] = {}, new_CB[kNewMine][4] = {}, y[S::kTiles][4] = {};
-#pragma unroll
-  for (int c = 0; c < S::kChunks; ++c) {
-    RingSpan<Cfg> h[S::kDirect ? S::kTiles : 1];
-#pragma unroll
-    for (int p = 0; S::kDirect && p < S::kTiles; ++p) h[p].raw = state.get(p, c);
-#pragma unroll
-    for (int m = 0; m < S::kSteps; ++m) {
-#pragma unroll
-      for (int k = 0; k < kNewMine; ++k) Step::contract(new_CB[k], C, new_B[k], c, m);
-#pragma unroll
-      for (int k = 0; k < kOldMine; ++k) Step::contract(old_CB[k], C, old_B[k], c, m);
-#pragma unroll
-      for (int p = 0; S::kDirect && p < S::kTiles; ++p) step.contract_state(y[p], C, h[p], c, m);
-    }
-  }
-
-  // The sums of the heads; delta of the new rows into the ring.
+  // delta of the new rows, while the ring's are on their way; then the sums of the heads.
+  float fresh[kHeadsMine][S::kLaneRows];
 #pragma unroll
   for (int k = 0; k < kHeadsMine; ++k) {
-    const int i = warp + k * Cfg::kWarps;
-    if (Cfg::kHeadsPerBlock % Cfg::kWarps != 0 && i >= Cfg::kHeadsPerBlock) continue;
     float bias = 0.0f;
-    if constexpr (Cfg::kHasDtBias) bias = shuffle(widen(dt_bias), i);
+    if constexpr (Cfg::kHasDtBias) bias = of_head(widen(dt_bias), head_mine(k));
+#pragma unroll
+    for (int r = 0; r < S::kLaneRows; ++r) fresh[k][r] = Cfg::delta(widen(dt[k][r]), bias);
+  }
+#pragma unroll
+  for (int k = 0; k < kHeadsMine; ++k) {
     float delta[S::kLaneRows];
 #pragma unroll
     for (int r = 0; r < S::kLaneRows; ++r) {
-      const int j = lane + 32 * r, t = j - S::kFirstNew;
-      const float fresh = Cfg::delta(widen(dt[k][r]), bias);
-      delta[r] = at.in_use(j) ? (t < 0 ? old_delta[k][r] : fresh) : 0.0f;
-      if (block_x() % S::kBlocks == 0 && t >= 0 && t < tokens) deltas[i * Cfg::kRing + at.place_of_new(t)] = fresh;
+      const int j = lane + 32 * r;
+      delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old_delta[k][r] : fresh[k][r]) : 0.0f;
     }
-    step.sum_rows(i, delta, shuffle(A, i), at);
+    const float A_mine = of_head(A, head_mine(k));
+    if (has_head(k)) step.sum_rows(head_mine(k), delta, A_mine, at);
+  }
+  // C . B of every row; with it, so that the products overlap, C . h of a state that is in registers.
+  RingTokens<Cfg, Input> C;
+  const u32 zero = static_cast<u32>(args.wide_indices) >> 31;
+  C.set(C_rows, zero);
+  RingTokens<Cfg, typename S::Operand> C_other;
+  if constexpr (!is_same<Input, typename S::Operand>) C_other.set(C_rows, zero);
+  const RingTokens<Cfg, typename S::Operand>& C_state = same_or(C, C_other);
+  RingSums<Cfg> old_CB[kOldMine], new_CB[kNewMine], y[S::kTiles];
+#pragma unroll
+  for (int k = 0; k < kOldMine; ++k) old_CB[k].clear();
+#pragma unroll
+  for (int k = 0; k < kNewMine; ++k) new_CB[k].clear();
+#pragma unroll
+  for (int p = 0; p < S::kTiles; ++p) y[p].clear();
+#pragma unroll
+  for (int i = 0; i < Cfg::kDstate / 16; ++i) {
+#pragma unroll
+    for (int k = 0; k < kNewMine; ++k) C.contract(new_CB[k], i, new_B[k].word[2 * i], new_B[k].word[2 * i + 1]);
+#pragma unroll
+    for (int k = 0; k < kOldMine; ++k) C.contract(old_CB[k], i, old_B[k].word[2 * i], old_B[k].word[2 * i + 1]);
+#pragma unroll
+    for (int p = 0; S::kDirect && p < S::kTiles; ++p) {
+      const RingSpan<Cfg> h{state.get(p, i / S::kSteps)};
+      C_state.contract(y[p], i, h.operand(i % S::kSteps * 2), h.operand(i % S::kSteps * 2 + 1));
+    }
+  }
+
+  // delta of the new rows into the ring.
+  if (block_x() % S::kBlocks == 0) {
+#pragma unroll
+    for (int k = 0; k < kHeadsMine; ++k)
+#pragma unroll
+      for (int r = 0; r < S::kLaneRows; ++r) {
+        const int t = lane + 32 * r - S::kFirstNew;
+        if (has_head(k) && t >= 0 && t < tokens) deltas[head_mine(k) * Cfg::kRing + at.place_of_new(t)] = fresh[k][r];
+      }
   }
   // The new rows of B into the ring, once a group; the old ones where a flush finds them.
-  float CB[S::kRowTiles][4] = {};
+  float CB[S::kRowTiles][2 * S::kNewTiles];  // element 2 n + e: token g + 8 n, row 2 q + e of the tile
   {
     const bool keeps_B = head % Cfg::kHeadsPerGroup == 0 && block_x() % S::kBlocks == 0;
 #pragma unroll
@@ -877,21 +983,23 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
         for (int c = 0; c < S::kChunks; ++c)
 #pragma unroll
           for (int w = 0; w < S::kSpan / 2; ++w)
-            *reinterpret_cast<u32*>(&shared.B[j][4 * c * S::kSpan + 8 * w + 2 * q]) = used ? old_B[k].word[c][w] : 0u;
+            *reinterpret_cast<u32*>(&shared.B[j][4 * c * S::kSpan + 8 * w + 2 * q]) =
+                used ? old_B[k].word[c * (S::kSpan / 2) + w] : 0u;
       }
     }
     if constexpr (Cfg::kWarps == 1) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
+      for (int e = 0; e < 2 * S::kNewTiles; ++e) {
 #pragma unroll
-        for (int k = 0; k < S::kOldTiles; ++k) CB[k][e] = old_CB[k][e];
+        for (int k = 0; k < S::kOldTiles; ++k) CB[k][e] = old_CB[k].get(e / 2, e % 2);
 #pragma unroll
-        for (int k = 0; k < S::kNewTiles; ++k) CB[S::kOldTiles + k][e] = new_CB[k][e];
+        for (int k = 0; k < S::kNewTiles; ++k) CB[S::kOldTiles + k][e] = new_CB[k].get(e / 2, e % 2);
       }
     } else {
-      const auto share = [&](int tile, const float(&d)[4]) {
+      const auto share = [&](int tile, const RingSums<Cfg>& sums) {
 #pragma unroll
-        for (int e = 0; e < 2 * S::kNewTiles; ++e) shared.CB[g + 8 * (e / 2)][8 * tile + 2 * q + e % 2] = d[e];
+        for (int e = 0; e < 2 * S::kNewTiles; ++e)
+          shared.CB[g + 8 * (e / 2)][8 * tile + 2 * q + e % 2] = sums.get(e / 2, e % 2);
       };
 #pragma unroll
       for (int k = 0; k < kOldMine; ++k)
@@ -920,15 +1028,21 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   if constexpr (S::kAll) streams.store_masked(shared, old_x);
 
   if constexpr (Cfg::kHeadsPerBlock > 1) streams.keep_all();
-  // The lane's places for operands of x: of row lane % 8 of a tile of rows, tile lane / 8 (or less) of the columns; and
-  // for its own outputs.
-  int x_operands = streams.x_row(warp, lane % 8) + 8 * (lane / 8 % (S::kTiles < 4 ? S::kTiles : 4));
+  // The lane's places for operands of x, four matrices at once, and for its own outputs. Matrix n is of tile
+  // n % kRowTiles of the rows and n / kRowTiles of the columns.
+  constexpr int kMatrices = S::kRowTiles * S::kTiles, kMatrixLoads = (kMatrices + 3) / 4;
+  int x_operands[kMatrixLoads];
+#pragma unroll
+  for (int k = 0; k < kMatrixLoads; ++k) {
+    const int n = 4 * k + lane / 8 < kMatrices ? 4 * k + lane / 8 : kMatrices - 1;
+    x_operands[k] = streams.x_row(warp, 8 * (n % S::kRowTiles) + lane % 8) + 8 * (n / S::kRowTiles);
+    if constexpr (Cfg::kHeadsPerBlock > 1) keep(x_operands[k]);
+  }
   int new_x = streams.x_row(warp, S::kFirstNew + g) + 2 * q;
   int new_z = streams.z_row(warp, g) + 2 * q;
   int lane_stage = warp * S::kWarpSize + lane_element;
   State* stored = warp_state + lane_element;
   if constexpr (Cfg::kHeadsPerBlock > 1) {
-    keep(x_operands);
     keep(new_x);
     keep(new_z);
     keep(lane_stage);
@@ -941,23 +1055,20 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 #pragma unroll 1
   for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
     float D_h = 0.0f;
-    if constexpr (Cfg::kHasD) D_h = shuffle(widen(D), i);
+    if constexpr (Cfg::kHasD) D_h = of_head(widen(D), i);
     const int x_stage = stage * Streams::kStage;
     copy_async_wait<Cfg::kStages - 1>();
     sync_warp();
 
     // x as operands, rows on the side of the sum; the new rows into the ring.
-    u32 x[S::kRowTiles][S::kTiles];
+    u32 x[S::kTiles][S::kRowTiles];
 #pragma unroll
-    for (int j = 0; j < S::kRowTiles; ++j) {
-      constexpr int kAtOnce = S::kTiles < 4 ? S::kTiles : 4;
+    for (int k = 0; k < kMatrixLoads; ++k) {
+      u32 got[4];
+      load_matrix_transposed(got, all_x + (x_operands[k] + x_stage));
 #pragma unroll
-      for (int p = 0; p < S::kTiles; p += kAtOnce) {
-        u32 got[kAtOnce];
-        load_matrix_transposed(got, all_x + (x_operands + x_stage + 8 * j * S::kXRow + 8 * p));
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) x[j][p + k] = got[k];
-      }
+      for (int e = 0; e < 4; ++e)
+        if (4 * k + e < kMatrices) x[(4 * k + e) / S::kRowTiles][(4 * k + e) % S::kRowTiles] = got[e];
     }
     streams.append(shared, i, stage, tokens);
 
@@ -995,12 +1106,10 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     const float all_old = shared.all_old[i];
     if (at.flush || !S::kDirect) {
 #pragma unroll
-      for (int p = 0; p < S::kTiles; ++p)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) y[p][e] = 0.0f;
+      for (int p = 0; p < S::kTiles; ++p) y[p].clear();
     }
     if (at.flush) {
-      step.flush(y, scale, state, C, x, stored + i * S::kHeadSize, all_old, slot, i);
+      step.flush(y, scale, state, C_state, x, stored + i * S::kHeadSize, all_old, slot, i);
     } else if constexpr (!S::kDirect) {
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c) {
@@ -1010,7 +1119,8 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 #pragma unroll
         for (int m = 0; m < S::kSteps; ++m)
 #pragma unroll
-          for (int p = 0; p < S::kTiles; ++p) step.contract_state(y[p], C, h[p], c, m);
+          for (int p = 0; p < S::kTiles; ++p)
+            C_state.contract(y[p], c * S::kSteps + m, h[p].operand(2 * m), h[p].operand(2 * m + 1));
       }
     }
     const float base = at.flush ? all_old : 0.0f;
@@ -1020,19 +1130,10 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) y[p][2 * n + e] *= S::kScaled ? decay * scale[p][e] : decay;
+        for (int e = 0; e < 2; ++e) y[p].scale(n, e, S::kScaled ? decay * scale[p][e] : decay);
     }
-    constexpr int kUpper = S::kNewTiles - 1;
 #pragma unroll
-    for (int p = 0; p < S::kTiles; ++p) {
-#pragma unroll
-      for (int j = 0; j + 1 < S::kRowTiles; j += 2)
-        mma_m16n8k16(y[p], {W[j][0], W[j][kUpper], W[j + 1][0], W[j + 1][kUpper]}, {x[j][p], x[j + 1][p]}, Input{});
-      if constexpr (S::kRowTiles % 2 == 1) {
-        constexpr int j = S::kRowTiles - 1;
-        mma_m16n8k8(y[p], {W[j][0], W[j][kUpper]}, {x[j][p]}, Input{});
-      }
-    }
+    for (int p = 0; p < S::kTiles; ++p) add_weighted<Cfg>(y[p], W, x[p]);
 
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) {
@@ -1040,7 +1141,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
       Input* const out = streams.out[n] + i * Cfg::kHeadDim;
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p) {
-        float v[2] = {y[p][2 * n], y[p][2 * n + 1]};
+        float v[2] = {y[p].get(n, 0), y[p].get(n, 1)};
         if constexpr (Cfg::kHasSkip) {
           float own[2];
           unpack_word(*reinterpret_cast<const u32*>(all_x + (new_x + x_stage + 8 * n * S::kXRow + 8 * p)), own,

@@ -147,6 +147,7 @@ class RingCase {
     args.ring_count = words(count);
     args.state_batch_indices = words(index);
     args.index_stride = 1;
+    args.indexed = 1;
     args.pad_slot_id = -1;
     // What is not in use must not matter, whatever it holds.
     for (int s = 0; s < slots; ++s)
