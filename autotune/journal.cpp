@@ -21,6 +21,37 @@ constexpr Outcome kOutcomes[] = {Outcome::ok,     Outcome::dropped,       Outcom
 
 // A rate as it is worth writing down: nanoseconds.
 double tidy(double us) { return std::round(us * 1e3) / 1e3; }
+double tidy_share(double share) { return std::round(share * 1e4) / 1e4; }
+
+Json bytes_json(const Bytes& bytes) {
+  return {{"read", bytes.read},
+          {"written_back", bytes.written_back},
+          {"written_new", bytes.written_new},
+          {"warm", bytes.warm}};
+}
+Bytes read_bytes(const Json& json) {
+  Bytes bytes;
+  json.at("read").get_to(bytes.read);
+  json.at("written_back").get_to(bytes.written_back);
+  json.at("written_new").get_to(bytes.written_new);
+  json.at("warm").get_to(bytes.warm);
+  return bytes;
+}
+PhaseMeasurement read_phase(const Json& json) {
+  PhaseMeasurement p;
+  const auto text = json.at("phase").get<std::string>();
+  if (text != name(Phase::no_flush) && text != name(Phase::flush))
+    fail(ErrorKind::invalid, "journal: phases: got {}; wants no_flush or flush", in_quotes(text));
+  p.phase = text == name(Phase::flush) ? Phase::flush : Phase::no_flush;
+  json.at("ring_count").get_to(p.ring_count);
+  json.at("us").get_to(p.us);
+  json.at("us_min").get_to(p.us_min);
+  json.at("us_max").get_to(p.us_max);
+  json.at("floor_us").get_to(p.floor_us);
+  json.at("share").get_to(p.share);
+  p.bytes = read_bytes(json.at("bytes"));
+  return p;
+}
 
 }  // namespace
 
@@ -48,16 +79,31 @@ const char* name(Outcome outcome) {
   return "?";
 }
 
+void Measurement::weigh() {
+  const auto mean = [&](double PhaseMeasurement::*of) {
+    if (phases.size() < 2) return phases.empty() ? 0.0 : phases.front().*of;
+    double flush = 0, no_flush = 0;
+    for (const PhaseMeasurement& p : phases) (p.phase == Phase::flush ? flush : no_flush) = p.*of;
+    return ((steps_per_flush - 1) * no_flush + flush) / steps_per_flush;
+  };
+  us = mean(&PhaseMeasurement::us);
+  us_min = mean(&PhaseMeasurement::us_min);
+  us_max = mean(&PhaseMeasurement::us_max);
+  floor_us = mean(&PhaseMeasurement::floor_us);
+  share = us > 0 ? floor_us / us : 0;
+}
+
 std::string Measurement::key() const {
-  return fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}", source_digest, plan.text(), batch, nheads, phase, name(pdl), device,
+  const std::string step = steps_per_flush > 0 ? fmt::format("{} {:.4f}", phase, steps_per_flush) : phase;
+  return fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}", source_digest, plan.text(), batch, nheads, step, name(pdl), device,
                      driver, policy);
 }
 
 std::string Measurement::json() const {
   Json json;
   json["schema"] = 1;
-  json["op"] = "update";
-  json["store"] = "in_place";
+  json["op"] = name(op);
+  json["store"] = op == Op::ring ? "ring" : "in_place";
   json["kernel_digest"] = kernel_digest;
   json["cost_digest"] = cost_digest;
   json["kernel"] = kernel;
@@ -66,6 +112,7 @@ std::string Measurement::json() const {
   json["batch"] = batch;
   json["nheads"] = nheads;
   json["phase"] = phase;
+  if (op == Op::ring) json["steps_per_flush"] = steps_per_flush;
   json["pdl"] = name(pdl);
   json["device"] = device;
   json["device_name"] = device_name;
@@ -78,12 +125,22 @@ std::string Measurement::json() const {
   json["us_min"] = tidy(us_min);
   json["us_max"] = tidy(us_max);
   json["floor_us"] = tidy(floor_us);
-  json["share"] = std::round(share * 1e4) / 1e4;
+  json["share"] = tidy_share(share);
   json["layers"] = layers;
-  json["bytes"] = {{"read", bytes.read},
-                   {"written_back", bytes.written_back},
-                   {"written_new", bytes.written_new},
-                   {"warm", bytes.warm}};
+  if (op == Op::ring) {
+    json["phases"] = Json::array();
+    for (const PhaseMeasurement& p : phases)
+      json["phases"].push_back({{"phase", name(p.phase)},
+                                {"ring_count", p.ring_count},
+                                {"us", tidy(p.us)},
+                                {"us_min", tidy(p.us_min)},
+                                {"us_max", tidy(p.us_max)},
+                                {"floor_us", tidy(p.floor_us)},
+                                {"share", tidy_share(p.share)},
+                                {"bytes", bytes_json(p.bytes)}});
+  } else {
+    json["bytes"] = bytes_json(bytes);
+  }
   json["registers"] = registers;
   json["smem_bytes"] = smem_bytes;
   json["measured"] = measured;
@@ -103,6 +160,11 @@ Measurement Measurement::from_json(std::string_view line) {
     int schema = 0;
     get("schema", schema);
     if (schema != 1) fail(ErrorKind::invalid, "journal: schema: got {}; wants 1", schema);
+    std::string text = name(m.op);
+    if (json.contains("op")) get("op", text);
+    if (text != name(Op::update) && text != name(Op::ring))
+      fail(ErrorKind::invalid, "journal: op: got {}; wants update or ring", in_quotes(text));
+    if (text == name(Op::ring)) m.op = Op::ring;
     get("kernel_digest", m.kernel_digest);
     get("cost_digest", m.cost_digest);
     get("kernel", m.kernel);
@@ -112,7 +174,7 @@ Measurement Measurement::from_json(std::string_view line) {
     get("batch", m.batch);
     get("nheads", m.nheads);
     get("phase", m.phase);
-    std::string text;
+    if (m.op == Op::ring) get("steps_per_flush", m.steps_per_flush);
     get("pdl", text);
     m.pdl = parse_pdl_mode(text);
     get("device", m.device);
@@ -132,12 +194,13 @@ Measurement Measurement::from_json(std::string_view line) {
     get("floor_us", m.floor_us);
     get("share", m.share);
     get("layers", m.layers);
-    field = "bytes";
-    const Json& bytes = json.at("bytes");
-    bytes.at("read").get_to(m.bytes.read);
-    bytes.at("written_back").get_to(m.bytes.written_back);
-    bytes.at("written_new").get_to(m.bytes.written_new);
-    bytes.at("warm").get_to(m.bytes.warm);
+    if (m.op == Op::ring) {
+      field = "phases";
+      for (const Json& p : json.at("phases")) m.phases.push_back(read_phase(p));
+    } else {
+      field = "bytes";
+      m.bytes = read_bytes(json.at("bytes"));
+    }
     get("registers", m.registers);
     get("smem_bytes", m.smem_bytes);
     get("measured", m.measured);
@@ -176,6 +239,7 @@ Table fit_table(const std::vector<Measurement>& measurements) {
   std::map<std::string, TableRow> best;
   for (const Measurement& m : measurements) {
     if (m.outcome != Outcome::ok || m.us <= 0) continue;
+    if (m.op == Op::ring && m.phases.size() != 2) continue;  // a phase alone is no plan's cost
     const std::string key = fmt::format("{}|{}|{}|{:012}", m.device, m.kernel_digest, name(m.pdl), m.total_heads());
     TableRow row;
     row.device = m.device;
@@ -185,7 +249,15 @@ Table fit_table(const std::vector<Measurement>& measurements) {
     row.total_heads = m.total_heads();
     row.plan = m.plan;
     row.us = tidy(m.us);
-    row.floor_us = m.floor_us <= m.us ? tidy(m.floor_us) : 0;  // a floor above the time was not measured well
+    // A floor above the time was not measured well.
+    const auto floor_of = [](const auto& of) { return of.floor_us <= of.us ? tidy(of.floor_us) : 0; };
+    row.floor_us = floor_of(m);
+    row.op = m.op;
+    if (m.op == Op::ring) {
+      row.steps_per_flush = m.steps_per_flush;
+      for (const PhaseMeasurement& p : m.phases)
+        (p.phase == Phase::flush ? row.flush : row.no_flush) = {tidy(p.us), floor_of(p)};
+    }
     row.kernel = m.kernel;
     row.source_digest = m.source_digest;
     row.driver = m.driver;

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <numeric>
 
+#include <ssmjit/tune.h>
+
 #include "codegen/bench_source.h"
 #include "codegen/fail.h"
 
@@ -14,9 +16,11 @@ namespace {
 struct PassArgs {
   void* data;
   void* elsewhere;
+  void* rows;
   std::uint64_t read;
   std::uint64_t written_back;
   std::uint64_t written_new;
+  std::uint64_t appended;
   std::uint32_t key;
   int dependent;
 };
@@ -40,8 +44,27 @@ struct HashArgs {
 };
 
 constexpr std::int64_t kWeightAlign = 512;  // as PyTorch's allocator places tensors
+constexpr std::int64_t kPartAlign = 256;
 
 std::int64_t round_up(std::int64_t v, std::int64_t to) { return (v + to - 1) / to * to; }
+
+int fill_code(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return 0;
+    case DType::bf16:
+      return 1;
+    case DType::f16:
+      return 2;
+    case DType::i8:
+      return 3;
+    case DType::f8:
+      return 4;
+    default:
+      break;
+  }
+  fail(ErrorKind::internal, "no fill for {}", name(dtype));
+}
 
 }  // namespace
 
@@ -55,14 +78,15 @@ BenchKernels::BenchKernels(const Arch& arch, int sms, const CompileOptions& opti
   hash_ = module_->entry("ssmjit_hash");
 }
 
-void BenchKernels::pass(const Pass& how, std::byte* data, std::byte* elsewhere, std::int64_t read,
-                        std::int64_t written_back, std::int64_t written_new, bool dependent,
-                        const Stream& stream) const {
-  const PassArgs args{data,
-                      elsewhere,
-                      static_cast<std::uint64_t>(read / 16),
-                      static_cast<std::uint64_t>(written_back / 16),
-                      static_cast<std::uint64_t>(written_new / 16),
+void BenchKernels::pass(const Pass& how, const Moved& moved, bool dependent, const Stream& stream) const {
+  const auto vectors = [](std::int64_t bytes) { return static_cast<std::uint64_t>(bytes / 16); };
+  const PassArgs args{moved.data,
+                      moved.elsewhere,
+                      moved.rows,
+                      vectors(moved.read),
+                      vectors(moved.written_back),
+                      vectors(moved.written_new),
+                      vectors(moved.appended),
                       0x5bd1e995u,
                       dependent ? 1 : 0};
   const int unroll = how.unroll == 1 ? 0 : how.unroll == 4 ? 1 : 2;
@@ -82,9 +106,7 @@ void BenchKernels::fill(DType dtype, std::byte* data, std::int64_t count, std::u
                       seed,
                       static_cast<float>(mean),
                       static_cast<float>(deviation),
-                      dtype == DType::f32    ? 0
-                      : dtype == DType::bf16 ? 1
-                                             : 2};
+                      fill_code(dtype)};
   launch_raw(fill_, std::clamp<std::int64_t>((count + 255) / 256, 1, 16 * sms_), 1, 256, &args, stream.handle(), false);
 }
 
@@ -94,94 +116,192 @@ void BenchKernels::hash(const std::byte* data, std::int64_t bytes, std::byte* re
              false);
 }
 
+void launch_case(const Kernel& kernel, const CaseArgs& args, const Stream& stream) {
+  std::visit([&](const auto& launched) { kernel.launch(launched, stream.handle()); }, args);
+}
+
 Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu, const BenchKernels& kernels,
                const Stream& stream, std::uint64_t seed)
-    : description_(description),
-      batch_(batch),
-      seed_(seed),
-      kernels_(kernels),
-      stream_(stream),
-      bytes_(bytes_moved(description, batch)) {
+    : description_(description), batch_(batch), seed_(seed), kernels_(kernels), stream_(stream) {
   const Description& d = description_;
   const std::int64_t B = batch, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
-  const std::int64_t in = size_bytes(d.input_dtype);
-  state_bytes_ = B * H * P * N * size_bytes(d.state_dtype) * (d.has_destination ? 2 : 1);
-  x_bytes_ = round_up(B * H * P * in, 256);
-  group_bytes_ = round_up(B * G * N * in, 256);
-  z_bytes_ = d.has_z() ? x_bytes_ : 0;
-  dt_bytes_ = round_up(B * H * size_bytes(d.dt_dtype), 256);
-  input_bytes_ = x_bytes_ + 2 * group_bytes_ + z_bytes_ + dt_bytes_;
-  layer_bytes_ = round_up(state_bytes_, 256) + input_bytes_;
+  const std::int64_t rows = B * d.token_count, in = size_bytes(d.input_dtype);
+  const bool ring = d.op() == Op::ring;
+  const std::int64_t ring_rows = ring ? B * d.ring_length() : 0;
+  // In this order, so that what a step reads of all is one stretch: state, inputs, and as much of a ring as is in use.
+  const auto place = [&](std::int64_t bytes) {
+    const Part part{layer_bytes_, bytes};
+    layer_bytes_ += round_up(bytes, kPartAlign);
+    return part;
+  };
+  state_ = place(B * H * P * N * size_bytes(d.state_dtype) * (d.has_destination ? 2 : 1));
+  scale_ = place(d.has_state_scale() ? B * H * P * size_bytes(DType::f32) : 0);
+  const std::int64_t inputs = layer_bytes_;
+  x_ = place(rows * H * P * in);
+  B_ = place(rows * G * N * in);
+  C_ = place(rows * G * N * in);
+  z_ = place(d.has_z() ? rows * H * P * in : 0);
+  dt_ = place(rows * H * size_bytes(d.dt_dtype));
+  input_bytes_ = layer_bytes_ - inputs;
+  x_ring_ = place(ring_rows * H * P * in);
+  B_ring_ = place(ring_rows * G * N * in);
+  dt_ring_ = place(ring_rows * H * size_bytes(DType::f32));
+  cold_bytes_ = state_.bytes + scale_.bytes + x_ring_.bytes + B_ring_.bytes + dt_ring_.bytes;
 
   const std::int64_t cold = 4 * gpu.l2_bytes;
-  count_ = static_cast<int>(std::max<std::int64_t>(8, cold / state_bytes_ + 1));
+  count_ = static_cast<int>(std::max<std::int64_t>(8, cold / cold_bytes_ + 1));
   const std::int64_t room = free_device_bytes() * 9 / 10;
   if (count_ * (layer_bytes_ + input_bytes_) > room) count_ = static_cast<int>(room / (layer_bytes_ + input_bytes_));
-  if (count_ < 2 || state_bytes_in_all() < 2 * gpu.l2_bytes)
+  if (count_ < 2 || cold_bytes_in_all() < 2 * gpu.l2_bytes)
     fail(ErrorKind::machine,
-         "timing: {} layers of {} bytes of state fit the device's free memory; a cold figure wants {} bytes in all "
+         "timing: {} layers of {} bytes of {} fit the device's free memory; a cold figure wants {} bytes in all "
          "(twice the L2) and two layers",
-         count_, state_bytes_, 2 * gpu.l2_bytes);
+         count_, cold_bytes_, ring ? "state and rings" : "state", 2 * gpu.l2_bytes);
 
   memory_ = DeviceBuffer(static_cast<std::size_t>(layer_bytes_ * count_));
   sources_ = DeviceBuffer(static_cast<std::size_t>(input_bytes_ * count_));
-  out_ = DeviceBuffer(static_cast<std::size_t>(x_bytes_));
+  out_ = DeviceBuffer(static_cast<std::size_t>(round_up(x_.bytes, kPartAlign)));
   weights_ = DeviceBuffer(static_cast<std::size_t>(3 * round_up(4 * H, kWeightAlign)));
-  indices_ = DeviceBuffer(static_cast<std::size_t>(2 * round_up(4 * B, 256)));
+  index_bytes_ = round_up(4 * (B + 1), kPartAlign);
+  indices_ = DeviceBuffer(static_cast<std::size_t>(4 * index_bytes_));
+  if (ring) cursors_ = DeviceBuffer(static_cast<std::size_t>(2 * index_bytes_));
   hash_ = DeviceBuffer(8);
 
-  std::vector<std::int32_t> slots(static_cast<std::size_t>(B));
-  std::iota(slots.begin(), slots.end(), 0);
-  indices_.upload(slots.data(), 4 * slots.size());
-  std::iota(slots.begin(), slots.end(), static_cast<std::int32_t>(B));
-  indices_.upload(slots.data(), 4 * slots.size(), static_cast<std::size_t>(round_up(4 * B, 256)));
+  std::vector<std::int32_t> numbers(static_cast<std::size_t>(B));
+  const auto upload = [&](int which) {
+    indices_.upload(numbers.data(), 4 * numbers.size(), static_cast<std::size_t>(which * index_bytes_));
+  };
+  std::iota(numbers.begin(), numbers.end(), 0);
+  upload(0);
+  std::iota(numbers.begin(), numbers.end(), static_cast<std::int32_t>(B));
+  upload(1);
+  numbers.resize(static_cast<std::size_t>(B + 1));
+  for (std::size_t b = 0; b < numbers.size(); ++b)
+    numbers[b] = static_cast<std::int32_t>(b) * static_cast<std::int32_t>(d.token_count);
+  upload(2);
+  indices_.upload(&seed, sizeof seed, static_cast<std::size_t>(3 * index_bytes_));
   std::byte* weights = weights_.data();
   const std::int64_t step = round_up(4 * H, kWeightAlign);
   kernels_.fill(DType::f32, weights, H, seed + 1, -1.5, 0.2, stream_);
   kernels_.fill(d.weight_dtype, weights + step, H, seed + 2, 0, 1, stream_);
   kernels_.fill(d.weight_dtype, weights + 2 * step, H, seed + 3, -3.5, 0.2, stream_);
   for (int layer = 0; layer < count_; ++layer) {
-    const std::uint64_t s = seed_ + 16 * static_cast<std::uint64_t>(layer + 1);
     std::byte* p = source(layer);
-    kernels_.fill(d.input_dtype, p, (x_bytes_ + 2 * group_bytes_ + z_bytes_) / in, s + 1, 0, 1, stream_);
-    kernels_.fill(d.dt_dtype, p + input_bytes_ - dt_bytes_, dt_bytes_ / size_bytes(d.dt_dtype), s + 2, 0, 1, stream_);
+    const std::int64_t dt_at = dt_.at - x_.at;
+    kernels_.fill(d.input_dtype, p, dt_at / in, seed_of(layer) + 1, 0, 1, stream_);
+    kernels_.fill(d.dt_dtype, p + dt_at, (input_bytes_ - dt_at) / size_bytes(d.dt_dtype), seed_of(layer) + 2, 0, 1,
+                  stream_);
   }
   refill_all();
   stream_.synchronize();
+  if (ring)
+    enter(Phase::no_flush);
+  else
+    bytes_ = bytes_moved(d, batch_);
 }
 
-UpdateArgs Layers::args(int layer, Pdl pdl) const {
+void Layers::enter(Phase phase) {
+  const int count = timed_ring_count(description_, phase);
+  bytes_ = bytes_moved(description_, batch_, phase, count);
+  const std::vector<std::byte> cursors =
+      pack_cursors(std::vector<RingCursor>(static_cast<std::size_t>(batch_), RingCursor{.start = 0, .count = count}));
+  stream_.synchronize();
+  cursors_.upload(cursors.data(), cursors.size());
+}
+
+std::vector<std::byte> Layers::pack_cursors(const std::vector<RingCursor>& of_slots) const {
+  std::vector<std::byte> packed(cursors_.size());
+  for (std::size_t slot = 0; slot < of_slots.size(); ++slot) {
+    std::memcpy(packed.data() + 4 * slot, &of_slots[slot].start, 4);
+    std::memcpy(packed.data() + static_cast<std::size_t>(index_bytes_) + 4 * slot, &of_slots[slot].count, 4);
+  }
+  return packed;
+}
+
+void Layers::take_cursors(const std::byte* packed) const {
+  kernels_.produce(packed, cursors_.data(), static_cast<std::int64_t>(cursors_.size()), stream_);
+}
+
+CaseArgs Layers::args(int layer, Pdl pdl) const {
+  if (description_.op() == Op::ring) return ring_args(layer, pdl);
+  return update_args(layer, pdl);
+}
+
+// What the ops' arguments have in common; x, B, C, z and out with the dimensions that come before heads or groups.
+template <class Args>
+Args Layers::common_args(int layer, Pdl pdl, const std::vector<std::int64_t>& of_rows) const {
   const Description& d = description_;
   const std::int64_t B = batch_, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
-  std::byte* p = at(layer);
-  UpdateArgs a;
-  a.state = contiguous(p, d.state_dtype, {d.has_destination ? 2 * B : B, H, P, N});
-  p += round_up(state_bytes_, 256);
-  a.x = contiguous(p, d.input_dtype, {B, H, P});
-  p += x_bytes_;
-  a.B = contiguous(p, d.input_dtype, {B, G, N});
-  p += group_bytes_;
-  a.C = contiguous(p, d.input_dtype, {B, G, N});
-  p += group_bytes_;
-  if (d.has_z()) a.z = contiguous(p, d.input_dtype, {B, H, P});
-  p += z_bytes_;
-  a.dt = contiguous(p, d.dt_dtype, {B, H});
-  a.out = contiguous(out_.data(), d.input_dtype, {B, H, P});
+  const auto tensor = [&](const void* data, DType dtype, std::initializer_list<std::int64_t> inner) {
+    Tensor t;
+    t.data = data;
+    t.dtype = dtype;
+    for (std::int64_t size : of_rows) t.shape[static_cast<std::size_t>(t.rank++)] = size;
+    for (std::int64_t size : inner) t.shape[static_cast<std::size_t>(t.rank++)] = size;
+    std::int64_t stride = 1;
+    for (int i = t.rank - 1; i >= 0; --i) {
+      t.stride[static_cast<std::size_t>(i)] = stride;
+      stride *= t.shape[static_cast<std::size_t>(i)];
+    }
+    return t;
+  };
+  const std::byte* p = at(layer);
+  Args a;
+  a.state = contiguous(p + state_.at, d.state_dtype, {d.has_destination ? 2 * B : B, H, P, N});
+  a.x = tensor(p + x_.at, d.input_dtype, {H, P});
+  a.B = tensor(p + B_.at, d.input_dtype, {G, N});
+  a.C = tensor(p + C_.at, d.input_dtype, {G, N});
+  if (d.has_z()) a.z = tensor(p + z_.at, d.input_dtype, {H, P});
+  a.dt = tensor(p + dt_.at, d.dt_dtype, {H});
+  a.out = tensor(out_.data(), d.input_dtype, {H, P});
   const std::int64_t step = round_up(4 * H, kWeightAlign);
   a.A = contiguous(weights_.data(), DType::f32, {H});
   if (d.has_D()) a.D = contiguous(weights_.data() + step, d.weight_dtype, {H});
   if (d.has_dt_bias()) a.dt_bias = contiguous(weights_.data() + 2 * step, d.weight_dtype, {H});
   a.state_batch_indices = contiguous(indices_.data(), DType::i32, {B});
-  if (d.has_destination)
-    a.dst_state_batch_indices = contiguous(indices_.data() + round_up(4 * B, 256), DType::i32, {B});
   a.pdl = pdl;
+  return a;
+}
+
+UpdateArgs Layers::update_args(int layer, Pdl pdl) const {
+  auto a = common_args<UpdateArgs>(layer, pdl, {batch_});
+  if (description_.has_destination)
+    a.dst_state_batch_indices = contiguous(indices_.data() + index_bytes_, DType::i32, {batch_});
+  return a;
+}
+
+RingArgs Layers::ring_args(int layer, Pdl pdl) const {
+  const Description& d = description_;
+  const std::int64_t B = batch_, T = d.token_count, H = d.nheads, P = d.head_dim, L = d.ring_length();
+  auto a = d.is_varlen ? common_args<RingArgs>(layer, pdl, {B * T}) : common_args<RingArgs>(layer, pdl, {B, T});
+  const std::byte* p = at(layer);
+  if (d.has_state_scale()) a.state_scale = contiguous(p + scale_.at, DType::f32, {B, H, P});
+  a.x_ring = contiguous(p + x_ring_.at, d.input_dtype, {B, H, L, P});
+  a.B_ring = contiguous(p + B_ring_.at, d.input_dtype, {B, d.ngroups, L, d.dstate});
+  a.dt_ring = contiguous(p + dt_ring_.at, DType::f32, {B, H, L});
+  a.ring_start = contiguous(cursors_.data(), DType::i32, {B});
+  a.ring_count = contiguous(cursors_.data() + index_bytes_, DType::i32, {B});
+  if (d.is_varlen) a.cu_seqlens = contiguous(indices_.data() + 2 * index_bytes_, DType::i32, {B + 1});
+  if (std::holds_alternative<Stochastic>(d.rounding_kind))
+    a.rand_seed = contiguous(indices_.data() + 3 * index_bytes_, DType::i64, {1});
   return a;
 }
 
 void Layers::refill(int layer) const {
   const Description& d = description_;
-  const std::uint64_t s = seed_ + 16 * static_cast<std::uint64_t>(layer + 1);
-  kernels_.fill(d.state_dtype, at(layer), state_bytes_ / size_bytes(d.state_dtype), s, 0, 1, stream_);
+  const std::uint64_t s = seed_of(layer);
+  std::byte* p = at(layer);
+  const auto fill = [&](const Part& part, DType dtype, std::uint64_t seed, double mean, double deviation) {
+    if (part.bytes > 0)
+      kernels_.fill(dtype, p + part.at, part.bytes / size_bytes(dtype), seed, mean, deviation, stream_);
+  };
+  // 8-bit states are in units of their scale.
+  fill(state_, d.state_dtype, s, 0, d.has_state_scale() ? 30 : 1);
+  fill(scale_, DType::f32, s + 3, 0.03, 0.005);
+  // Deltas above 0, so that a flush again and again of the same rows leaves a state that is bounded.
+  fill(x_ring_, d.input_dtype, s + 4, 0, 1);
+  fill(B_ring_, d.input_dtype, s + 5, 0, 1);
+  fill(dt_ring_, DType::f32, s + 6, 0.05, 0.012);
   produce(layer);
 }
 
@@ -193,19 +313,26 @@ void Layers::poison_inputs() const {
   const std::vector<std::byte> nan(static_cast<std::size_t>(input_bytes_), std::byte{0xff});
   stream_.synchronize();
   for (int layer = 0; layer < count_; ++layer)
-    memory_.upload(nan.data(), nan.size(),
-                   static_cast<std::size_t>(layer * layer_bytes_ + round_up(state_bytes_, 256)));
+    memory_.upload(nan.data(), nan.size(), static_cast<std::size_t>(layer * layer_bytes_ + x_.at));
 }
 
-void Layers::produce(int layer) const {
-  kernels_.produce(source(layer), at(layer) + round_up(state_bytes_, 256), input_bytes_, stream_);
-}
+void Layers::produce(int layer) const { kernels_.produce(source(layer), at(layer) + x_.at, input_bytes_, stream_); }
 
 void Layers::pass(int layer, const BenchKernels::Pass& how, bool dependent) const {
   // The parts are padded to 256 bytes; the floor moves the bytes that a step moves, no more.
-  const std::int64_t back = bytes_.written_back / 16 * 16;
-  std::byte* elsewhere = description_.has_destination ? at(layer) + state_bytes_ / 2 : out_.data();
-  kernels_.pass(how, at(layer), elsewhere, bytes_.read, back, bytes_.written_new, dependent, stream_);
+  BenchKernels::Moved moved;
+  moved.data = at(layer);
+  moved.read = bytes_.read;
+  moved.written_back = bytes_.written_back;
+  moved.elsewhere = description_.has_destination ? at(layer) + state_.bytes / 2 : out_.data();
+  moved.written_new = bytes_.written_new;
+  if (description_.op() == Op::ring) {
+    // Behind the rows in use, at the end.
+    moved.written_new = x_.bytes;
+    moved.appended = bytes_.written_new - x_.bytes;
+    moved.rows = at(layer) + layer_bytes_ - round_up(moved.appended, 16);
+  }
+  kernels_.pass(how, moved, dependent, stream_);
 }
 
 std::uint64_t Layers::read_hash() const {

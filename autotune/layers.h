@@ -1,5 +1,6 @@
-// The memory that a step is timed on: as many layers as it takes for the state to be cold, each with its own state and
-// inputs, as a model's decode step visits them. The output is one buffer, as an engine reuses its activations.
+// The memory that a step is timed on: as many layers as it takes for the state to be cold, each with its own state,
+// rings and inputs, as a model's decode step visits them. The output is one buffer, as an engine reuses its
+// activations.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include <ssmjit/kernel.h>
 #include <ssmjit/table.h>
 
+#include "autotune/kernel_case.h"
 #include "jit/gpu.h"
 
 namespace ssmjit {
@@ -27,9 +29,14 @@ class BenchKernels {
     std::int64_t grid;
   };
   // One pass of the memory floor: `read` bytes at data, the first `written_back` of them written in place, then
-  // `written_new` bytes at elsewhere.
-  void pass(const Pass& how, std::byte* data, std::byte* elsewhere, std::int64_t read, std::int64_t written_back,
-            std::int64_t written_new, bool dependent, const Stream& stream) const;
+  // `written_new` bytes at elsewhere and `appended` bytes at rows.
+  struct Moved {
+    std::byte* data = nullptr;
+    std::byte* elsewhere = nullptr;
+    std::byte* rows = nullptr;
+    std::int64_t read = 0, written_back = 0, written_new = 0, appended = 0;
+  };
+  void pass(const Pass& how, const Moved& moved, bool dependent, const Stream& stream) const;
   void produce(const std::byte* source, std::byte* target, std::int64_t bytes, const Stream& stream) const;
   // About normal values.
   void fill(DType dtype, std::byte* data, std::int64_t count, std::uint64_t seed, double mean, double deviation,
@@ -47,21 +54,31 @@ class BenchKernels {
   std::unique_ptr<RawModule> module_;
 };
 
+void launch_case(const Kernel& kernel, const CaseArgs& args, const Stream& stream);
+
 class Layers {
  public:
-  // Fails: ErrorKind::machine when the device has no room for states of twice the L2 in all (a figure would not be
-  // cold).
+  // Fails: ErrorKind::machine when the device has no room for states and rings of twice the L2 in all (a figure would
+  // not be cold). A ring is in phase no_flush at first.
   Layers(const Description& description, int batch, const DeviceFacts& gpu, const BenchKernels& kernels,
          const Stream& stream, std::uint64_t seed);
 
   int count() const { return count_; }
   int sms() const { return kernels_.sms(); }
   int batch() const { return batch_; }
-  // Cold state of all layers together, bytes: at least 4 x the L2, where memory allows.
-  std::int64_t state_bytes_in_all() const { return state_bytes_ * count_; }
+  // State and rings of all layers together, bytes: at least 4 x the L2, where memory allows.
+  std::int64_t cold_bytes_in_all() const { return cold_bytes_ * count_; }
+  // Of a step in the phase that was entered.
   const Bytes& bytes() const { return bytes_; }
 
-  UpdateArgs args(int layer, Pdl pdl) const;
+  // Rings only. Cursors are in device memory, so what was captured goes by them too; launches leave them as they are.
+  // All slots as the phase is timed.
+  void enter(Phase phase);
+  // The cursors of slots 0 to batch - 1 as device memory holds them; and from such memory, in the stream's order.
+  std::vector<std::byte> pack_cursors(const std::vector<RingCursor>& of_slots) const;
+  void take_cursors(const std::byte* packed) const;
+
+  CaseArgs args(int layer, Pdl pdl) const;
   // Puts layer `layer` (or all) back to its seeded contents.
   void refill(int layer) const;
   void refill_all() const;
@@ -75,7 +92,12 @@ class Layers {
  private:
   std::byte* at(int layer) const { return memory_.data() + static_cast<std::int64_t>(layer) * layer_bytes_; }
   std::byte* source(int layer) const { return sources_.data() + static_cast<std::int64_t>(layer) * input_bytes_; }
+  std::uint64_t seed_of(int layer) const { return seed_ + 16 * static_cast<std::uint64_t>(layer + 1); }
   std::uint64_t read_hash() const;
+  template <class Args>
+  Args common_args(int layer, Pdl pdl, const std::vector<std::int64_t>& of_rows) const;
+  UpdateArgs update_args(int layer, Pdl pdl) const;
+  RingArgs ring_args(int layer, Pdl pdl) const;
 
   Description description_;
   int batch_ = 0;
@@ -84,10 +106,15 @@ class Layers {
   const BenchKernels& kernels_;
   const Stream& stream_;
   Bytes bytes_;
-  // A layer is [state | x | B | C | z | dt], each part a multiple of 256 bytes.
-  std::int64_t state_bytes_ = 0, x_bytes_ = 0, group_bytes_ = 0, z_bytes_ = 0, dt_bytes_ = 0, input_bytes_ = 0,
-               layer_bytes_ = 0;
-  DeviceBuffer memory_, sources_, out_, weights_, indices_, hash_;
+  // Where a tensor lies in a layer, and its bytes without what pads it.
+  struct Part {
+    std::int64_t at = 0, bytes = 0;
+  };
+  Part state_, scale_, x_, B_, C_, z_, dt_, x_ring_, B_ring_, dt_ring_;
+  std::int64_t input_bytes_ = 0, layer_bytes_ = 0, cold_bytes_ = 0;
+  // Of each of: slots, destination slots, cu_seqlens, the seed; and of starts and counts.
+  std::int64_t index_bytes_ = 0;
+  DeviceBuffer memory_, sources_, out_, weights_, indices_, cursors_, hash_;
 };
 
 }  // namespace ssmjit

@@ -3,6 +3,7 @@
 #include <ctime>
 #include <memory>
 #include <set>
+#include <tuple>
 
 #include <fmt/chrono.h>
 #include <fmt/format.h>
@@ -12,8 +13,8 @@
 
 #include "autotune/compile_pool.h"
 #include "autotune/layers.h"
+#include "autotune/spot_check.h"
 #include "autotune/timer.h"
-#include "autotune/update_case.h"
 #include "codegen/fail.h"
 #include "codegen/log.h"
 #include "jit/gpu.h"
@@ -33,92 +34,13 @@ constexpr int kReplays = 3;
 constexpr const char* kPolicy =
     "graph of layers, states past 4 x L2, median of 21 replays in 7 interleaved visits, each behind an untimed one; "
     "slower than the best by 15% after 2 replays, by 3% after 6: dropped";
-constexpr int kSamples = 64;
-
 std::string now() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))); }
-
-// Spot checks at the timed size: the double recurrence at sampled (row, head) pairs of layer 0, taken from its seeded
-// contents once, compared with what a kernel leaves.
-class SpotCheck {
- public:
-  SpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
-      : description_(description), layers_(layers), stream_(stream) {
-    layers_.refill(0);
-    stream_.synchronize();
-    std::uint64_t v = seed;
-    const UpdateArgs args = layers_.args(0, Pdl::off);
-    for (int i = 0; i < kSamples; ++i) {
-      v = v * 6364136223846793005ull + 1442695040888963407ull;
-      Pair pair;
-      pair.row = static_cast<std::int64_t>((v >> 33) % static_cast<std::uint64_t>(layers_.batch()));
-      v = v * 6364136223846793005ull + 1442695040888963407ull;
-      pair.head = static_cast<int>((v >> 33) % static_cast<std::uint64_t>(description.nheads));
-      pair.slots = row_slots(description, args, pair.row, read_device_memory);
-      pair.want = update_reference(description, args, pair.row, pair.head, pair.slots, read_device_memory);
-      pairs_.push_back(std::move(pair));
-    }
-  }
-
-  // Empty, or what was wrong; `outcome` says of which kind.
-  std::string run(const Kernel& kernel, Outcome& outcome) const {
-    const Description& d = description_;
-    const UpdateArgs args = layers_.args(0, Pdl::off);
-    std::uint64_t first = 0;
-    for (int launch = 0; launch < 2; ++launch) {
-      layers_.refill(0);
-      kernel.launch(args, stream_.handle());
-      const std::uint64_t h = layers_.hash(0);
-      if (launch > 0 && h != first) {
-        outcome = Outcome::nondeterministic;
-        return fmt::format("batch {}: two launches gave different bits", layers_.batch());
-      }
-      first = h;
-    }
-    NearnessMeter y(d.input_dtype, d.dstate), state(d.state_dtype, d.dstate);
-    for (const Pair& pair : pairs_) {
-      const auto got = [&](const Tensor& t, std::int64_t offset, int count) { return values(t, offset, count); };
-      y.add_row(pair.want.y.data(),
-                got(args.out, pair.row * args.out.stride[0] + std::int64_t{pair.head} * d.head_dim, d.head_dim),
-                pair.want.y_terms.data());
-      const std::vector<double> s =
-          got(args.state, pair.slots.target * args.state.stride[0] + std::int64_t{pair.head} * d.head_dim * d.dstate,
-              d.head_dim * d.dstate);
-      for (int p = 0; p < d.head_dim; ++p)
-        state.add_row(pair.want.state.data() + std::int64_t{p} * d.dstate,
-                      {s.begin() + std::int64_t{p} * d.dstate, s.begin() + std::int64_t{p + 1} * d.dstate});
-    }
-    outcome = Outcome::wrong;
-    std::string wrong = judge(y.result(), d.input_dtype, d.dstate, "out");
-    if (wrong.empty()) wrong = judge(state.result(), d.state_dtype, d.dstate, "state");
-    if (wrong.empty()) {
-      outcome = Outcome::ok;
-      return {};
-    }
-    return fmt::format("batch {}: {}", layers_.batch(), wrong);
-  }
-
- private:
-  struct Pair {
-    std::int64_t row = 0;
-    int head = 0;
-    RowSlots slots;
-    HeadResult want;
-  };
-  static std::vector<double> values(const Tensor& t, std::int64_t offset, int count) {
-    return stored_values(t, offset, count, read_device_memory);
-  }
-
-  const Description& description_;
-  const Layers& layers_;
-  const Stream& stream_;
-  std::vector<Pair> pairs_;
-};
 
 // A chain whose step reads its inputs before their producer has written them gives other outputs than the same steps
 // launched one by one: the inputs are NaN until they are produced.
 bool waits_for_producer(const Layers& layers, const Kernel& kernel, const Graph& graph, const Stream& stream) {
   layers.refill_all();
-  for (int layer = 0; layer < layers.count(); ++layer) kernel.launch(layers.args(layer, Pdl::off), stream.handle());
+  for (int layer = 0; layer < layers.count(); ++layer) launch_case(kernel, layers.args(layer, Pdl::off), stream);
   const std::uint64_t alone = layers.hash_all();
   layers.refill_all();
   layers.poison_inputs();
@@ -133,10 +55,21 @@ bool suits(const std::vector<Plan>& plans, std::size_t i, PdlMode mode) {
   return of_its_kind(plans[i]) || std::none_of(plans.begin(), plans.end(), of_its_kind);
 }
 
+// What is timed of a description: an update has one phase.
+std::vector<Phase> phases_of(const Description& description, const TuneOptions& options) {
+  if (description.op() != Op::ring) return {Phase::no_flush};
+  if (options.phases.empty() || options.phases.size() > 2 ||
+      (options.phases.size() == 2 && options.phases[0] == options.phases[1]))
+    fail(ErrorKind::invalid, "phases: got {} of them; wants no_flush, flush or both", options.phases.size());
+  return options.phases;
+}
+
+using Samples = std::vector<std::vector<double>>;  // us of replays, by phase
+
 struct Candidate {
   std::size_t plan = 0;
   Graph graph;
-  std::vector<double> samples;
+  Samples samples;
 };
 
 }  // namespace
@@ -149,6 +82,8 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
   const Arch arch = gpu.arch();
   const std::vector<Plan> plans = options.plans.empty() ? plan_space(description, arch) : options.plans;
   for (const Plan& plan : plans) check_plan(plan, description, arch);
+  const bool ring = description.op() == Op::ring;
+  const std::vector<Phase> phases = phases_of(description, options);
 
   std::set<std::string> known;
   for (const Measurement& m : options.known)
@@ -175,6 +110,16 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
   blank.driver = gpu.driver;
   blank.nvrtc = nvrtc_version();
   blank.policy = kPolicy;
+  if (ring) {
+    const auto count = [&](Phase phase) { return timed_ring_count(description, phase); };
+    blank.op = Op::ring;
+    blank.policy += fmt::format("; {} rows in use without flush, {} with", count(Phase::no_flush), count(Phase::flush));
+    blank.phase = phases.size() == 2 ? "weighted" : name(phases.front());
+    if (phases.size() == 2)
+      blank.steps_per_flush = steps_per_flush(
+          description.ring_window(), description.token_count,
+          options.accepted.chance.empty() ? Acceptance::usual(description.token_count) : options.accepted);
+  }
 
   const auto line_of = [&](std::size_t plan, const std::string& source_digest, int batch, PdlMode mode) {
     Measurement m = blank;
@@ -188,7 +133,17 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
   const auto failed_line = [&](std::size_t plan, const std::string& source_digest) {
     Measurement m = line_of(plan, source_digest, 0, PdlMode::off);
     m.phase = "verify";
+    m.steps_per_flush = 0;
     return m;
+  };
+
+  // A step by the medians of its phases.
+  const auto step_us = [&](const Samples& samples) {
+    Measurement m;
+    m.steps_per_flush = blank.steps_per_flush;
+    for (std::size_t p = 0; p < phases.size(); ++p) m.phases.push_back({.phase = phases[p], .us = median(samples[p])});
+    m.weigh();
+    return m.us;
   };
 
   // What is still to be measured: of a resumed journal, nothing twice.
@@ -275,6 +230,8 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         m.floor_us = cell.floor_us;
         m.layers = cell.layers;
         m.bytes = cell.bytes;
+        m.phases = cell.phases;
+        if (ring) m.weigh();
         return m;
       };
       std::vector<std::size_t> open;
@@ -298,69 +255,119 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         continue;
       }
       const StepTimer timer(*layers, stream, mode);
-      cell.floor_us = timer.floor_us();
       cell.layers = layers->count();
-      cell.bytes = layers->bytes();
+      const auto enter = [&](std::size_t phase) {
+        if (ring) layers->enter(phases[phase]);
+      };
+      std::vector<std::unique_ptr<SpotCheck>> spots;
+      for (std::size_t p = 0; p < phases.size(); ++p) {
+        enter(p);
+        const double floor_us = timer.floor_us();
+        spots.push_back(SpotCheck::make(description, *layers, stream, options.seed + 7));
+        if (ring) {
+          cell.phases.push_back({.phase = phases[p],
+                                 .ring_count = timed_ring_count(description, phases[p]),
+                                 .floor_us = floor_us,
+                                 .bytes = layers->bytes()});
+        } else {
+          cell.floor_us = floor_us;
+          cell.bytes = layers->bytes();
+        }
+      }
       layers->refill_all();
-      const SpotCheck spot(description, *layers, stream, options.seed + 7);
 
       // First replays of all, then rounds over those near the best.
       std::vector<Candidate> candidates;
-      std::vector<std::pair<double, std::size_t>> order;
+      struct First {
+        double us = 0;
+        std::size_t plan = 0;
+        Samples samples;
+      };
+      std::vector<First> order;
       for (std::size_t i : open) {
         try {
           const Graph graph = timer.record(ready[i]->kernel);
-          order.emplace_back(least(timer.replays_us(graph, 2)), i);
+          First first{.plan = i, .samples = Samples(phases.size())};
+          for (std::size_t p = 0; p < phases.size(); ++p) {
+            enter(p);
+            first.samples[p] = {least(timer.replays_us(graph, 2))};
+          }
+          first.us = step_us(first.samples);
+          order.push_back(std::move(first));
         } catch (const Error& e) {
           fail_line(i, Outcome::launch_failed, e.what());
         }
       }
-      std::sort(order.begin(), order.end());
-      const auto finish = [&](std::size_t plan, Outcome outcome, const std::vector<double>& samples) {
+      std::sort(order.begin(), order.end(),
+                [](const First& a, const First& b) { return std::tie(a.us, a.plan) < std::tie(b.us, b.plan); });
+      const auto finish = [&](std::size_t plan, Outcome outcome, const Samples& samples) {
         Measurement m = line(plan);
         m.outcome = outcome;
-        m.us = median(samples);
-        m.us_min = least(samples);
-        m.us_max = *std::max_element(samples.begin(), samples.end());
-        m.share = m.us > 0 ? m.floor_us / m.us : 0;
-        if (m.outcome == Outcome::ok && m.share > 1.01)
-          warn(fmt::format(
-              "batch {} ({}): {:.2f} us is under the floor of {:.2f} us, so the floor was not measured well", batch,
-              name(mode), m.us, m.floor_us));
+        const auto fill = [](auto& to, const std::vector<double>& of) {
+          to.us = median(of);
+          to.us_min = least(of);
+          to.us_max = *std::max_element(of.begin(), of.end());
+          to.share = to.us > 0 ? to.floor_us / to.us : 0;
+        };
+        if (ring) {
+          for (std::size_t p = 0; p < phases.size(); ++p) fill(m.phases[p], samples[p]);
+          m.weigh();
+        } else {
+          fill(m, samples.front());
+        }
+        const auto check_floor = [&](const auto& of, const char* what) {
+          if (of.share > 1.01)
+            warn(fmt::format(
+                "batch {} ({}{}): {:.2f} us is under the floor of {:.2f} us, so the floor was not measured well", batch,
+                name(mode), what, of.us, of.floor_us));
+        };
+        if (m.outcome == Outcome::ok && !ring) check_floor(m, "");
+        if (m.outcome == Outcome::ok)
+          for (const PhaseMeasurement& p : m.phases) check_floor(p, p.phase == Phase::flush ? ", flush" : ", no_flush");
         record(m);
       };
-      for (const auto& [us, plan] : order) {
-        if (candidates.size() < kKept && us <= order.front().first * kWide) {
+      // What is wrong with a plan at this size: empty for nothing.
+      const auto wrong_with = [&](const Kernel& kernel, const Graph& graph, Outcome& outcome) -> std::string {
+        for (std::size_t p = 0; p < phases.size(); ++p) {
+          enter(p);
+          if (std::string wrong = spots[p]->run(kernel, outcome); !wrong.empty()) return wrong;
+          if (mode == PdlMode::chain && !waits_for_producer(*layers, kernel, graph, stream)) {
+            outcome = Outcome::wrong;
+            return fmt::format("batch {}: behind a producer the outputs differ from the same steps alone", batch);
+          }
+        }
+        return {};
+      };
+      for (const First& first : order) {
+        if (candidates.size() < kKept && first.us <= order.front().us * kWide) {
           try {
             Outcome outcome = Outcome::ok;
-            std::string wrong = spot.run(ready[plan]->kernel, outcome);
-            Graph graph = timer.record(ready[plan]->kernel);
-            if (wrong.empty() && mode == PdlMode::chain &&
-                !waits_for_producer(*layers, ready[plan]->kernel, graph, stream)) {
-              outcome = Outcome::wrong;
-              wrong = fmt::format("batch {}: behind a producer the outputs differ from the same steps alone", batch);
-            }
+            Graph graph = timer.record(ready[first.plan]->kernel);
+            const std::string wrong = wrong_with(ready[first.plan]->kernel, graph, outcome);
             if (wrong.empty())
-              candidates.push_back({plan, std::move(graph), {}});
+              candidates.push_back({first.plan, std::move(graph), Samples(phases.size())});
             else
-              fail_line(plan, outcome, wrong);
+              fail_line(first.plan, outcome, wrong);
           } catch (const Error& e) {
-            fail_line(plan, Outcome::launch_failed, e.what());
+            fail_line(first.plan, Outcome::launch_failed, e.what());
           }
         } else {
-          finish(plan, Outcome::dropped, {us});
+          finish(first.plan, Outcome::dropped, first.samples);
         }
       }
       for (int visit = 0; visit < kVisits && !candidates.empty(); ++visit) {
-        for (Candidate& c : candidates) {
-          const std::vector<double> samples = timer.replays_us(c.graph, kReplays);
-          c.samples.insert(c.samples.end(), samples.begin(), samples.end());
+        for (std::size_t p = 0; p < phases.size(); ++p) {
+          enter(p);
+          for (Candidate& c : candidates) {
+            const std::vector<double> samples = timer.replays_us(c.graph, kReplays);
+            c.samples[p].insert(c.samples[p].end(), samples.begin(), samples.end());
+          }
         }
         if (visit + 1 != kFirstVisits) continue;
-        double best = median(candidates.front().samples);
-        for (const Candidate& c : candidates) best = std::min(best, median(c.samples));
+        double best = step_us(candidates.front().samples);
+        for (const Candidate& c : candidates) best = std::min(best, step_us(c.samples));
         for (std::size_t i = 0; i < candidates.size();) {
-          if (median(candidates[i].samples) > best * kClose) {
+          if (step_us(candidates[i].samples) > best * kClose) {
             finish(candidates[i].plan, Outcome::dropped, candidates[i].samples);
             candidates.erase(candidates.begin() + static_cast<std::ptrdiff_t>(i));
           } else {

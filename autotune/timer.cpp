@@ -45,7 +45,22 @@ Graph StepTimer::record_each(const std::function<void(int)>& step) const {
 
 Graph StepTimer::record(const Kernel& kernel) const {
   const Pdl pdl = mode_ == PdlMode::chain ? Pdl::early_state : Pdl::off;
-  return record_each([&](int layer) { kernel.launch(layers_.args(layer, pdl), stream_.handle()); });
+  return record_each([&](int layer) { launch_case(kernel, layers_.args(layer, pdl), stream_); });
+}
+
+double StepTimer::mean_us(const Graph& graph, int replays, const std::function<void(int)>& prepare) const {
+  const Stopwatch watch(2 * replays);
+  prepare(0);
+  graph.launch(stream_);
+  for (int i = 0; i < replays; ++i) {
+    prepare(i);
+    watch.mark(2 * i, stream_);
+    graph.launch(stream_);
+    watch.mark(2 * i + 1, stream_);
+  }
+  double sum = 0;
+  for (int i = 0; i < replays; ++i) sum += watch.lap_us(2 * i) / layers_.count() - producers_us_;
+  return sum / replays;
 }
 
 std::vector<double> StepTimer::replays_us(const Graph& graph, int count) const {

@@ -26,6 +26,10 @@ class StepTimer {
   // producers' part. The stream never runs dry in between, so that no host time is in a figure.
   std::vector<double> replays_us(const Graph& graph, int count) const;
 
+  // The mean over `replays`, behind one that is not timed; what prepare(i) puts on the stream before replay i is not
+  // timed either.
+  double mean_us(const Graph& graph, int replays, const std::function<void(int)>& prepare) const;
+
   // The memory floor of the same bytes in the same mode: the fastest of the passes, median of rounds.
   // Leaves the layers' contents undefined: refill_all() afterwards.
   double floor_us() const;

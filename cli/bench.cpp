@@ -1,8 +1,10 @@
 #include <memory>
+#include <optional>
 
 #include <fmt/format.h>
 
 #include "cli/verb.h"
+#include "codegen/fail.h"
 
 namespace ssmjit::cli {
 namespace {
@@ -12,11 +14,57 @@ struct Options {
   std::string batches = "1,4,16,64,256,1024";
   std::string plan;
   std::string pdl = "off";
+  std::string phase;
+  std::string accepted;
+  bool steady = false;
+  int steps = SteadyOptions{}.steps;
   int device = 0;
   bool json = false;
 };
 
+std::vector<Phase> phases_of(const Options& o) {
+  if (o.phase.empty()) return TuneOptions{}.phases;
+  return {o.phase == name(Phase::flush) ? Phase::flush : Phase::no_flush};
+}
+
+std::string figures(double us, double floor_us, double share) {
+  return fmt::format("{:8.2f} us  floor {:8.2f}  share {:.3f}", us, floor_us, share);
+}
+
+// "8.12 us  floor 6.30  share 0.776", and for a ring that of each phase behind it.
+std::string figures(const Measurement& m) {
+  std::string text = figures(m.us, m.floor_us, m.share);
+  for (const PhaseMeasurement& p : m.phases)
+    if (m.phases.size() > 1) text += fmt::format("  {} {}", name(p.phase), figures(p.us, p.floor_us, p.share));
+  return text;
+}
+
+// How often a figure is under its floor by more than the noise: then the floor was not measured well.
+int wrong_floors(const Measurement& m) {
+  int wrong = 0;
+  const auto check = [&](const auto& of, const char* what) {
+    if (of.share <= 1.01) return;
+    ++wrong;
+    say(fmt::format("batch {}{}: {:.2f} us is under the floor of {:.2f} us: the floor is wrong", m.batch, what, of.us,
+                    of.floor_us));
+  };
+  if (m.phases.empty()) check(m, "");
+  for (const PhaseMeasurement& p : m.phases) check(p, p.phase == Phase::flush ? ", flush" : ", no_flush");
+  return wrong;
+}
+
 int run(const Options& o) {
+  if (o.steady && !o.phase.empty())
+    fail(ErrorKind::invalid, "--steady: it is compared with both phases; leave out --phase");
+  const Acceptance accepted = o.accepted.empty() ? Acceptance{} : Acceptance::parse(o.accepted);
+  const std::vector<SpecOption::Kernel> kernels = o.spec.kernels();
+  for (const SpecOption::Kernel& kernel : kernels) {
+    const Description& d = kernel.description;
+    if (d.op() == Op::ring && !accepted.chance.empty()) steps_per_flush(d.ring_window(), d.token_count, accepted);
+    if (d.op() != Op::ring && (o.steady || !o.phase.empty()))
+      fail(ErrorKind::invalid, "--{}: {} has no ring; name one as SPEC:ring", o.steady ? "steady" : "phase",
+           kernel.label);
+  }
   const DeviceFacts gpu = device(o.device);
   const std::vector<int> batches = parse_batches(o.batches);
   const Table table = load_tables();
@@ -24,8 +72,16 @@ int run(const Options& o) {
   if (!o.json) {
     print(fmt::format("{}, driver CUDA {}, NVRTC {}", gpu.name, gpu.driver, nvrtc_version()));
     print("us: a step, cold state, median; floor: a pass over the same bytes in the same run; share: floor / us");
+    for (const SpecOption::Kernel& kernel : kernels) {
+      const Description& d = kernel.description;
+      if (d.op() != Op::ring || !o.phase.empty()) continue;
+      const Acceptance kept = accepted.chance.empty() ? Acceptance::usual(d.token_count) : accepted;
+      print(fmt::format("{}: the mean of a flush every {:.2f} steps, which is what {} of {} tokens accepted give",
+                        kernel.label, steps_per_flush(d.ring_window(), d.token_count, kept), kept.text(),
+                        d.token_count));
+    }
   }
-  for (const SpecOption::Kernel& kernel : o.spec.kernels()) {
+  for (const SpecOption::Kernel& kernel : kernels) {
     for (const std::string& mode_text : split(o.pdl, ',')) {
       const PdlMode mode = parse_pdl_mode(mode_text);
       for (int batch : batches) {
@@ -35,23 +91,35 @@ int run(const Options& o) {
         options.batches = {batch};
         options.modes = {mode};
         options.plans = {Plan::parse(o.plan, choice.plan)};
+        options.phases = phases_of(o);
+        options.accepted = accepted;
         for (const Measurement& m : sweep(kernel.description, options)) {
           const bool ok = m.outcome == Outcome::ok;
           ++(ok ? measured : failed);
-          // Nothing is faster than the floor by more than the noise: then the floor was not measured well.
-          if (m.share > 1.01) {
-            ++failed;
-            say(fmt::format("batch {}: {:.2f} us is under the floor of {:.2f} us: the floor is wrong", batch, m.us,
-                            m.floor_us));
+          failed += wrong_floors(m);
+          std::optional<SteadyState> steady;
+          if (ok && o.steady) {
+            SteadyOptions running;
+            running.device = o.device;
+            running.steps = o.steps;
+            running.mode = mode;
+            running.accepted = accepted;
+            steady = steady_state(kernel.description, m.plan, batch, running);
           }
           if (o.json) {
             Json line = Json::parse(m.json());
             line["why"] = o.plan.empty() ? name(choice.why) : "given";
+            if (steady) line["steady"] = {{"us", steady->us}, {"flushed", steady->flushed}, {"steps", steady->steps}};
             print_json(line);
           } else if (ok) {
-            print(fmt::format("{} {} batch {:4}  {:8.2f} us  floor {:8.2f}  share {:.3f}  {} ({})", kernel.label,
-                              name(mode), batch, m.us, m.floor_us, m.share, m.plan.text(),
-                              o.plan.empty() ? name(choice.why) : "given"));
+            print(fmt::format("{} {} batch {:4}  {}  {} ({})", kernel.label, name(mode), batch, figures(m),
+                              m.plan.text(), o.plan.empty() ? name(choice.why) : "given"));
+            if (steady)
+              print(
+                  fmt::format("{} {} batch {:4}  {:8.2f} us in the steady state, mean of {} steps, {:.1f}% of which "
+                              "flush; {:+.1f}% on the phases' mean",
+                              kernel.label, name(mode), batch, steady->us, steady->steps, 100 * steady->flushed,
+                              100 * (steady->us / m.us - 1)));
           } else {
             print(fmt::format("{} {} batch {:4}  {}: {}", kernel.label, name(mode), batch, name(m.outcome), m.reason));
           }
@@ -71,6 +139,11 @@ Verb bench_verb(CLI::App& root) {
   app->add_option("--batches", o->batches, "batch sizes");
   app->add_option("--plan", o->plan, "tunables to change from the chosen plan's");
   app->add_option("--pdl", o->pdl, "off, chain, or both: off,chain");
+  app->add_option("--phase", o->phase, "of a ring: this phase alone")->check(CLI::IsMember({"no_flush", "flush"}));
+  app->add_option("--accepted", o->accepted,
+                  "of a ring: tokens that a step keeps, 3 or 1:0.2,2:0.3,3:0.5 by chance; without it (tokens + 1) / 2");
+  app->add_flag("--steady", o->steady, "of a ring: also as a model runs it, its cursors moved on between steps");
+  app->add_option("--steps", o->steps, "of --steady")->check(CLI::Range(1, 10000))->capture_default_str();
   app->add_option("--device", o->device, "GPU ordinal");
   app->add_flag("--json", o->json, "one JSON object a line");
   return {app, [o] { return run(*o); }};

@@ -20,15 +20,24 @@ struct Options {
 
 void show(const Table& table, bool json) {
   if (json) {
-    for (const TableRow& r : table.rows)
-      print_json(Json{{"device", r.device},
-                      {"kernel_digest", r.kernel_digest},
-                      {"kernel", r.kernel},
-                      {"pdl", name(r.pdl)},
-                      {"total_heads", r.total_heads},
-                      {"plan", Json::parse(r.plan.json())},
-                      {"us", r.us},
-                      {"floor_us", r.floor_us}});
+    for (const TableRow& r : table.rows) {
+      Json line{{"op", name(r.op)},
+                {"device", r.device},
+                {"kernel_digest", r.kernel_digest},
+                {"kernel", r.kernel},
+                {"pdl", name(r.pdl)},
+                {"total_heads", r.total_heads},
+                {"plan", Json::parse(r.plan.json())},
+                {"us", r.us},
+                {"floor_us", r.floor_us}};
+      if (r.op == Op::ring) {
+        const auto phase = [](const PhaseTime& time) { return Json{{"us", time.us}, {"floor_us", time.floor_us}}; };
+        line["steps_per_flush"] = r.steps_per_flush;
+        line[name(Phase::no_flush)] = phase(r.no_flush);
+        line[name(Phase::flush)] = phase(r.flush);
+      }
+      print_json(line);
+    }
     return;
   }
   std::string last;
@@ -36,8 +45,10 @@ void show(const Table& table, bool json) {
     const std::string group = fmt::format("{} {} {} ({})", r.device, r.kernel_digest, name(r.pdl), r.kernel);
     if (group != last) print(group);
     last = group;
-    print(fmt::format("  {:6} heads  {:9.2f} us  floor {:9.2f}  share {:.3f}  {}", r.total_heads, r.us, r.floor_us,
-                      r.us > 0 ? r.floor_us / r.us : 0, r.plan.text()));
+    const std::string phases =
+        r.op == Op::ring ? fmt::format("  no_flush {:9.2f}  flush {:9.2f}", r.no_flush.us, r.flush.us) : "";
+    print(fmt::format("  {:6} heads  {:9.2f} us  floor {:9.2f}  share {:.3f}{}  {}", r.total_heads, r.us, r.floor_us,
+                      r.us > 0 ? r.floor_us / r.us : 0, phases, r.plan.text()));
   }
 }
 

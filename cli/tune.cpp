@@ -14,6 +14,7 @@ struct Options {
   SpecOption spec;
   std::string batches = "1,2,4,8,16,32,64,128,256,512,1024";
   std::string pdl = "off";
+  std::string accepted;
   std::string journal;
   std::string out;
   double budget_s = 0;
@@ -43,9 +44,14 @@ std::vector<Measurement> open_journal(const std::string& path, std::ofstream& ap
 }
 
 int run(const Options& o) {
+  const Acceptance accepted = o.accepted.empty() ? Acceptance{} : Acceptance::parse(o.accepted);
   const DeviceFacts gpu = device(o.device);
   const std::vector<int> batches = parse_batches(o.batches);
   const std::vector<SpecOption::Kernel> kernels = o.spec.kernels();
+  for (const SpecOption::Kernel& kernel : kernels) {
+    const Description& d = kernel.description;
+    if (d.op() == Op::ring && !accepted.chance.empty()) steps_per_flush(d.ring_window(), d.token_count, accepted);
+  }
   std::string out = o.out;
   if (out.empty()) {
     const std::string folder = user_table_dir();
@@ -66,6 +72,7 @@ int run(const Options& o) {
     options.batches = batches;
     options.modes.clear();
     for (const std::string& mode : split(o.pdl, ',')) options.modes.push_back(parse_pdl_mode(mode));
+    options.accepted = accepted;
     options.seed = o.seed;
     options.budget_s = o.budget_s;
     options.known = all;
@@ -103,6 +110,8 @@ Verb tune_verb(CLI::App& root) {
   o->spec.add(*app, true);
   app->add_option("--batches", o->batches, "batch sizes");
   app->add_option("--pdl", o->pdl, "off, chain, or both: off,chain");
+  app->add_option("--accepted", o->accepted,
+                  "of a ring: tokens that a step keeps, 3 or 1:0.2,2:0.3,3:0.5 by chance; without it (tokens + 1) / 2");
   app->add_option("--journal", o->journal, "every measurement, a line each; a run goes on where it stopped");
   app->add_option("--budget", o->budget_s, "seconds after which no new cell is started");
   app->add_option("--sample", o->sample, "that many of the legal plans, by --seed");

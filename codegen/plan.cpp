@@ -183,6 +183,40 @@ struct Space {
   }
 };
 
+double octaves(int a, double b) { return std::abs(std::log2(a / b)); }
+constexpr double kFar = 64;  // more octaves than there can be
+
+// How far a plan is from the one that is wanted where no table has an answer. One head a block, straight into
+// registers, some 4 KiB of state a block: within a few percent of the best at most sizes on the GPU it was measured on.
+// Many heads fill the GPU with single warps; few are spread over two.
+std::function<double(const Plan&)> update_distance(const Description& description, std::int64_t total_heads) {
+  const double rows = 4096.0 / (static_cast<double>(description.dstate) * size_bytes(description.state_dtype));
+  const int warps = total_heads >= 1024 ? 1 : 2;
+  return [=](const Plan& p) {
+    const bool simple = p.state_path == StatePath::direct && p.heads_per_block == 1 && p.stages == 1;
+    return octaves(p.block_m, rows) + octaves(p.lanes_per_row, 16) + octaves(p.warps, warps) + (simple ? 0 : kFar);
+  };
+}
+
+// The same for a ring, by what was best at such sizes on an H200: few heads spread over many blocks, straight into
+// registers; many heads several a block, so that C . B is shared and the next head's state is on its way.
+std::function<double(const Plan&)> ring_distance(const Description& description, std::int64_t total_heads) {
+  Plan wanted{.block_m = 16, .warps = 1, .heads_per_block = 1, .stages = 1, .state_path = StatePath::direct};
+  if (total_heads > 2048)
+    wanted = {.block_m = 64,
+              .warps = description.state_dtype == DType::f32 ? 4 : 2,
+              .heads_per_block = 8,
+              .stages = 2,
+              .state_path = StatePath::bulk};
+  else if (total_heads > 256)
+    wanted = {.block_m = 32, .warps = 2, .heads_per_block = 4, .stages = 2, .state_path = StatePath::bulk};
+  return [=](const Plan& p) {
+    return octaves(p.block_m, wanted.block_m) + octaves(p.warps, wanted.warps) +
+           octaves(p.heads_per_block, wanted.heads_per_block) + octaves(p.stages, wanted.stages) +
+           (p.state_path == wanted.state_path ? 0 : kFar) + (p.ring_rows == RingRows::live ? 0 : kFar);
+  };
+}
+
 }  // namespace
 
 std::string Plan::text() const {
@@ -305,24 +339,16 @@ std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
 }
 
 Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads) {
-  // Update: one head a block, straight into registers, some 4 KiB of state a block: within a few percent of the best at
-  // most sizes on the GPU it was measured on. Many heads fill the GPU with single warps; few are spread over two.
-  // Ring: one head a block as well, 16 rows a warp, which are the rows of a tensor-core product.
-  const bool ring = description.op() == Op::ring;
-  const int warps = ring || total_heads >= 1024 ? 1 : 2;
-  const double row_bytes = static_cast<double>(description.dstate) * size_bytes(description.state_dtype);
-  const double rows = ring ? 16.0 : 4096.0 / row_bytes;
+  const std::function<double(const Plan&)> distance = description.op() == Op::ring
+                                                          ? ring_distance(description, total_heads)
+                                                          : update_distance(description, total_heads);
   const Plan* best = nullptr;
-  double best_score = 0;
+  double least = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
   for (const Plan& p : plans) {
-    if (p.state_path != StatePath::direct || p.heads_per_block != 1 || p.stages != 1 || !p.streaming || p.early_state ||
-        p.min_blocks_per_sm != 1)
-      continue;
-    const double score = std::abs(std::log2(p.block_m / rows)) +
-                         (ring ? 0.0 : std::abs(std::log2(p.lanes_per_row / 16.0))) +
-                         std::abs(std::log2(p.warps / double(warps)));
-    if (best == nullptr || score < best_score) best = &p, best_score = score;
+    if (!p.streaming || p.early_state || p.min_blocks_per_sm != 1) continue;
+    const double d = distance(p);
+    if (best == nullptr || d < least) best = &p, least = d;
   }
   if (best == nullptr) fail(ErrorKind::internal, "no plan for {} on {}", description.summary(), arch.text());
   return *best;

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 #include <set>
 #include <tuple>
 
@@ -18,8 +19,10 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int kSchema = 1;
-constexpr const char* kOp = "update";
-constexpr const char* kStore = "in_place";
+
+constexpr Op kOps[] = {Op::update, Op::ring};
+// What a table's head calls the store of an op; windows are in the kernels' digests.
+const char* store_of(Op op) { return op == Op::ring ? "ring" : "in_place"; }
 
 auto key_of(const TableRow& row) { return std::tie(row.device, row.kernel_digest, row.pdl, row.total_heads); }
 
@@ -93,13 +96,24 @@ class Fields {
   std::set<std::string, std::less<>> known_;
 };
 
-TableRow read_row(const Json& json, std::size_t index, std::vector<std::string>& problems) {
+Op read_op(Fields& fields) {
+  const Json* value = fields.find("op", true);
+  if (value == nullptr) return Op::update;
+  for (const Op op : kOps)
+    if (*value == name(op)) return op;
+  fields.wrong("op", *value, "\"update\" or \"ring\"");
+  return Op::update;
+}
+
+// `op`: that of all rows of the table, or none where each row names its own.
+TableRow read_row(const Json& json, std::optional<Op> op, std::size_t index, std::vector<std::string>& problems) {
   TableRow row;
   if (!json.is_object()) {
     problems.push_back(fmt::format("rows[{}]: want an object", index));
     return row;
   }
   Fields fields(json, fmt::format("rows[{}].", index), problems);
+  row.op = op ? *op : read_op(fields);
   row.device = fields.text("device", true);
   row.kernel_digest = fields.text("kernel_digest", true);
   row.cost_digest = fields.text("cost_digest", true);
@@ -121,6 +135,22 @@ TableRow read_row(const Json& json, std::size_t index, std::vector<std::string>&
   }
   row.us = fields.number("us", true, std::numeric_limits<double>::min(), "a number above 0");
   row.floor_us = fields.number("floor_us", false, 0, "a number from 0 up");
+  if (row.op == Op::ring) {
+    row.steps_per_flush = fields.number("steps_per_flush", true, 1, "a number from 1 up");
+    const auto phase = [&](Phase which) {
+      PhaseTime time;
+      const Json* object = fields.find(name(which), true);
+      if (object == nullptr) return time;
+      if (!object->is_object()) return fields.wrong(name(which), *object, "an object"), time;
+      Fields inner(*object, fmt::format("rows[{}].{}.", index, name(which)), problems);
+      time.us = inner.number("us", true, std::numeric_limits<double>::min(), "a number above 0");
+      time.floor_us = inner.number("floor_us", false, 0, "a number from 0 up");
+      inner.refuse_unknown();
+      return time;
+    };
+    row.no_flush = phase(Phase::no_flush);
+    row.flush = phase(Phase::flush);
+  }
   row.kernel = fields.text("kernel", false);
   row.source_digest = fields.text("source_digest", false);
   row.driver = fields.text("driver", false);
@@ -130,20 +160,29 @@ TableRow read_row(const Json& json, std::size_t index, std::vector<std::string>&
   return row;
 }
 
-Json row_json(const TableRow& row) {
-  return {{"device", row.device},
-          {"kernel_digest", row.kernel_digest},
-          {"cost_digest", row.cost_digest},
-          {"pdl", name(row.pdl)},
-          {"total_heads", row.total_heads},
-          {"plan", Json::parse(row.plan.json())},
-          {"us", row.us},
-          {"floor_us", row.floor_us},
-          {"kernel", row.kernel},
-          {"source_digest", row.source_digest},
-          {"driver", row.driver},
-          {"nvrtc", row.nvrtc},
-          {"measured", row.measured}};
+Json row_json(const TableRow& row, bool with_op) {
+  Json json;
+  if (with_op) json["op"] = name(row.op);
+  json["device"] = row.device;
+  json["kernel_digest"] = row.kernel_digest;
+  json["cost_digest"] = row.cost_digest;
+  json["pdl"] = name(row.pdl);
+  json["total_heads"] = row.total_heads;
+  json["plan"] = Json::parse(row.plan.json());
+  json["us"] = row.us;
+  json["floor_us"] = row.floor_us;
+  if (row.op == Op::ring) {
+    const auto phase = [](const PhaseTime& time) { return Json{{"us", time.us}, {"floor_us", time.floor_us}}; };
+    json["steps_per_flush"] = row.steps_per_flush;
+    json[name(Phase::no_flush)] = phase(row.no_flush);
+    json[name(Phase::flush)] = phase(row.flush);
+  }
+  json["kernel"] = row.kernel;
+  json["source_digest"] = row.source_digest;
+  json["driver"] = row.driver;
+  json["nvrtc"] = row.nvrtc;
+  json["measured"] = row.measured;
+  return json;
 }
 
 [[noreturn]] void fail_with(const std::vector<std::string>& problems) {
@@ -210,11 +249,14 @@ void Table::merge(const Table& other) {
 std::string Table::json() const {
   Table sorted = *this;
   sorted.sort();
-  std::string text =
-      fmt::format("{{\"schema\": {}, \"op\": \"{}\", \"store\": \"{}\", \"rows\": [", kSchema, kOp, kStore);
+  const Op op = sorted.rows.empty() ? Op::update : sorted.rows.front().op;
+  const bool mixed = std::any_of(sorted.rows.begin(), sorted.rows.end(), [&](const TableRow& r) { return r.op != op; });
+  std::string text = fmt::format("{{\"schema\": {}, ", kSchema);
+  if (!mixed) text += fmt::format("\"op\": \"{}\", \"store\": \"{}\", ", name(op), store_of(op));
+  text += "\"rows\": [";
   const char* separator = "\n";
   for (const TableRow& row : sorted.rows) {
-    text += separator + row_json(row).dump(-1, ' ', false, Json::error_handler_t::replace);
+    text += separator + row_json(row, mixed).dump(-1, ' ', false, Json::error_handler_t::replace);
     separator = ",\n";
   }
   return text + "\n]}\n";
@@ -232,16 +274,19 @@ Table Table::from_json(std::string_view text) {
   std::vector<std::string> problems;
   Fields fields(json, "", problems);
   fields.constant("schema", kSchema);
-  // What another schema or another kernel's rows mean is not known here.
-  fields.constant("op", kOp);
-  fields.constant("store", kStore);
+  // A head without both is that of rows which name their op each.
+  std::optional<Op> op;
+  if (json.contains("op") || json.contains("store")) {
+    op = read_op(fields);
+    fields.constant("store", store_of(*op));
+  }
   const Json* rows = fields.find("rows", true);
   if (rows != nullptr && !rows->is_array()) fields.wrong("rows", *rows, "an array");
   fields.refuse_unknown();
   if (!problems.empty()) fail_with(problems);
 
   Table table;
-  for (std::size_t i = 0; i < rows->size(); ++i) table.rows.push_back(read_row((*rows)[i], i, problems));
+  for (std::size_t i = 0; i < rows->size(); ++i) table.rows.push_back(read_row((*rows)[i], op, i, problems));
   if (problems.empty()) {
     std::map<std::tuple<std::string, std::string, PdlMode, std::int64_t>, std::size_t> seen;
     for (std::size_t i = 0; i < table.rows.size(); ++i) {

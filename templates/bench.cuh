@@ -2,24 +2,31 @@
 #include "device/basic.cuh"
 #include "device/convert.cuh"
 #include "device/memory.cuh"
+#include "rounding.cuh"
 // The kernels that measuring needs: the memory floor, a producer of a layer's inputs, random contents, a hash.
 
 // The memory floor: every vector of [0, read) is read; the first written_back of them are written in place; then
-// [0, written_new) of `elsewhere` are written. kUnroll vectors a thread are asked for before the first is used.
+// [0, written_new) of `elsewhere` and [0, appended) of `rows` are written. kUnroll vectors a thread are asked for
+// before the first is used.
 struct PassArgs {
   void* data;
   void* elsewhere;
-  u64 read;  // in 16-byte vectors, like the next two
+  void* rows;
+  u64 read;  // in 16-byte vectors, like the next three
   u64 written_back;
   u64 written_new;
+  u64 appended;
   u32 key;
   int dependent;  // 1: launched with programmatic dependent launch
 };
 template <bool kStreaming>
 SSMJIT_DEVICE void write_elsewhere(const PassArgs& args) {
-  for (u64 i = static_cast<u64>(block_x()) * block_threads() + thread_index(); i < args.written_new;
-       i += static_cast<u64>(grid_x()) * block_threads())
-    store_global<kStreaming>(static_cast<Vec16*>(args.elsewhere) + i, Vec16{{args.key, args.key, args.key, args.key}});
+  for (u64 i = static_cast<u64>(block_x()) * block_threads() + thread_index(); i < args.written_new + args.appended;
+       i += static_cast<u64>(grid_x()) * block_threads()) {
+    Vec16* to = i < args.written_new ? static_cast<Vec16*>(args.elsewhere) + i
+                                     : static_cast<Vec16*>(args.rows) + (i - args.written_new);
+    store_global<kStreaming>(to, Vec16{{args.key, args.key, args.key, args.key}});
+  }
 }
 template <int kUnroll, bool kStreaming>
 SSMJIT_DEVICE void memory_pass(const PassArgs& args) {
@@ -82,6 +89,11 @@ SSMJIT_DEVICE u32 mixed(u64 seed, u64 index) {
   return static_cast<u32>((v ^ (v >> 31)) >> 16);
 }
 
+SSMJIT_DEVICE unsigned char narrow_to_byte(float v, bool integer) {
+  const float word[4] = {v, 0.0f, 0.0f, 0.0f};
+  return static_cast<unsigned char>(integer ? pack_word(word, i8{}) : pack_word(word, e4m3{}));
+}
+
 // `count` elements, about normal: the sum of four uniform draws, scaled to `mean` and `deviation`.
 struct FillArgs {
   void* data;
@@ -89,7 +101,7 @@ struct FillArgs {
   u64 seed;
   float mean;
   float deviation;
-  int dtype;  // 0 fp32, 1 bf16, 2 fp16
+  int dtype;  // 0 fp32, 1 bf16, 2 fp16, 3 int8, 4 e4m3
 };
 SSMJIT_DEVICE void fill(const FillArgs& args) {
   for (u64 i = static_cast<u64>(block_x()) * block_threads() + thread_index(); i < args.count;
@@ -102,8 +114,10 @@ SSMJIT_DEVICE void fill(const FillArgs& args) {
       static_cast<float*>(args.data)[i] = v;
     else if (args.dtype == 1)
       narrow(v, static_cast<bf16*>(args.data)[i]);
-    else
+    else if (args.dtype == 2)
       narrow(v, static_cast<f16*>(args.data)[i]);
+    else
+      static_cast<unsigned char*>(args.data)[i] = narrow_to_byte(v, args.dtype == 3);
   }
 }
 

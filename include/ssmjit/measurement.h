@@ -18,7 +18,20 @@ namespace ssmjit {
 enum class Outcome { ok, dropped, not_compiled, spills, wrong, nondeterministic, faulty, launch_failed, memory_failed };
 const char* name(Outcome outcome);
 
+// One phase of a ring step.
+struct PhaseMeasurement {
+  Phase phase = Phase::no_flush;
+  int ring_count = 0;  // rows in use, in every request
+  double us = 0;       // median over rounds
+  double us_min = 0;
+  double us_max = 0;
+  double floor_us = 0;  // the memory floor of these bytes in the same run
+  double share = 0;     // floor_us / us
+  Bytes bytes{};
+};
+
 struct Measurement {
+  Op op = Op::update;
   // What was measured. The key of a journal line: source digest, shape, phase, PDL mode, GPU, driver, policy.
   std::string kernel_digest;
   std::string cost_digest;
@@ -27,7 +40,10 @@ struct Measurement {
   Plan plan;
   int batch = 0;
   int nheads = 0;
-  std::string phase = "step";  // an in-place update has one; "verify" where a plan failed before it was timed
+  // "step": an in-place update has one. "weighted": both of a ring, or "no_flush" or "flush" where one was measured
+  // alone. "verify" where a plan failed before it was timed.
+  std::string phase = "step";
+  double steps_per_flush = 0;  // n of a weighted ring step
   PdlMode pdl = PdlMode::off;
   std::string device;  // device key
   std::string device_name;
@@ -37,13 +53,15 @@ struct Measurement {
 
   Outcome outcome = Outcome::ok;
   std::string reason;  // in words, when not ok
-  double us = 0;       // a step: median over rounds
+  // A step: median over rounds. Weighted: ((n - 1) * no_flush + flush) / n of this and of the four below.
+  double us = 0;
   double us_min = 0;
   double us_max = 0;
   double floor_us = 0;  // the memory floor of these bytes in the same run
   double share = 0;     // floor_us / us
   int layers = 0;
-  Bytes bytes;
+  Bytes bytes;                           // of an in-place update
+  std::vector<PhaseMeasurement> phases;  // of a ring
   int registers = 0;
   int smem_bytes = 0;
   std::string measured;  // UTC date and time
@@ -51,6 +69,8 @@ struct Measurement {
   std::int64_t total_heads() const { return std::int64_t{batch} * nheads; }
   // A stable text of the key.
   std::string key() const;
+  // us, floor_us and share from the phases: of one its own, of two by steps_per_flush.
+  void weigh();
   // One line of JSON: {"schema": 1, "op": "update", "store": "in_place", ...}.
   std::string json() const;
   // Fails: ErrorKind::invalid, naming the field.
@@ -61,7 +81,7 @@ struct Measurement {
 // the latter. Of lines with one key the last counts.
 std::vector<Measurement> parse_journal(std::string_view text, int* skipped = nullptr);
 
-// The best plan of every (device, digest, mode, total_heads) that was measured.
+// The best plan of every (device, digest, mode, total_heads) that was measured; of a ring by its weighted step.
 Table fit_table(const std::vector<Measurement>& measurements);
 
 }  // namespace ssmjit

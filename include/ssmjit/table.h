@@ -16,15 +16,26 @@ enum class PdlMode { off, chain };
 const char* name(PdlMode mode);
 PdlMode parse_pdl_mode(std::string_view text);
 
+// A step of one phase of a ring.
+struct PhaseTime {
+  double us = 0;
+  double floor_us = 0;  // as TableRow::floor_us
+  bool operator==(const PhaseTime&) const = default;
+};
+
 struct TableRow {
+  Op op = Op::update;
   std::string device;         // device key, "h200"
   std::string kernel_digest;  // Description::kernel_digest()
   std::string cost_digest;    // Description::cost_digest()
   PdlMode pdl = PdlMode::off;
   std::int64_t total_heads = 0;  // batch * nheads
   Plan plan;
-  double us = 0;        // a step, cold state
+  double us = 0;        // a step, cold state; of a ring the mean of ((n - 1) * no_flush + flush) / n
   double floor_us = 0;  // the memory floor of the same bytes, same run; 0 where not measured, or not well
+  // Rings only.
+  double steps_per_flush = 0;  // n
+  PhaseTime no_flush, flush;
   // Provenance.
   std::string kernel;         // the description in one line
   std::string source_digest;  // of the emitted source that was measured
@@ -37,7 +48,8 @@ struct TableRow {
 struct Table {
   std::vector<TableRow> rows;
 
-  // Sorted by device, digest, mode, total_heads; one row a line, so that a change is a readable diff.
+  // Sorted by device, digest, mode, total_heads; one row a line, so that a change is a readable diff. The head names
+  // the op and store of all rows; where there are rows of both ops, each row names its own.
   std::string json() const;
   // Fails: ErrorKind::invalid, naming the row and field.
   static Table from_json(std::string_view text);
@@ -55,7 +67,7 @@ struct Choice {
   Plan plan;
   Why why = Why::fallback;
   std::string reason;      // the same in words, with the row's sizes
-  double expected_us = 0;  // 0 where nothing is known
+  double expected_us = 0;  // of a ring the mean over its phases; 0 where nothing is known
   double floor_us = 0;
 };
 

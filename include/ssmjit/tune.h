@@ -61,10 +61,35 @@ struct VerifyOptions {
 std::vector<Verdict> verify(const Description& description, const std::vector<Plan>& plans,
                             const VerifyOptions& options = {});
 
+// How many of a step's tokens are kept, by chance: chance[i] is that of i + 1.
+struct Acceptance {
+  std::vector<double> chance;
+
+  // Always that many.
+  static Acceptance constant(int tokens);
+  // "3", or "1:0.2,2:0.3,3:0.5" with chances that sum to 1. Fails: ErrorKind::invalid.
+  static Acceptance parse(std::string_view text);
+  // The mean of a step of `tokens`, rounded down: (tokens + 1) / 2.
+  static Acceptance usual(int tokens) { return constant((tokens + 1) / 2); }
+  double mean() const;
+  // At random in [0, 1): which count it is.
+  int draw(double random) const;
+  std::string text() const;
+};
+// The mean number of steps from one flush to the next, the latter counted: for one token a step, the window. Fails:
+// ErrorKind::invalid where the ring or the acceptance does not fit the tokens.
+double steps_per_flush(int window, int tokens, const Acceptance& accepted);
+// Rows in use of every request while a phase of the description's ring is timed: without flush half a window of single
+// tokens, or 4 rows at most; with flush the last before it must be.
+int timed_ring_count(const Description& description, Phase phase);
+
 struct TuneOptions {
   int device = 0;
   std::vector<int> batches = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024};
   std::vector<PdlMode> modes = {PdlMode::off};
+  // Rings only: what is timed; with both a plan is judged by the weighted step at `accepted` (empty: the usual one).
+  std::vector<Phase> phases = {Phase::no_flush, Phase::flush};
+  Acceptance accepted;
   std::uint64_t seed = 1;
   double budget_s = 0;  // stop starting cells after this; 0: none
   // Empty: the whole space. Those with early_state are timed in mode chain, the others in mode off; all of them in a
@@ -79,6 +104,27 @@ struct TuneOptions {
 // Measures every plan at every batch and mode: verified before it is timed, timed in interleaved rounds with the slow
 // dropped early, the floor in the same run. Returns what is new. A failed candidate is a line, never an exception.
 std::vector<Measurement> sweep(const Description& description, const TuneOptions& options = {});
+
+struct SteadyOptions {
+  int device = 0;
+  int steps = 400;
+  PdlMode mode = PdlMode::off;
+  Acceptance accepted;  // empty: the usual one
+  std::uint64_t seed = 1;
+  CompileOptions compile;
+};
+// A ring as a model runs it: its cursors move on between steps.
+struct SteadyState {
+  double us = 0;       // a layer's step, mean
+  double flushed = 0;  // share of the requests' steps that flushed
+  int layers = 0;
+  int steps = 0;
+};
+// Every request keeps as many of its tokens as it draws; cursors have run for a while before the first step that is
+// timed, so that requests flush at different steps. Not verified: verify() or sweep() first. Fails: ErrorKind::missing
+// without a GPU or NVRTC, ErrorKind::invalid for a description without a ring or a plan that is not legal.
+SteadyState steady_state(const Description& description, const Plan& plan, int batch,
+                         const SteadyOptions& options = {});
 
 // `count` of `all` by a fixed seed, in their order; all of them when count is 0 or not smaller.
 std::vector<Plan> sample_plans(const std::vector<Plan>& all, std::size_t count, std::uint64_t seed);

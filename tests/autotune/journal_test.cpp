@@ -12,6 +12,7 @@
 
 #include <ssmjit/error.h>
 #include <ssmjit/measurement.h>
+#include <ssmjit/tune.h>
 
 namespace ssmjit {
 namespace {
@@ -74,6 +75,85 @@ TEST(Measurement, RoundTripsThroughItsJsonLine) {
   EXPECT_EQ(Measurement::from_json(m.json()).key(), m.key());
   EXPECT_THAT(m.json(), testing::Not(HasSubstr("\n")));
   EXPECT_EQ(nlohmann::json::parse(m.json()).at("schema"), 1);
+}
+
+Description ring_step() { return step().tokens(6).state(DType::bf16).store(Ring{.window = 16}); }
+
+// A ring's plan, timed in both phases.
+Measurement ring_measurement(double no_flush_us, double flush_us, std::size_t plan = 0, double steps = 4) {
+  Measurement m = measurement();
+  m.op = Op::ring;
+  m.kernel_digest = ring_step().kernel_digest();
+  m.cost_digest = ring_step().cost_digest();
+  m.kernel = ring_step().summary();
+  m.plan = plan_space(ring_step(), Arch{}).at(plan);
+  m.source_digest = "ring" + std::to_string(plan);
+  m.phase = "weighted";
+  m.steps_per_flush = steps;
+  m.bytes = {};
+  const auto phase = [](Phase which, double us) {
+    const int count = timed_ring_count(ring_step(), which);
+    return PhaseMeasurement{.phase = which,
+                            .ring_count = count,
+                            .us = us,
+                            .us_min = us - 0.5,
+                            .us_max = us + 0.5,
+                            .floor_us = us / 2,
+                            .share = 0.5,
+                            .bytes = bytes_moved(ring_step(), 8, which, count)};
+  };
+  m.phases = {phase(Phase::no_flush, no_flush_us), phase(Phase::flush, flush_us)};
+  m.weigh();
+  return m;
+}
+
+TEST(Faults, Row30_ARingsStepIsTheMeanOverItsPhases) {
+  const Measurement m = ring_measurement(4, 8);
+  EXPECT_EQ(m.us, 5);
+  EXPECT_EQ(m.us_min, 4.5);
+  EXPECT_EQ(m.us_max, 5.5);
+  EXPECT_EQ(m.floor_us, 2.5);
+  EXPECT_EQ(m.share, 0.5);
+  EXPECT_EQ(ring_measurement(4, 8, 0, 1).us, 8) << "every step flushes";
+  Measurement alone = m;
+  alone.phases.pop_back();
+  alone.weigh();
+  EXPECT_EQ(alone.us, 4);
+}
+
+TEST(Measurement, ARingsLineSaysSoAndRoundTrips) {
+  const Measurement m = ring_measurement(4.125, 8.25);
+  const auto json = nlohmann::json::parse(m.json());
+  EXPECT_EQ(json.at("op"), "ring");
+  EXPECT_EQ(json.at("store"), "ring");
+  EXPECT_EQ(json.at("phases").at(0).at("ring_count"), 4);
+  EXPECT_EQ(json.at("phases").at(1).at("ring_count"), 12);
+  EXPECT_EQ(json.at("phases").at(1).at("us"), 8.25);
+  EXPECT_FALSE(json.contains("bytes"));
+  const Measurement back = Measurement::from_json(m.json());
+  EXPECT_EQ(back.json(), m.json());
+  EXPECT_EQ(back.key(), m.key());
+  EXPECT_EQ(back.phases.at(1).bytes, m.phases.at(1).bytes);
+}
+
+TEST(Measurement, ARingsKeyIsAlsoOfTheStepsBetweenFlushes) {
+  EXPECT_NE(ring_measurement(4, 8, 0, 4).key(), ring_measurement(4, 8, 0, 3.5).key());
+  EXPECT_EQ(ring_measurement(4, 8, 0, 4).key(), ring_measurement(5, 9, 0, 4).key());
+}
+
+TEST(Measurement, EveryMissingFieldOfARingIsNamed) {
+  const auto whole = nlohmann::ordered_json::parse(ring_measurement(4, 8).json());
+  for (const char* field : {"phases", "steps_per_flush"}) {
+    auto without = whole;
+    without.erase(field);
+    EXPECT_THROW(Measurement::from_json(without.dump()), Error) << field;
+  }
+  auto other = whole;
+  other["op"] = "conv1d";
+  EXPECT_THROW(Measurement::from_json(other.dump()), Error);
+  other = whole;
+  other["phases"][0]["phase"] = "drain";
+  EXPECT_THROW(Measurement::from_json(other.dump()), Error);
 }
 
 TEST(Measurement, EveryOutcomeRoundTripsWithItsReason) {
@@ -194,6 +274,28 @@ TEST(Faults, Row26_AFailedCandidateNeverWins) {
   const Table table = fit_table(all);
   ASSERT_THAT(table.rows, SizeIs(1)) << "a batch with failures alone has no row";
   EXPECT_EQ(table.rows[0].plan, plans()[0]);
+}
+
+TEST(Fit, OfARingTheLeastWeightedStepWinsAndKeepsItsPhases) {
+  const Table table = fit_table({ring_measurement(4, 20, 0), ring_measurement(5, 8, 1), measurement()});
+  ASSERT_THAT(table.rows, SizeIs(2));
+  const TableRow& row = table.rows[table.rows[0].op == Op::ring ? 0 : 1];
+  EXPECT_EQ(row.op, Op::ring);
+  EXPECT_EQ(row.plan, ring_measurement(5, 8, 1).plan);
+  EXPECT_EQ(row.us, 5.75);
+  EXPECT_EQ(row.floor_us, 2.875);
+  EXPECT_EQ(row.steps_per_flush, 4);
+  EXPECT_EQ(row.no_flush, (PhaseTime{5, 2.5}));
+  EXPECT_EQ(row.flush, (PhaseTime{8, 4}));
+  EXPECT_EQ(Table::from_json(table.json()).rows, table.rows) << "rows of both ops in one file";
+}
+
+TEST(Fit, APhaseAloneIsNoRow) {
+  Measurement alone = ring_measurement(1, 2);
+  alone.phases.pop_back();
+  alone.phase = "no_flush";
+  alone.weigh();
+  EXPECT_THAT(fit_table({alone}).rows, SizeIs(0));
 }
 
 TEST(Fit, APlanThatWasDroppedEarlyNeverWins) {

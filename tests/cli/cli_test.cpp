@@ -18,6 +18,7 @@
 #include <ssmjit/cpu.h>
 #include <ssmjit/cubin.h>
 #include <ssmjit/error.h>
+#include <ssmjit/measurement.h>
 #include <ssmjit/source.h>
 #include <ssmjit/table.h>
 
@@ -537,6 +538,20 @@ TEST_F(Cli, BenchAndTuneWithoutAGpuExitThreeWithASentence) {
   }
 }
 
+TEST_F(Cli, BenchAndTuneRefuseAnAcceptanceThatDoesNotFitAndRingOptionsWithoutARing) {
+  for (const std::string arguments :
+       {"bench " + kWholeModel + ":ring --accepted 7", "tune " + kWholeModel + ":ring --accepted 1:0.5,2:0.6",
+        "bench " + kModel + " --steady", "bench " + kModel + " --phase flush",
+        "bench " + kWholeModel + ":ring --phase drain", "bench " + kWholeModel + ":ring --steady --phase flush",
+        "bench " + kWholeModel + ":ring --steady --steps 0"}) {
+    const Ran ran = ssmjit(arguments);
+    EXPECT_EQ(ran.exit, kWrongUse) << arguments << ": " << ran.err;
+    EXPECT_THAT(ran.out, IsEmpty());
+  }
+  EXPECT_THAT(ssmjit("bench " + kWholeModel + ":ring --accepted 7").err, HasSubstr("accepted: got 7 tokens at most"));
+  EXPECT_THAT(ssmjit("bench " + kModel + " --steady").err, HasSubstr("has no ring; name one as SPEC:ring"));
+}
+
 // ---- tables ----
 
 class CliTables : public Cli {
@@ -605,6 +620,49 @@ TEST_F(CliTables, LookupSaysWhyForEveryBatch) {
   EXPECT_EQ(ssmjit("table lookup " + kModel + " --device moon").exit, kWrongUse);
   EXPECT_EQ(ssmjit("table lookup " + kModel + " --table nowhere.json").exit, kWrongUse);
   EXPECT_EQ(ssmjit("table lookup " + kModel + " --pdl sometimes").exit, kWrongUse);
+}
+
+TEST_F(CliTables, RingsAreFittedShownLookedUpAndMergedBesideUpdates) {
+  Description ring = load_model(kWholeModel + ":ring").kernel("ring");
+  const Plan plan = default_plan(ring, Arch{9, 0, 'a'}, 4096);
+  std::string lines;
+  for (int batch : {8, 64}) {
+    Measurement m;
+    m.op = Op::ring;
+    m.kernel_digest = ring.kernel_digest();
+    m.cost_digest = ring.cost_digest();
+    m.kernel = ring.summary();
+    m.plan = plan;
+    m.batch = batch;
+    m.nheads = ring.nheads;
+    m.device = "h200";
+    m.phase = "weighted";
+    m.steps_per_flush = 4;
+    m.phases = {{.phase = Phase::no_flush, .us = 4, .floor_us = 2}, {.phase = Phase::flush, .us = 8, .floor_us = 3}};
+    m.weigh();
+    lines += m.json() + "\n";
+  }
+  write("ring.jsonl", lines);
+  ASSERT_EQ(ssmjit("table fit ring.jsonl -o r.json").exit, kOk);
+  const Ran shown = ssmjit("table show r.json");
+  EXPECT_THAT(shown.out, AllOf(HasSubstr("5.00 us"), HasSubstr("no_flush"), HasSubstr("flush      8.00")));
+  const std::vector<Json> rows = ssmjit("table show r.json --json").json();
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0].at("op"), "ring");
+  EXPECT_EQ(rows[0].at("flush").at("us"), 8);
+
+  ASSERT_EQ(ssmjit("table merge t.json r.json -o m.json").exit, kOk);
+  EXPECT_EQ(Table::from_json(read(folder_ / "m.json")).rows.size(),
+            Table::from_json(read(folder_ / "t.json")).rows.size() + 2);
+  const std::vector<Json> found =
+      ssmjit("table lookup " + kWholeModel + ":ring --table m.json --batches 8,16 --json").json();
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(found[0].at("why"), "exact");
+  EXPECT_EQ(found[0].at("expected_us"), 5);
+  EXPECT_EQ(found[0].at("plan"), Json::parse(plan.json()));
+  EXPECT_EQ(found[1].at("why"), "interpolated");
+  EXPECT_EQ(ssmjit("table lookup " + kModel + " --table r.json --batches 8 --json").json().at(0).at("why"), "default")
+      << "a ring's row is none for an update";
 }
 
 TEST_F(CliTables, AFileThatIsNoTableIsRefused) {

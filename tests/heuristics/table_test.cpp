@@ -89,6 +89,46 @@ TEST(Table, RefusesAnotherSchemaOrKernel) {
   EXPECT_THAT(refusal(replaced(good, "\"update\"", "\"conv1d\"")), HasSubstr("op: got \"conv1d\""));
 }
 
+TableRow ring_row(std::int64_t total_heads) {
+  const Description ring = sample_description().tokens(6).store(Ring{.window = 16});
+  TableRow row = of_kernel(ring, sample_row(total_heads, 5.75, 0));
+  row.op = Op::ring;
+  row.plan = plan_space(ring, kSm90).front();
+  row.steps_per_flush = 4;
+  row.no_flush = {5, 2.5};
+  row.flush = {8, 4};
+  return row;
+}
+
+TEST(Table, ATableOfRingsSaysSoInItsHead) {
+  const Table table{{ring_row(16), ring_row(32)}};
+  EXPECT_THAT(table.json(), HasSubstr("\"op\": \"ring\", \"store\": \"ring\", \"rows\""));
+  EXPECT_EQ(Table::from_json(table.json()).rows, table.rows);
+}
+
+TEST(Table, RowsOfBothOpsNameTheirs) {
+  Table table{{ring_row(16), sample_row(16, 3, 0)}};
+  table.sort();
+  const std::string text = table.json();
+  EXPECT_THAT(text, HasSubstr("{\"schema\": 1, \"rows\""));
+  EXPECT_EQ(Table::from_json(text).rows, table.rows);
+  EXPECT_EQ(Table::from_json(text).json(), text);
+  EXPECT_THAT(refusal(replaced(text, "\"op\":\"ring\",", "")), HasSubstr("].op: missing"));
+  EXPECT_THAT(refusal(replaced(text, "\"op\":\"ring\",", "\"op\":\"conv1d\",")), HasSubstr("op: got \"conv1d\""));
+
+  Table merged{{sample_row(16, 3, 0)}};
+  merged.merge(Table{{ring_row(16)}});
+  EXPECT_EQ(merged.rows, table.rows);
+}
+
+TEST(Table, ARingsRowWithoutItsPhasesIsRefused) {
+  const std::string good = Table{{ring_row(16)}}.json();
+  EXPECT_THAT(refusal(replaced(good, "\"no_flush\"", "\"no_flash\"")), HasSubstr("rows[0].no_flush: missing"));
+  EXPECT_THAT(refusal(replaced(good, "\"us\":8.0", "\"us\":0")), HasSubstr("rows[0].flush.us: got 0"));
+  EXPECT_THAT(refusal(replaced(good, "\"steps_per_flush\":4.0", "\"steps_per_flush\":0.5")),
+              HasSubstr("rows[0].steps_per_flush: got 0.5, want a number from 1 up"));
+}
+
 TEST(Table, NamesEveryWrongFieldOfEveryRowInOneGo) {
   const std::string good = Table{{sample_row(16, 3, 0), sample_row(64, 4, 1)}}.json();
   std::string bad = replaced(good, "\"total_heads\":16", "\"total_heads\":0");

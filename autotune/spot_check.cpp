@@ -1,0 +1,198 @@
+#include "autotune/spot_check.h"
+
+#include <cmath>
+#include <tuple>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "autotune/nearness.h"
+#include "autotune/reference/ring_reference.h"
+#include "autotune/reference/update_reference.h"
+#include "autotune/ring_case.h"
+#include "jit/gpu.h"
+
+namespace ssmjit {
+namespace {
+
+constexpr int kSamples = 64;
+constexpr double kDelta = 1e-6;  // relative error of a delta that a ring is given
+
+// A request and a head of it, at random.
+class Sampler {
+ public:
+  Sampler(std::uint64_t seed, int batch, int nheads) : v_(seed), batch_(batch), nheads_(nheads) {}
+  std::pair<std::int64_t, int> next() {
+    const std::uint64_t request = draw() % static_cast<std::uint64_t>(batch_);
+    return {static_cast<std::int64_t>(request), static_cast<int>(draw() % static_cast<std::uint64_t>(nheads_))};
+  }
+
+ private:
+  std::uint64_t draw() {
+    v_ = v_ * 6364136223846793005ull + 1442695040888963407ull;
+    return v_ >> 33;
+  }
+  std::uint64_t v_;
+  int batch_, nheads_;
+};
+
+std::vector<double> values(const Tensor& t, std::int64_t offset, int count) {
+  return stored_values(t, offset, count, read_device_memory);
+}
+
+class UpdateSpotCheck : public SpotCheck {
+ public:
+  UpdateSpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
+      : SpotCheck(layers, stream, 2), description_(description), args_(std::get<UpdateArgs>(layers.args(0, Pdl::off))) {
+    Sampler sampler(seed, layers.batch(), description.nheads);
+    for (int i = 0; i < kSamples; ++i) {
+      Pair pair;
+      std::tie(pair.row, pair.head) = sampler.next();
+      pair.slots = row_slots(description, args_, pair.row, read_device_memory);
+      pair.want = update_reference(description, args_, pair.row, pair.head, pair.slots, read_device_memory);
+      pairs_.push_back(std::move(pair));
+    }
+  }
+
+ private:
+  struct Pair {
+    std::int64_t row = 0;
+    int head = 0;
+    RowSlots slots;
+    HeadResult want;
+  };
+
+  std::string judge_layer() const override {
+    const Description& d = description_;
+    NearnessMeter y(d.input_dtype, d.dstate), state(d.state_dtype, d.dstate);
+    for (const Pair& pair : pairs_) {
+      y.add_row(pair.want.y.data(),
+                values(args_.out, pair.row * args_.out.stride[0] + std::int64_t{pair.head} * d.head_dim, d.head_dim),
+                pair.want.y_terms.data());
+      const std::vector<double> s = values(
+          args_.state, pair.slots.target * args_.state.stride[0] + std::int64_t{pair.head} * d.head_dim * d.dstate,
+          d.head_dim * d.dstate);
+      for (int p = 0; p < d.head_dim; ++p)
+        state.add_row(pair.want.state.data() + std::int64_t{p} * d.dstate,
+                      {s.begin() + std::int64_t{p} * d.dstate, s.begin() + std::int64_t{p + 1} * d.dstate});
+    }
+    const std::string wrong = judge(y.result(), d.input_dtype, d.dstate, "out");
+    return wrong.empty() ? judge(state.result(), d.state_dtype, d.dstate, "state") : wrong;
+  }
+
+  Description description_;
+  UpdateArgs args_;
+  std::vector<Pair> pairs_;
+};
+
+class RingSpotCheck : public SpotCheck {
+ public:
+  RingSpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
+      : SpotCheck(layers, stream, 5), description_(description), args_(std::get<RingArgs>(layers.args(0, Pdl::off))) {
+    if (args_.rand_seed.data != nullptr)
+      rounding_seed_ = static_cast<std::uint64_t>(stored_index(args_.rand_seed, 0, read_device_memory));
+    Sampler sampler(seed, layers.batch(), description.nheads);
+    for (int i = 0; i < kSamples; ++i) {
+      Pair pair;
+      std::tie(pair.request, pair.head) = sampler.next();
+      pair.of = ring_request(description, args_, pair.request, read_device_memory);
+      pair.want = ring_reference(description, args_, pair.request, pair.of, pair.head, ring_operands(description),
+                                 read_device_memory);
+      if (!pair.of.flush) pair.state = state_of(pair);
+      pairs_.push_back(std::move(pair));
+    }
+  }
+
+ private:
+  struct Pair {
+    std::int64_t request = 0;
+    int head = 0;
+    RingRequest of;
+    RingHead want;
+    std::vector<double> state;  // without flush: what must stay
+  };
+
+  std::vector<double> state_of(const Pair& pair) const {
+    const int size = description_.head_dim * description_.dstate;
+    return values(args_.state, pair.of.slot * args_.state.stride[0] + std::int64_t{pair.head} * size, size);
+  }
+
+  std::string judge_layer() const override {
+    const Description& d = description_;
+    NearnessMeter recurrence(d.input_dtype, d.dstate), operands(d.input_dtype, d.dstate);
+    FlushMeter flushed(d, rounding_seed_);
+    for (const Pair& pair : pairs_) {
+      for (int t = 0; t < pair.of.tokens; ++t) {
+        const auto row_of = [&](const Tensor& tensor) {
+          return values(tensor,
+                        token_offset(d, tensor, 2, pair.request, pair.of, t) + std::int64_t{pair.head} * d.head_dim,
+                        d.head_dim);
+        };
+        const std::ptrdiff_t first = std::ptrdiff_t{t} * d.head_dim;
+        const std::vector<double> y = row_of(args_.out);
+        recurrence.add_row(pair.want.y.data() + first, y);
+        operands.add_row(pair.want.y_operands.data() + first, y, nullptr, pair.want.y_slack.data() + first);
+
+        const int age = pair.of.count + t;
+        if (values(args_.x_ring, ring_offset(args_.x_ring, pair.of, pair.head, age), d.head_dim) != row_of(args_.x))
+          return fmt::format("x_ring: request {}, head {}: token {} is not what was added", pair.request, pair.head, t);
+        const double want = pair.want.delta[static_cast<std::size_t>(t)];
+        const double got =
+            stored_value(args_.dt_ring, ring_offset(args_.dt_ring, pair.of, pair.head, age), read_device_memory);
+        if (!(std::abs(got - want) <= kDelta * std::abs(want)))
+          return fmt::format("dt_ring: request {}, head {}: the delta of token {} is {}; wants {}", pair.request,
+                             pair.head, t, got, want);
+      }
+      if (pair.of.flush)
+        flushed.add_head(pair.want, pair.of, pair.head, args_, read_device_memory);
+      else if (state_of(pair) != pair.state)
+        return fmt::format("state: request {}, head {}: changed without a flush", pair.request, pair.head);
+    }
+    Nearness y = operands.result();
+    y.frobenius = recurrence.result().frobenius;
+    const std::string wrong = judge(y, d.input_dtype, d.dstate, "out");
+    return wrong.empty() ? flushed.failure() : wrong;
+  }
+
+  Description description_;
+  RingArgs args_;
+  std::uint64_t rounding_seed_ = 0;
+  std::vector<Pair> pairs_;
+};
+
+}  // namespace
+
+std::unique_ptr<SpotCheck> SpotCheck::make(const Description& description, const Layers& layers, const Stream& stream,
+                                           std::uint64_t seed) {
+  layers.refill(0);
+  stream.synchronize();
+  if (description.op() == Op::ring) return std::make_unique<RingSpotCheck>(description, layers, stream, seed);
+  return std::make_unique<UpdateSpotCheck>(description, layers, stream, seed);
+}
+
+std::string SpotCheck::run(const Kernel& kernel, Outcome& outcome) {
+  std::uint64_t first = 0;
+  for (int launch = 0; launch < launches_; ++launch) {
+    layers_.refill(0);
+    launch_case(kernel, layers_.args(0, Pdl::off), stream_);
+    const std::uint64_t h = layers_.hash(0);
+    if (launch > 0 && h != first) {
+      outcome = Outcome::nondeterministic;
+      return fmt::format("batch {}: launch {} gave other bits than the first", layers_.batch(), launch + 1);
+    }
+    first = h;
+  }
+  outcome = Outcome::ok;
+  if (right_.contains(first)) return {};
+  const std::string wrong = judge_layer();
+  if (wrong.empty()) {
+    right_.insert(first);
+    return {};
+  }
+  outcome = Outcome::wrong;
+  return fmt::format("batch {}: {}", layers_.batch(), wrong);
+}
+
+}  // namespace ssmjit

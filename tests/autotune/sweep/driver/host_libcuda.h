@@ -1,0 +1,20 @@
+// What the driver of host_libcuda.cpp offers a test beside the driver's own calls. Looked up by dlsym.
+#pragma once
+
+#include <cstddef>
+
+#include <cuda.h>
+
+extern "C" {
+
+struct HostKernels {
+  // Bytes of the argument of the kernel of that name.
+  std::size_t (*argument_bytes)(const char* name);
+  // Runs it to its end and says how long it took, us.
+  double (*launch)(const char* name, const CUlaunchConfig& config, const void* argument);
+};
+// What launches run from now on.
+void host_kernels(const HostKernels& kernels);
+// Bytes of device memory that are in use.
+std::size_t host_bytes_in_use();
+}

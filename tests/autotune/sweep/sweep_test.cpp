@@ -1,0 +1,490 @@
+// The sweep on a device that is the host: kernels are the double reference, and take as long as the test says.
+#include <dlfcn.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ssmjit/cubin.h>
+#include <ssmjit/error.h>
+#include <ssmjit/source.h>
+#include <ssmjit/tune.h>
+
+#include "autotune/host_numbers.h"
+#include "autotune/reference/ring_reference.h"
+#include "autotune/reference/update_reference.h"
+#include "jit/kernel_args.h"
+#include "tests/autotune/sweep/driver/host_libcuda.h"
+#include "tests/heuristics/scoped_environment.h"
+
+namespace ssmjit {
+namespace {
+
+using testing::Each;
+using testing::Field;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+// ---- the kernels ----
+
+// The parameter structs of templates/bench.cuh.
+struct PassArgs {
+  std::byte* data;
+  std::byte* elsewhere;
+  std::byte* rows;
+  std::uint64_t read, written_back, written_new, appended;
+  std::uint32_t key;
+  int dependent;
+};
+struct ProduceArgs {
+  const void* source;
+  void* target;
+  std::uint64_t vectors;
+};
+struct FillArgs {
+  std::byte* data;
+  std::uint64_t count, seed;
+  float mean, deviation;
+  int dtype;
+};
+struct HashArgs {
+  const std::uint32_t* data;
+  std::uint64_t words;
+  std::uint64_t* result;
+};
+
+struct Cost {
+  double no_flush = 0, flush = 0;
+};
+
+// What is launched, and how long its plans take; by the names of their entries.
+struct World {
+  Description description;
+  std::map<std::string, Cost> cost;
+  // What a launch does wrong once it is done, if anything.
+  std::function<void(const RingArgs& args, std::int64_t batch)> spoil;
+  std::vector<int> batches;           // of the launches of the kernel
+  std::vector<std::uint64_t> passed;  // bytes that the floor's passes moved
+};
+World* world = nullptr;
+
+template <class Args>
+Args read_argument(const void* argument) {
+  Args args;
+  std::memcpy(&args, argument, sizeof args);
+  return args;
+}
+std::byte* bytes_of(const Tensor& t) { return static_cast<std::byte*>(const_cast<void*>(t.data)); }
+
+RingArgs of_device(const Description& d, const device_args::RingArgs& a, std::int64_t batch) {
+  const std::int64_t S = a.slots, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, L = d.ring_length();
+  RingArgs r;
+  r.state = strided(a.state, d.state_dtype, {S, H, P, N}, {a.state_stride, P * N, N, 1});
+  r.state_scale = strided(a.state_scale, DType::f32, {S, H, P}, {a.state_scale_stride, P, 1});
+  r.x_ring = strided(a.x_ring, d.input_dtype, {S, H, L, P}, {a.x_ring_stride, L * P, P, 1});
+  r.B_ring = strided(a.B_ring, d.input_dtype, {S, G, L, N}, {a.B_ring_stride, L * N, N, 1});
+  r.dt_ring = strided(a.dt_ring, DType::f32, {S, H, L}, {a.dt_ring_stride, L, 1});
+  r.ring_start = contiguous(a.ring_start, DType::i32, {S});
+  r.ring_count = contiguous(a.ring_count, DType::i32, {S});
+  r.cu_seqlens = contiguous(a.cu_seqlens, DType::i32, {batch + 1});
+  const auto rows = [&](const void* data, int stride, int token_stride, std::int64_t inner, std::int64_t width) {
+    return strided(data, d.input_dtype, {batch, d.token_count, inner, width}, {stride, token_stride, width, 1});
+  };
+  r.x = rows(a.x, a.x_stride, a.x_token_stride, H, P);
+  r.z = rows(a.z, a.z_stride, a.z_token_stride, H, P);
+  r.B = rows(a.B, a.B_stride, a.B_token_stride, G, N);
+  r.C = rows(a.C, a.C_stride, a.C_token_stride, G, N);
+  r.out = rows(a.out, a.out_stride, a.out_token_stride, H, P);
+  r.dt = strided(a.dt, d.dt_dtype, {batch, d.token_count, H}, {a.dt_stride, a.dt_token_stride, 1});
+  r.A = contiguous(a.A, DType::f32, {H});
+  r.D = contiguous(a.D, d.weight_dtype, {H});
+  r.dt_bias = contiguous(a.dt_bias, d.weight_dtype, {H});
+  const bool wide = a.wide_indices != 0;
+  if (a.indexed != 0)
+    r.state_batch_indices =
+        strided(a.state_batch_indices, wide ? DType::i64 : DType::i32, {batch}, {a.index_stride / (wide ? 2 : 1)});
+  r.rand_seed = contiguous(a.rand_seed, DType::i64, {1});
+  r.pad_slot_id = a.pad_slot_id;
+  return r;
+}
+
+// Share of the requests that flush.
+double ring_step(const Description& d, const RingArgs& a, std::int64_t batch) {
+  const int P = d.head_dim, N = d.dstate;
+  const auto write = [&](const Tensor& t, std::int64_t at, double v) { encode(t.dtype, bytes_of(t), at, v); };
+  const auto copy = [&](const Tensor& to, std::int64_t to_at, const Tensor& from, std::int64_t from_at, int count) {
+    const std::int64_t size = size_bytes(to.dtype);
+    std::memcpy(bytes_of(to) + to_at * size, bytes_of(from) + from_at * size, static_cast<std::size_t>(count * size));
+  };
+  double flushes = 0;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const RingRequest of = ring_request(d, a, b, read_host);
+    const auto row = [&](const Tensor& t, int token) { return token_offset(d, t, 2, b, of, token); };
+    if (!of.live) {
+      for (int t = 0; t < of.tokens; ++t)
+        for (int i = 0; i < d.nheads * P; ++i) write(a.out, row(a.out, t) + i, 0);
+      continue;
+    }
+    flushes += of.flush ? 1 : 0;
+    for (int h = 0; h < d.nheads; ++h) {
+      const RingHead head = ring_reference(d, a, b, of, h, ring_operands(d), read_host);
+      for (int t = 0; t < of.tokens; ++t) {
+        for (int p = 0; p < P; ++p)
+          write(a.out, row(a.out, t) + h * P + p, head.y_operands[static_cast<std::size_t>(t * P + p)]);
+        copy(a.x_ring, ring_offset(a.x_ring, of, h, of.count + t), a.x, row(a.x, t) + h * P, P);
+        write(a.dt_ring, ring_offset(a.dt_ring, of, h, of.count + t), head.delta[static_cast<std::size_t>(t)]);
+      }
+      for (int p = 0; of.flush && p < P; ++p) {
+        const double scale = head.scale.empty() ? 1 : head.scale[static_cast<std::size_t>(p)];
+        if (!head.scale.empty()) write(a.state_scale, of.slot * a.state_scale.stride[0] + h * P + p, scale);
+        for (int n = 0; n < N; ++n) {
+          double v = head.state[static_cast<std::size_t>(p * N + n)] / scale;
+          if (std::holds_alternative<Stochastic>(d.rounding_kind))
+            v = stored_stochastically(d, v, static_cast<std::uint64_t>(stored_index(a.rand_seed, 0, read_host)),
+                                      of.slot, h, p, n);
+          write(a.state, of.slot * a.state.stride[0] + (std::int64_t{h} * P + p) * N + n, v);
+        }
+      }
+    }
+    for (int g = 0; g < d.ngroups; ++g)
+      for (int t = 0; t < of.tokens; ++t)
+        copy(a.B_ring, ring_offset(a.B_ring, of, g, of.count + t), a.B, row(a.B, t) + g * N, N);
+  }
+  return flushes / static_cast<double>(batch);
+}
+
+void update_step(const Description& d, const device_args::UpdateArgs& a, std::int64_t batch) {
+  const std::int64_t S = a.slots, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
+  UpdateArgs r;
+  r.state = strided(a.state, d.state_dtype, {S, H, P, N}, {a.state_stride, P * N, N, 1});
+  r.x = strided(a.x, d.input_dtype, {batch, H, P}, {a.x_stride, P, 1});
+  r.dt = strided(a.dt, d.dt_dtype, {batch, H}, {a.dt_stride, 1});
+  r.B = strided(a.B, d.input_dtype, {batch, G, N}, {a.B_stride, N, 1});
+  r.C = strided(a.C, d.input_dtype, {batch, G, N}, {a.C_stride, N, 1});
+  r.A = contiguous(a.A, DType::f32, {H});
+  r.D = contiguous(a.D, d.weight_dtype, {H});
+  r.dt_bias = contiguous(a.dt_bias, d.weight_dtype, {H});
+  const DType index = a.wide_indices != 0 ? DType::i64 : DType::i32;
+  r.state_batch_indices = strided(a.state_batch_indices, index, {batch}, {a.index_stride});
+  r.pad_slot_id = a.pad_slot_id;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const RowSlots slots = row_slots(d, r, b, read_host);
+    for (int h = 0; h < d.nheads; ++h) {
+      const HeadResult head = slots.live ? update_reference(d, r, b, h, slots, read_host) : HeadResult{};
+      for (int p = 0; p < d.head_dim; ++p)
+        encode(d.input_dtype, static_cast<std::byte*>(a.out), b * a.out_stride + h * P + p,
+               slots.live ? head.y[static_cast<std::size_t>(p)] : 0.0);
+      for (std::int64_t i = 0; slots.store && i < P * N; ++i)
+        encode(d.state_dtype, bytes_of(r.state), slots.target * a.state_stride + h * P * N + i,
+               head.state[static_cast<std::size_t>(i)]);
+    }
+  }
+}
+
+std::uint64_t mixed(std::uint64_t v) {
+  v = (v ^ (v >> 30)) * 0xbf58476d1ce4e5b9ull;
+  v = (v ^ (v >> 27)) * 0x94d049bb133111ebull;
+  return v ^ (v >> 31);
+}
+
+std::size_t argument_bytes(const char* name) {
+  const std::string_view kernel = name;
+  if (kernel.starts_with("ssmjit_pass_")) return sizeof(PassArgs);
+  if (kernel == "ssmjit_produce") return sizeof(ProduceArgs);
+  if (kernel == "ssmjit_fill") return sizeof(FillArgs);
+  if (kernel == "ssmjit_hash") return sizeof(HashArgs);
+  return kernel.starts_with("ssmjit_ring_") ? sizeof(device_args::RingArgs) : sizeof(device_args::UpdateArgs);
+}
+
+double launch(const char* name, const CUlaunchConfig& config, const void* argument) {
+  const std::string kernel = name;
+  if (kernel.starts_with("ssmjit_pass_")) {
+    const auto a = read_argument<PassArgs>(argument);
+    // Every byte that it says it touches must be there.
+    std::uint64_t seen = 0;
+    for (std::uint64_t i = 0; i < 16 * a.read; ++i) seen += static_cast<std::uint64_t>(a.data[i]);
+    std::memset(a.data, static_cast<int>(seen & 0xff), 16 * a.written_back);
+    std::memset(a.elsewhere, 0x5a, 16 * a.written_new);
+    if (a.appended > 0) std::memset(a.rows, 0x5a, 16 * a.appended);
+    world->passed.push_back(16 * (a.read + a.written_back + a.written_new + a.appended));
+    return 1;
+  }
+  if (kernel == "ssmjit_produce") {
+    const auto a = read_argument<ProduceArgs>(argument);
+    std::memcpy(a.target, a.source, 16 * a.vectors);
+    return 0.5;
+  }
+  if (kernel == "ssmjit_fill") {
+    const auto a = read_argument<FillArgs>(argument);
+    const DType dtypes[] = {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8};
+    for (std::uint64_t i = 0; i < a.count; ++i) {
+      const double uniform = static_cast<double>(mixed(a.seed * 0x9e3779b97f4a7c15ull + i) >> 11) * 0x1p-53;
+      encode(dtypes[a.dtype], a.data, static_cast<std::int64_t>(i), a.mean + a.deviation * (2 * uniform - 1) * 1.7);
+    }
+    return 1;
+  }
+  if (kernel == "ssmjit_hash") {
+    const auto a = read_argument<HashArgs>(argument);
+    for (std::uint64_t i = 0; i < a.words; ++i) *a.result += mixed(a.data[i] + (i << 32));
+    return 1;
+  }
+  const Cost cost = world->cost[kernel];
+  const auto batch = static_cast<std::int64_t>(config.gridDimY);
+  world->batches.push_back(static_cast<int>(batch));
+  if (world->description.op() == Op::update) {
+    update_step(world->description, read_argument<device_args::UpdateArgs>(argument), batch);
+    return cost.no_flush;
+  }
+  // Verification takes a few of the description's heads.
+  const auto device = read_argument<device_args::RingArgs>(argument);
+  Description d = world->description;
+  d.ngroups = device.nheads / d.heads_per_group();
+  d.nheads = device.nheads;
+  const RingArgs args = of_device(d, device, batch);
+  const double flushed = ring_step(d, args, batch);
+  if (world->spoil) world->spoil(args, batch);
+  return cost.no_flush + flushed * (cost.flush - cost.no_flush);
+}
+
+// ---- the tests ----
+
+constexpr int kBatch = 9;  // none that verification has
+
+Description ring() {
+  return mamba2({.nheads = 4, .head_dim = 16, .dstate = 64, .ngroups = 2})
+      .tokens(3)
+      .state(DType::bf16)
+      .store(Ring{.window = 6});
+}
+
+class Sweep : public testing::Test {
+ protected:
+  void SetUp() override {
+    try {
+      nvrtc_version();
+    } catch (const Error& e) {
+      GTEST_SKIP() << e.what();
+    }
+    void* handle = dlopen(SSMJIT_HOST_LIBCUDA, RTLD_NOW | RTLD_LOCAL);
+    ASSERT_NE(handle, nullptr) << dlerror();
+    auto* kernels = reinterpret_cast<decltype(&host_kernels)>(dlsym(handle, "host_kernels"));
+    bytes_in_use_ = reinterpret_cast<decltype(&host_bytes_in_use)>(dlsym(handle, "host_bytes_in_use"));
+    ASSERT_NE(kernels, nullptr);
+    kernels({argument_bytes, launch});
+    world = &world_;
+    use(ring());
+  }
+  void TearDown() override { world = nullptr; }
+
+  // Plans of the description, none for dependent launches, and what they cost.
+  void use(const Description& description, const std::vector<Cost>& costs = {{2, 9}, {4, 6}}) {
+    world_ = {};
+    world_.description = description;
+    const Arch arch{9, 0, 'a'};
+    options_ = {};
+    options_.batches = {kBatch};
+    for (const Plan& plan : plan_space(description, arch)) {
+      if (options_.plans.size() == costs.size()) break;
+      if (plan.early_state) continue;
+      world_.cost[emit(description, plan, arch).entries.front().name] = costs[options_.plans.size()];
+      options_.plans.push_back(plan);
+    }
+    ASSERT_EQ(options_.plans.size(), costs.size());
+  }
+  std::vector<Measurement> run() { return sweep(world_.description, options_); }
+
+  ScopedEnvironment driver_{"SSMJIT_LIBCUDA", SSMJIT_HOST_LIBCUDA};
+  decltype(&host_bytes_in_use) bytes_in_use_ = nullptr;
+  World world_;
+  TuneOptions options_;
+};
+
+TEST_F(Sweep, TimesBothPhasesOfARingAndTheLeastWeightedStepWins) {
+  const std::vector<Measurement> all = run();
+  ASSERT_THAT(all, SizeIs(2));
+  for (const Measurement& m : all) {
+    EXPECT_EQ(m.op, Op::ring);
+    EXPECT_EQ(m.phase, "weighted");
+    EXPECT_EQ(m.steps_per_flush, 2) << "2 of 3 tokens accepted, a window of 6";
+    ASSERT_THAT(m.phases, SizeIs(2)) << m.reason;
+    EXPECT_EQ(m.phases[0].ring_count, 3);
+    EXPECT_EQ(m.phases[1].ring_count, 5);
+    EXPECT_EQ(m.phases[1].bytes, bytes_moved(ring(), kBatch, Phase::flush, 5));
+    EXPECT_NEAR(m.floor_us, 1, 1e-4);
+    EXPECT_GE(m.layers, 8);
+    EXPECT_EQ(Measurement::from_json(m.json()).key(), m.key());
+  }
+  const Table table = fit_table(all);
+  ASSERT_THAT(table.rows, SizeIs(1));
+  EXPECT_EQ(table.rows[0].plan, options_.plans[1]) << "4 and 6 against 2 and 9";
+  EXPECT_EQ(table.rows[0].us, 5);
+  EXPECT_EQ(table.rows[0].no_flush, (PhaseTime{4, 1}));
+  EXPECT_EQ(table.rows[0].flush, (PhaseTime{6, 1}));
+  EXPECT_EQ(bytes_in_use_(), 0u) << "nothing is kept";
+}
+
+TEST_F(Sweep, TheAcceptanceDecides) {
+  options_.accepted = Acceptance::constant(1);
+  const Table table = fit_table(run());
+  ASSERT_THAT(table.rows, SizeIs(1));
+  EXPECT_EQ(table.rows[0].plan, options_.plans[0]) << "a flush every fourth step";
+  EXPECT_EQ(table.rows[0].us, 3.75);
+}
+
+TEST_F(Sweep, WhatAJournalHoldsIsNotMeasuredAgainUnlessTheAcceptanceChanges) {
+  options_.known = run();
+  EXPECT_THAT(run(), IsEmpty());
+  options_.accepted = Acceptance::constant(1);
+  EXPECT_THAT(run(), SizeIs(2));
+}
+
+TEST_F(Sweep, BehindAProducerItsPartIsTakenOff) {
+  options_.modes = {PdlMode::chain};
+  const Table table = fit_table(run());
+  ASSERT_THAT(table.rows, SizeIs(1));
+  EXPECT_EQ(table.rows[0].pdl, PdlMode::chain);
+  EXPECT_EQ(table.rows[0].us, 5);
+}
+
+TEST_F(Sweep, APhaseAloneIsMeasuredAndIsNoRow) {
+  options_.phases = {Phase::flush};
+  const std::vector<Measurement> all = run();
+  ASSERT_THAT(all, SizeIs(2));
+  EXPECT_EQ(all[0].phase, "flush");
+  EXPECT_THAT(all[0].phases, SizeIs(1));
+  EXPECT_EQ(all[0].us, all[0].phases[0].us);
+  EXPECT_THAT(fit_table(all).rows, IsEmpty());
+}
+
+TEST_F(Sweep, TheFloorMovesWhatAStepMoves) {
+  options_.plans.resize(1);
+  run();
+  const auto bytes = [&](Phase phase) {
+    const Bytes b = bytes_moved(ring(), kBatch, phase, timed_ring_count(ring(), phase));
+    return static_cast<double>(b.read + b.written_back + b.written_new);
+  };
+  ASSERT_FALSE(world_.passed.empty());
+  EXPECT_NEAR(static_cast<double>(world_.passed.front()), bytes(Phase::no_flush), 64);
+  EXPECT_NEAR(static_cast<double>(world_.passed.back()), bytes(Phase::flush), 64);
+}
+
+TEST_F(Sweep, EveryKindOfRingHasLayersThatItsKernelsTake) {
+  const std::vector<Description> kinds = {ring().state(DType::f32).gate(silu(dsl::z)),
+                                          ring().state(DType::f16).rounding(Stochastic{}),
+                                          ring().state(DType::i8),
+                                          ring().state(DType::f8).rounding(Stochastic{}),
+                                          ring().varlen(),
+                                          ring().tokens(1).input(DType::f16).no_skip()};
+  for (const Description& d : kinds) {
+    use(d, {{2, 9}});
+    options_.batches = {2};
+    options_.modes = {PdlMode::chain};
+    const std::vector<Measurement> all = run();
+    EXPECT_THAT(all, SizeIs(1));
+    for (const Measurement& m : all) EXPECT_EQ(m.outcome, Outcome::ok) << d.summary() << ": " << m.reason;
+  }
+}
+
+TEST_F(Sweep, AnUpdateHasOnePhase) {
+  use(mamba2({.nheads = 4, .head_dim = 16, .dstate = 64, .ngroups = 1}).state(DType::bf16), {{3, 0}, {2, 0}});
+  const std::vector<Measurement> all = run();
+  ASSERT_THAT(all, SizeIs(2));
+  const Table table = fit_table(all);
+  ASSERT_THAT(table.rows, SizeIs(1)) << all[0].reason;
+  EXPECT_EQ(table.rows[0].op, Op::update);
+  EXPECT_EQ(table.rows[0].plan, options_.plans[1]);
+  EXPECT_EQ(table.rows[0].us, 2);
+  EXPECT_EQ(table.rows[0].floor_us, 1);
+  for (const Measurement& m : all) {
+    EXPECT_EQ(m.phase, "step");
+    EXPECT_THAT(m.phases, IsEmpty());
+  }
+}
+
+struct Spoiled {
+  std::string name;
+  std::function<void(const RingArgs&)> how;
+  Outcome outcome;
+  std::string reason;
+};
+void PrintTo(const Spoiled& spoiled, std::ostream* out) { *out << spoiled.name; }
+
+class SpoiledStep : public Sweep, public testing::WithParamInterface<Spoiled> {};
+
+std::vector<Spoiled> spoiled_steps() {
+  const auto at = [](const Tensor& t, std::int64_t i) { return bytes_of(t) + i * size_bytes(t.dtype); };
+  return {{"Output", [=](const RingArgs& a) { encode(a.out.dtype, at(a.out, 0), 0, 1e4); }, Outcome::wrong, "out"},
+          {"State", [=](const RingArgs& a) { encode(a.state.dtype, at(a.state, 5), 0, 1e4); }, Outcome::wrong, "state"},
+          {"Ring",
+           [=](const RingArgs& a) {
+             for (int row = 3; row < 9; ++row) encode(a.x_ring.dtype, at(a.x_ring, 16 * row), 0, 77);
+           },
+           Outcome::wrong, "x_ring"},
+          {"Delta",
+           [=](const RingArgs& a) {
+             for (int row = 3; row < 9; ++row) encode(a.dt_ring.dtype, at(a.dt_ring, row), 0, 77);
+           },
+           Outcome::wrong, "dt_ring"},
+          {"Chance",
+           [=](const RingArgs& a) {
+             static int turn = 0;
+             encode(a.out.dtype, at(a.out, 0), 0, ++turn);
+           },
+           Outcome::nondeterministic, "launch 2 gave other bits"}};
+}
+
+TEST_P(SpoiledStep, IsFoundAtTheSizeItIsTimedAt) {
+  const auto spoil = GetParam().how;
+  // Layer 0's alone, and not what verification looks at.
+  world_.spoil = [&](const RingArgs& args, std::int64_t batch) {
+    if (batch != kBatch) return;
+    for (std::int64_t slot = 0; slot < kBatch; ++slot) {
+      RingArgs of_slot = args;
+      for (Tensor* t : {&of_slot.state, &of_slot.x_ring, &of_slot.dt_ring, &of_slot.out})
+        t->data = bytes_of(*t) + slot * t->stride[0] * size_bytes(t->dtype);
+      for (int head = 0; head < 4; ++head) {
+        spoil(of_slot);
+        for (Tensor* t : {&of_slot.state, &of_slot.x_ring, &of_slot.dt_ring})
+          t->data = bytes_of(*t) + t->stride[1] * size_bytes(t->dtype);
+        of_slot.out.data = bytes_of(of_slot.out) + 16 * size_bytes(of_slot.out.dtype);
+      }
+    }
+  };
+  const std::vector<Measurement> all = run();
+  ASSERT_THAT(all, SizeIs(2));
+  for (const Measurement& m : all) {
+    EXPECT_EQ(m.outcome, GetParam().outcome) << m.reason;
+    EXPECT_THAT(m.reason, HasSubstr(GetParam().reason));
+    EXPECT_EQ(m.us, 0);
+  }
+  EXPECT_THAT(fit_table(all).rows, IsEmpty());
+}
+INSTANTIATE_TEST_SUITE_P(Of, SpoiledStep, testing::ValuesIn(spoiled_steps()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_F(Sweep, TheSteadyStateMovesItsCursorsOn) {
+  for (const char* accepted : {"2", "1:0.5,3:0.5"}) {
+    SteadyOptions options;
+    options.accepted = Acceptance::parse(accepted);
+    options.steps = 60;
+    const SteadyState steady = steady_state(ring(), options_.plans[0], kBatch, options);
+    EXPECT_NEAR(steady.flushed, 1 / steps_per_flush(6, 3, options.accepted), 0.05) << accepted;
+    EXPECT_NEAR(steady.us, 2 + steady.flushed * (9 - 2), 0.01) << accepted;
+    EXPECT_EQ(steady.steps, 60);
+  }
+  SteadyOptions options;
+  options.accepted = Acceptance::constant(4);
+  EXPECT_THROW(steady_state(ring(), options_.plans[0], kBatch, options), Error);
+  EXPECT_THROW(steady_state(mamba2({.nheads = 4, .head_dim = 16, .dstate = 64}), options_.plans[0], kBatch), Error);
+}
+
+}  // namespace
+}  // namespace ssmjit
