@@ -207,6 +207,13 @@ TEST(Faults, Row2_PaddedPagesOfStateAndRingsAreTakenAndMisalignedOnesRefused) {
     (args.*pool).stride[0] -= 16;
     EXPECT_THAT(problems(args), ElementsAre(HasSubstr("so that slots do not overlap")));
   }
+  // Scales are read in vectors too.
+  args = full_args();
+  args.state_scale.data = address(0x1100004);
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("base address 0x1100004 is not a multiple of 16 bytes")));
+  args = full_args();
+  args.state_scale.stride[0] += 3;
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("state_scale: slot stride 259 elements")));
 }
 
 TEST(Faults, Row1_PoolsPastTwoToThe31ElementsAreTaken) {
