@@ -1,5 +1,6 @@
 #include <ssmjit/source.h>
 
+#include <algorithm>
 #include <set>
 
 #include <fmt/format.h>
@@ -11,6 +12,7 @@
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
 #include "codegen/pieces.h"
+#include "codegen/slots_source.h"
 
 namespace ssmjit {
 namespace {
@@ -199,6 +201,73 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
   source.options = kOptions;
   source.entries = {{entry, shape.block_threads, shape.smem_bytes}};
   return source;
+}
+
+namespace {
+
+constexpr int kSlotThreads = 128;
+constexpr int kSlotBlocksPerSm = 4;  // that the compiler leaves registers for
+
+// Rows of head_dim that a block of `materialise` takes: as many as divide it, at most 128.
+int slot_block_m(const Description& d) {
+  int rows = 8;
+  for (int m = 8; m <= std::min(128, d.head_dim); m += 8)
+    if (d.head_dim % m == 0) rows = m;
+  return rows;
+}
+
+std::string slots_config(const Description& d) {
+  const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
+  std::string s = "\n// ---- these kernels ----\n\nstruct Config {\n";
+  s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
+  s += fmt::format("  using Input = {};  // x, B\n", cuda_type(d.input_dtype));
+  s += constant("kHeadDim", d.head_dim);
+  s += constant("kDstate", d.dstate);
+  s += constant("kHeadsPerGroup", d.heads_per_group());
+  s += constant("kWindow", d.ring_window());
+  s += constant("kRing", d.ring_length());
+  s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
+  s += constant("kBlockM", slot_block_m(d));
+  s += constant("kThreads", kSlotThreads);
+  s += "};\n";
+  return s;
+}
+
+}  // namespace
+
+Source emit_ring_slots(const Description& description, const Arch& arch) {
+  const Description& d = description;
+  d.validate();
+  if (d.op() != Op::ring)
+    fail(ErrorKind::invalid, "description: got a store in place, which has no ring; wants a ring (store=ring:16)");
+  Source source;
+  source.arch = arch;
+  source.text = fmt::format("// ssmjit {}: slots of a ring's pools, materialised, reset and copied, of {}\n", kVersion,
+                            d.summary());
+  source.text += fmt::format("//\n{}{}\n", kDescriptionLine, d.json());
+  source.text += fmt::format("// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n", arch.text());
+  Pieces(source.text).add("materialise.cuh");
+  const std::string own = slots_config(d);
+  source.text += own;
+  const std::string id = digest16(own).substr(0, 8);
+  const auto entry = [&](const char* function, const char* args) {
+    const std::string entry_name = fmt::format("ssmjit_{}_{}", function, id);
+    source.text += fmt::format(
+        "\nextern \"C\" __global__ void __launch_bounds__({}, {}) {}(const __grid_constant__ {} args) {{\n"
+        "  {}<Config>(args);\n}}\n",
+        kSlotThreads, kSlotBlocksPerSm, entry_name, args, function);
+    source.entries.push_back({entry_name, kSlotThreads, 0});
+  };
+  entry("materialise", "MaterialiseArgs");
+  entry("reset_slots", "ResetSlotsArgs");
+  entry("copy_slots", "CopySlotsArgs");
+  source.digest = digest16(without_banner(source.text));
+  source.options = kOptions;
+  return source;
+}
+
+std::int64_t materialise_blocks(const Description& description) {
+  return std::int64_t{description.nheads} * (description.head_dim / slot_block_m(description));
 }
 
 std::string template_pieces(const std::vector<std::string>& files) {

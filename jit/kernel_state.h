@@ -2,20 +2,19 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
 
 #include <cuda.h>
 
 #include <ssmjit/kernel.h>
 
-#include "jit/driver.h"
 #include "jit/launch_checks.h"
+#include "jit/module.h"
 
 namespace ssmjit {
 
 struct Kernel::State {
-  State(const Description& d, const Plan& p, Cubin c) : description(d), plan(p), cubin(std::move(c)), wants(d) {}
-  ~State();
+  State(const Description& d, const Plan& p, const Source& source, const Cubin& c, const LaunchShape& of_one)
+      : description(d), plan(p), cubin(c), wants(d), row(of_one), has_pdl(c.arch.has_pdl()), module(source, c) {}
   State(const State&) = delete;
   State& operator=(const State&) = delete;
 
@@ -29,10 +28,7 @@ struct Kernel::State {
   Wants wants;
   LaunchShape row;  // of a batch of one; a batch of n has n times its grid_y
   bool has_pdl = false;
-  const Driver* driver = nullptr;
-  CUcontext context = nullptr;
-  CUmodule module = nullptr;
-  CUfunction function = nullptr;
+  Module module;
 };
 
 }  // namespace ssmjit

@@ -237,6 +237,33 @@ void check_pdl(Pdl pdl, Report& report) {
   if (pdl != Pdl::off && pdl != Pdl::wait_first && pdl != Pdl::early_state)
     report([&] { return fmt::format("pdl: {} is none of off, wait_first, early_state", static_cast<int>(pdl)); });
 }
+// What a ring keeps from step to step, a slot apart: as RingArgs and RingLayer name it. `check` takes a tensor, what is
+// wanted of it, whether it is wanted, and why.
+inline constexpr const char* kRingNeeds = "every ring step needs it";
+template <class Pools, class Check>
+void check_ring_pools(const Wants& wants, const Pools& pools, const Check& check) {
+  const std::int64_t slots = pools.state.rank == 4 && pools.state.shape[0] >= 0 ? pools.state.shape[0] : kAny;
+  const auto pool = [&](const Tensor& tensor, const char* name, DType dtype, int rank,
+                        const std::array<std::int64_t, 4>& shape, Align align, bool wanted = true,
+                        const char* reader = kRingNeeds) {
+    check(tensor,
+          {.name = name,
+           .dtype = dtype,
+           .rank = rank,
+           .shape = shape,
+           .align = align,
+           .rows_apart = true,
+           .rows = {"slot", ""},
+           .most_stride = kMostIntStride},
+          wanted, reader);
+  };
+  pool(pools.state, "state", wants.state, 4, {kAny, wants.nheads, wants.head_dim, wants.dstate}, Align::vector_rows);
+  pool(pools.state_scale, "state_scale", DType::f32, 3, {slots, wants.nheads, wants.head_dim}, Align::vector_rows,
+       wants.has_state_scale, "an 8-bit state has a scale for each row");
+  pool(pools.x_ring, "x_ring", wants.input, 4, {slots, wants.nheads, wants.length, wants.head_dim}, Align::vector_rows);
+  pool(pools.B_ring, "B_ring", wants.input, 4, {slots, wants.ngroups, wants.length, wants.dstate}, Align::vector_rows);
+  pool(pools.dt_ring, "dt_ring", DType::f32, 3, {slots, wants.nheads, wants.length}, Align::element);
+}
 // Without indices row b uses slot b.
 template <class Report>
 void check_slot_of_each_row(const Tensor& state, std::int64_t batch, Report& report) {

@@ -9,7 +9,7 @@ namespace ssmjit {
 
 namespace {
 
-constexpr const char* kNeeded = "every ring step needs it";
+constexpr const char* kNeeded = kRingNeeds;
 
 // Whether a varlen tensor is [1, total, ...] and not [total, ...]. `inner`: the dimensions behind the tokens.
 bool has_leading_one(const Tensor& tensor, int inner) { return tensor.rank == inner + 2; }
@@ -65,27 +65,7 @@ void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
     if (check_given(tensor_wants.name, is_given(tensor), wanted, reader, report))
       check_tensor(tensor, tensor_wants, report);
   };
-  // Kept from step to step, a slot apart.
-  const auto pool = [&](const Tensor& tensor, const char* name, DType dtype, int rank,
-                        const std::array<std::int64_t, 4>& shape, Align align, bool wanted = true,
-                        const char* reader = kNeeded) {
-    check(tensor,
-          {.name = name,
-           .dtype = dtype,
-           .rank = rank,
-           .shape = shape,
-           .align = align,
-           .rows_apart = true,
-           .rows = {"slot", ""},
-           .most_stride = kMostIntStride},
-          wanted, reader);
-  };
-  pool(args.state, "state", wants.state, 4, {kAny, wants.nheads, wants.head_dim, wants.dstate}, Align::vector_rows);
-  pool(args.state_scale, "state_scale", DType::f32, 3, {slots, wants.nheads, wants.head_dim}, Align::element,
-       wants.has_state_scale, "an 8-bit state has a scale for each row");
-  pool(args.x_ring, "x_ring", wants.input, 4, {slots, wants.nheads, wants.length, wants.head_dim}, Align::vector_rows);
-  pool(args.B_ring, "B_ring", wants.input, 4, {slots, wants.ngroups, wants.length, wants.dstate}, Align::vector_rows);
-  pool(args.dt_ring, "dt_ring", DType::f32, 3, {slots, wants.nheads, wants.length}, Align::element);
+  check_ring_pools(wants, args, check);
   check(args.ring_start, {"ring_start", DType::i32, 1, {slots}}, true, kNeeded);
   check(args.ring_count, {"ring_count", DType::i32, 1, {slots}}, true, kNeeded);
 
@@ -257,7 +237,7 @@ void Kernel::launch(const RingArgs& args, void* stream) const {
   if (batch == 0) return;
   const auto cu_stream = static_cast<CUstream>(stream);
   if (args.checked) [[unlikely]]
-    check_memory(*state.driver, state.wants, args, batch, cu_stream);
+    check_memory(state.module.driver(), state.wants, args, batch, cu_stream);
   const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
   device_args::RingArgs device = to_device(args, pdl);
   state.launch(&device, batch, pdl, cu_stream);

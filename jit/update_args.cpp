@@ -159,7 +159,7 @@ void Kernel::launch(const UpdateArgs& args, void* stream) const {
   if (batch == 0) return;
   const auto cu_stream = static_cast<CUstream>(stream);
   if (args.checked) [[unlikely]]
-    check_memory(*state.driver, args, batch, cu_stream);
+    check_memory(state.module.driver(), args, batch, cu_stream);
   const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
   device_args::UpdateArgs device = to_device(args, pdl);
   state.launch(&device, batch, pdl, cu_stream);

@@ -6,6 +6,7 @@
 #include "device/cluster.cuh"
 #include "device/mma.cuh"
 #include "device/shuffle.cuh"
+#include "materialise.cuh"
 #include "ring.cuh"
 #include "rounding.cuh"
 #include "update.cuh"
@@ -169,3 +170,30 @@ extern "C" __global__ void __launch_bounds__(32, 1) check_ring_of_bytes(const __
 extern "C" __global__ void __launch_bounds__(64, 1) check_ring_of_12_tokens(const __grid_constant__ RingArgs args) {
   ring_step<RingOf12Tokens>(args);
 }
+
+// Slots of pools of bytes; and of one with fp32 states, whose heads take two blocks each.
+struct SlotsOfBytes : RingOfBytes {
+  static constexpr int kBlockM = 64;
+  static constexpr int kThreads = 128;
+};
+struct SlotsOfFloats : RingOfTwoHeads {
+  using State = float;
+  static constexpr int kHeadDim = 256;
+  static constexpr int kBlockM = 128;
+  static constexpr int kThreads = 128;
+};
+#define SSMJIT_CHECK_SLOTS(Config)                                         \
+  extern "C" __global__ void __launch_bounds__(Config::kThreads)           \
+      materialise_##Config(const __grid_constant__ MaterialiseArgs args) { \
+    materialise<Config>(args);                                             \
+  }                                                                        \
+  extern "C" __global__ void __launch_bounds__(Config::kThreads)           \
+      reset_##Config(const __grid_constant__ ResetSlotsArgs args) {        \
+    reset_slots<Config>(args);                                             \
+  }                                                                        \
+  extern "C" __global__ void __launch_bounds__(Config::kThreads)           \
+      copy_##Config(const __grid_constant__ CopySlotsArgs args) {          \
+    copy_slots<Config>(args);                                              \
+  }
+SSMJIT_CHECK_SLOTS(SlotsOfBytes)
+SSMJIT_CHECK_SLOTS(SlotsOfFloats)

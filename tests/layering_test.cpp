@@ -28,7 +28,8 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"templates", {}},
 };
 // Of the templates the host may read the arguments, which are plain C++.
-const std::set<std::string> kTemplatesForTheHost = {"templates/update_args.cuh", "templates/ring_args.cuh"};
+const std::set<std::string> kTemplatesForTheHost = {"templates/update_args.cuh", "templates/ring_args.cuh",
+                                                    "templates/ring_slots_args.cuh"};
 
 struct Include {
   fs::path file;

@@ -66,12 +66,14 @@ struct UpdateArgs {
 // tokens, ngroups, dstate]; requests and tokens may be strided, inner dimensions are contiguous, rows 16-byte aligned.
 // A description with varlen: [total, ...] or [1, total, ...] instead of [batch, tokens, ...], request b's tokens from
 // cu_seqlens[b] to cu_seqlens[b + 1].
-// The host owns the cursors and moves them once a model step, after all layers (advance_ring() below).
+// The host owns the cursors and moves them once a model step, after all layers (advance_ring() below). A slot that
+// changes hands is reset or copied with its rings and cursors (ring.h): a stale ring can't be seen here.
 struct RingArgs {
   std::size_t size = sizeof(RingArgs);
   Tensor state;        // [slots, nheads, head_dim, dstate], state dtype; slots may be strided; written by a flush
   Tensor state_scale;  // [slots, nheads, head_dim], fp32; given iff the state is int8 or fp8; a row's value is stored *
-                       // scale; written by a flush
+                       // scale; base and slot stride multiples of 16 bytes, as those of state and rings of x and B;
+                       // written by a flush
   Tensor x_ring;       // [slots, nheads, length, head_dim], input dtype; the step's rows are added
   Tensor B_ring;       // [slots, ngroups, length, dstate], input dtype; likewise
   Tensor dt_ring;      // [slots, nheads, length], fp32: delta, not dt; likewise

@@ -27,6 +27,10 @@ struct Source {
 // Fails: ErrorKind::invalid when the description or the plan is not legal.
 Source emit(const Description& description, const Plan& plan, const Arch& arch);
 
+// The kernels that move whole slots of a ring's pools (ring.h): materialise, reset, copy, in this order. Fails:
+// ErrorKind::invalid for an invalid description, and for one without a ring.
+Source emit_ring_slots(const Description& description, const Arch& arch);
+
 // What the banner of an emitted file says it is. Fails: ErrorKind::invalid when there is no banner.
 struct Banner {
   Description description;

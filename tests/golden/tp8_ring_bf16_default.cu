@@ -1,7 +1,7 @@
 // ssmjit 0.1.0: mamba2 ring, 16 heads x 64 x 128, 1 group, input bf16, dt fp32, weights fp32, state bf16, delta softplus(dt + dt_bias), decay exp(A * delta), 6 tokens, skip D * x, ring of window 16 and length 22
 //
 // description: {"schema":1,"op":"ring","family":"mamba2","nheads":16,"head_dim":64,"dstate":128,"ngroups":1,"tokens":6,"input":"bf16","dt":"fp32","weights":"fp32","state":"bf16","delta":"softplus(dt + dt_bias)","decay":"exp(A * delta)","skip":"D * x","gate":null,"rounding":"nearest","store":{"kind":"ring","window":16},"destination_slots":false,"aligned_rows":true,"pad_output":"zeros"}
-// plan: block_m=16,warps=1,lanes_per_row=4,heads_per_block=1,stages=1,state_path=direct,streaming=true,early_state=false,min_blocks_per_sm=1
+// plan: block_m=16,warps=1,lanes_per_row=4,heads_per_block=1,stages=1,state_path=direct,streaming=true,early_state=false,min_blocks_per_sm=1,ring_rows=live
 //   block_m: rows of head_dim a block takes
 //   warps: warps a block; each takes block_m / warps rows
 //   lanes_per_row: lanes that share a row of dstate in 16-byte vectors: as the tensor cores want their operands
@@ -15,7 +15,7 @@
 //
 // A call moves, for each request: 301568 bytes read, 0 of them written back, 26496 written elsewhere.
 // With a flush: 315776 bytes read, 262144 of them written back, 26496 written elsewhere.
-// Launch for nheads = 16: grid (64, batch), block 32, dynamic shared memory 0 bytes; entry ssmjit_ring_ed348fa8.
+// Launch for nheads = 16: grid (64, batch), block 32, dynamic shared memory 0 bytes; entry ssmjit_ring_bf40ba9b.
 // Rebuild: nvcc -std=c++17 -arch=sm_90a -cubin FILE.cu
 
 // ---- device/basic.cuh ----
@@ -1904,12 +1904,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   };
   constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
   const int lane_element = g * Cfg::kDstate + q * S::kSpan;
-  if constexpr (!S::kDirect) {
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) copy_state(i, i);
-  } else if constexpr (!S::kAll) {
-    state.load(warp_state + lane_element);
-  }
+  if constexpr (S::kDirect && !S::kAll) state.load(warp_state + lane_element);
 
   // Out of range they are the caller's error, but no address leaves the ring.
   const int start = start_word < 0 ? 0 : start_word < Cfg::kRing ? start_word : Cfg::kRing - 1;
@@ -1931,6 +1926,11 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   Vec16 old_x[S::kAll ? Streams::kOldLoads : 1];
   if constexpr (S::kAll) streams.load_old(old_x);
   if constexpr (S::kDirect && S::kAll) state.load(warp_state + lane_element);
+  // Behind all that the first head needs beside it, which would else wait for the state of every stage.
+  const auto copy_states = [&] {
+#pragma unroll
+    for (int i = 0; !S::kDirect && i < kAhead; ++i) copy_state(i, i);
+  };
   // A group of copies a head; past the last one groups are empty.
   const auto copy_early = [&](int i, int stage) {
     if constexpr (!S::kAll) streams.copy_old(shared, i, stage);
@@ -1939,6 +1939,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   if constexpr (Cfg::kEarlyState) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) copy_early(i, i);
+    copy_states();
     grid_dependency_wait();
     load_inputs();
   }
@@ -1950,6 +1951,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     }
     copy_async_commit();
   }
+  if constexpr (!Cfg::kEarlyState) copy_states();
 
   // delta of the new rows, while the ring's are on their way; then the sums of the heads.
   float fresh[kHeadsMine][S::kLaneRows];
@@ -2247,13 +2249,13 @@ struct Config {
   static constexpr StatePath kStatePath = StatePath::direct;
   static constexpr bool kStreaming = true;
   static constexpr bool kEarlyState = false;
-  static constexpr RingRows kRingRows = RingRows::all;
+  static constexpr RingRows kRingRows = RingRows::live;
 
   static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }
   static SSMJIT_DEVICE float skip(float D, float x) { return D * x; }
   static SSMJIT_DEVICE float gate(float z) { return 0.0f; }
 };
 
-extern "C" __global__ void __launch_bounds__(32, 1) ssmjit_ring_ed348fa8(const __grid_constant__ RingArgs args) {
+extern "C" __global__ void __launch_bounds__(32, 1) ssmjit_ring_bf40ba9b(const __grid_constant__ RingArgs args) {
   ring_step<Config>(args);
 }

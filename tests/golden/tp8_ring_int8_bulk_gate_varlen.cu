@@ -1904,12 +1904,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   };
   constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
   const int lane_element = g * Cfg::kDstate + q * S::kSpan;
-  if constexpr (!S::kDirect) {
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) copy_state(i, i);
-  } else if constexpr (!S::kAll) {
-    state.load(warp_state + lane_element);
-  }
+  if constexpr (S::kDirect && !S::kAll) state.load(warp_state + lane_element);
 
   // Out of range they are the caller's error, but no address leaves the ring.
   const int start = start_word < 0 ? 0 : start_word < Cfg::kRing ? start_word : Cfg::kRing - 1;
@@ -1931,6 +1926,11 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   Vec16 old_x[S::kAll ? Streams::kOldLoads : 1];
   if constexpr (S::kAll) streams.load_old(old_x);
   if constexpr (S::kDirect && S::kAll) state.load(warp_state + lane_element);
+  // Behind all that the first head needs beside it, which would else wait for the state of every stage.
+  const auto copy_states = [&] {
+#pragma unroll
+    for (int i = 0; !S::kDirect && i < kAhead; ++i) copy_state(i, i);
+  };
   // A group of copies a head; past the last one groups are empty.
   const auto copy_early = [&](int i, int stage) {
     if constexpr (!S::kAll) streams.copy_old(shared, i, stage);
@@ -1939,6 +1939,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   if constexpr (Cfg::kEarlyState) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) copy_early(i, i);
+    copy_states();
     grid_dependency_wait();
     load_inputs();
   }
@@ -1950,6 +1951,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     }
     copy_async_commit();
   }
+  if constexpr (!Cfg::kEarlyState) copy_states();
 
   // delta of the new rows, while the ring's are on their way; then the sums of the heads.
   float fresh[kHeadsMine][S::kLaneRows];

@@ -207,6 +207,13 @@ TEST(Faults, Row2_PaddedPagesOfStateAndRingsAreTakenAndMisalignedOnesRefused) {
     (args.*pool).stride[0] -= 16;
     EXPECT_THAT(problems(args), ElementsAre(HasSubstr("so that slots do not overlap")));
   }
+  // Scales are read in vectors too.
+  args = full_args();
+  args.state_scale.data = address(0x1100004);
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("base address 0x1100004 is not a multiple of 16 bytes")));
+  args = full_args();
+  args.state_scale.stride[0] += 3;
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("state_scale: slot stride 259 elements")));
 }
 
 TEST(Faults, Row1_PoolsPastTwoToThe31ElementsAreTaken) {
@@ -343,7 +350,7 @@ TEST_F(RingLaunch, GivesTheDeviceWhatTheCallerGave) {
   EXPECT_EQ(device.out, args.out.data);
   EXPECT_EQ(device.out_token_stride, kHeads * kHeadDim);
   EXPECT_EQ(device.state_batch_indices, args.state_batch_indices.data);
-  EXPECT_EQ(device.index_stride, 2);
+  EXPECT_EQ(device.index_stride, 4);  // words
   EXPECT_EQ(device.wide_indices, 1);
   EXPECT_EQ(device.pad_slot_id, 7);
   EXPECT_EQ(device.rand_seed, args.rand_seed.data);
