@@ -201,7 +201,8 @@ void FlushMeter::add_head(const RingHead& want, const RingRequest& of, int head,
       double units = 0;
       if (rounded(d.state_dtype, exact) != stored[i])
         units = std::max(0.0, std::abs(stored[i] - exact) - at_most) / unit;
-      if (!std::isfinite(stored[i]) && std::isfinite(rounded(d.state_dtype, exact)))
+      const double nearest = rounded(d.state_dtype, exact);
+      if (std::isnan(stored[i]) || (std::isinf(stored[i]) && std::isfinite(nearest)))
         units = std::numeric_limits<double>::infinity();
       worst_ = std::max(worst_, units);
       if (units > 2) ++past_two_;
@@ -280,7 +281,8 @@ void RingCase::judge(const std::vector<std::byte*>& want_base, const std::vector
                  token_offset(d, want.x, 2, row, request, t) + std::int64_t{h} * P, P);
         const std::int64_t delta_at = ring_offset(want.dt_ring, request, h, age);
         const double want_delta = head.delta[static_cast<std::size_t>(t)];
-        const double off = std::abs(stored_value(got.dt_ring, delta_at, read_host) - want_delta) / want_delta;
+        const double apart = std::abs(stored_value(got.dt_ring, delta_at, read_host) - want_delta);
+        const double off = apart == 0 ? 0.0 : apart / std::abs(want_delta);
         worst_delta = std::isfinite(off) ? std::max(worst_delta, off) : std::numeric_limits<double>::infinity();
         take(want.dt_ring, got.dt_ring, delta_at, 1);
       }

@@ -138,6 +138,12 @@ class RingSpotCheck : public SpotCheck {
         const int age = pair.of.count + t;
         if (values(args_.x_ring, ring_offset(args_.x_ring, pair.of, pair.head, age), d.head_dim) != row_of(args_.x))
           return fmt::format("x_ring: request {}, head {}: token {} is not what was added", pair.request, pair.head, t);
+        const int group = pair.head / d.heads_per_group();
+        const std::int64_t B_at =
+            token_offset(d, args_.B, 2, pair.request, pair.of, t) + std::int64_t{group} * d.dstate;
+        if (values(args_.B_ring, ring_offset(args_.B_ring, pair.of, group, age), d.dstate) !=
+            values(args_.B, B_at, d.dstate))
+          return fmt::format("B_ring: request {}, group {}: token {} is not what was added", pair.request, group, t);
         const double want = pair.want.delta[static_cast<std::size_t>(t)];
         const double got =
             stored_value(args_.dt_ring, ring_offset(args_.dt_ring, pair.of, pair.head, age), read_device_memory);

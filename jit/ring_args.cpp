@@ -92,6 +92,8 @@ void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
         "the description has varlen");
   check(args.rand_seed, {"rand_seed", DType::i64, 1, {1}}, wants.is_stochastic,
         "the description rounds stochastically");
+  if (wants.is_varlen && args.cu_seqlens.rank == 1 && args.cu_seqlens.shape[0] < 1)
+    report([&] { return fmt::format("cu_seqlens: shape [{}]; wants [batch + 1]", args.cu_seqlens.shape[0]); });
 
   if (is_given(args.state_batch_indices)) {
     check_indices_shape("state_batch_indices", args.state_batch_indices, batch, report);
@@ -121,10 +123,14 @@ void check_memory(const Driver& driver, const Wants& wants, const RingArgs& args
       read_slots(driver, "state_batch_indices", args.state_batch_indices, batch, slots, args.pad_slot_id, wrong);
   const std::vector<std::int64_t> start = read_integers(driver, args.ring_start, slots);
   const std::vector<std::int64_t> count = read_integers(driver, args.ring_count, slots);
+  // A request without tokens reads and writes nothing.
+  std::vector<std::int64_t> first_of;
+  if (wants.is_varlen) first_of = read_integers(driver, args.cu_seqlens, batch + 1);
   std::map<std::int64_t, std::size_t> writer;  // slot -> row
   for (std::size_t row = 0; row < slot_of.size(); ++row) {
     const std::int64_t slot = slot_of[row];
     if (is_pad(slot, args.pad_slot_id) || slot >= slots) continue;
+    if (wants.is_varlen && first_of[row + 1] == first_of[row]) continue;
     const auto [first, is_first] = writer.emplace(slot, row);
     if (!is_first) {
       wrong.push_back(same_slot_twice("state_batch_indices", first->second, row, slot));
@@ -138,7 +144,6 @@ void check_memory(const Driver& driver, const Wants& wants, const RingArgs& args
     check("ring_count", count[static_cast<std::size_t>(slot)], wants.window);
   }
   if (wants.is_varlen) {
-    const std::vector<std::int64_t> first_of = read_integers(driver, args.cu_seqlens, batch + 1);
     const std::int64_t total = total_tokens(args);
     if (first_of.front() != 0) wrong.push_back(fmt::format("cu_seqlens[0] is {}; wants 0", first_of.front()));
     for (std::size_t i = 1; i < first_of.size(); ++i) {

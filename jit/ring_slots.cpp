@@ -392,6 +392,7 @@ device_args::ResetSlotsArgs to_device(const Description& description, const Rese
   device.layers = table(args.layers);
   device.ring_start = written(args.ring_start);
   device.ring_count = written(args.ring_count);
+  device.cursors = args.ring_start.shape[0];
   device.slots = args.slots.data;
   device.pad_slot_id = args.pad_slot_id;
   device.nheads = description.nheads;
@@ -404,6 +405,7 @@ device_args::CopySlotsArgs to_device(const Description& description, const CopyS
   device.layers = table(args.layers);
   device.ring_start = written(args.ring_start);
   device.ring_count = written(args.ring_count);
+  device.cursors = args.ring_start.shape[0];
   device.src_slots = args.src_slots.data;
   device.dst_slots = args.dst_slots.data;
   device.pad_slot_id = args.pad_slot_id;

@@ -12,8 +12,9 @@
 //
 //   h'[p, n] = exp(s') * h[p, n] + sum over rows j of exp(s' - s[j]) * delta[j] * x[j, p] * B[j, n]
 //
-// as a flush of the ring step stores it, with fresh scales of an 8-bit state, and by chance with the random bits of the
-// destination. A prefix of no rows is a copy, byte by byte. Rows behind the prefix are not read.
+// as a flush of the ring step stores it (up to the last digits: sums are in fp32 throughout), with fresh scales of an
+// 8-bit state, and by chance with the random bits of the destination. A prefix of no rows is a copy, byte by byte. Rows
+// behind the prefix are not read.
 //
 // A block has block_m rows of head_dim of one head, layer and request. x (times its factor) and B of the prefix are in
 // shared memory; the state passes once through registers, in pieces of 32 elements a thread: a vector each of 2, 4 or 8

@@ -1113,6 +1113,8 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           w[e] = CB[j][2 * n + e] * (exp2_fast_f32(s[n] - r.s[e]) * r.delta[e]);
+          // An infinite weight would make NaN of a zero in x.
+          if constexpr (is_same<Input, f16>) w[e] = min_f32(max_f32(w[e], -65504.0f), 65504.0f);
           if ((weighs >> (4 * j + 2 * n + e) & 1u) == 0) w[e] = 0.0f;
         }
         W[j][n] = pack_word(w, Input{});

@@ -6,11 +6,11 @@
 struct RingArgs {
   const int* state_batch_indices;  // [batch], as 32-bit words: row b's is word b * index_stride; a readable address,
                                    // and index_stride 0, where there are none
-  int index_stride;       // words
-  int wide_indices;       // 1: indices are int64, whose upper word follows; 0: int32
-  int indexed;            // 0: row b uses slot b
-  int pdl;                // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads index, state,
-                          // rings and cursors, waits, then reads the rest; any other does as for 1
+  int index_stride;                // words
+  int wide_indices;                // 1: indices are int64, whose upper word follows; 0: int32
+  int indexed;                     // 0: row b uses slot b
+  int pdl;  // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads index, cu_seqlens, cursors, state,
+            // rings, A, D and dt_bias, waits, then reads the rest; any other does as for 1
   const int* cu_seqlens;  // [batch + 1]: request b has tokens cu_seqlens[b] on, and row strides are 0; null: it has all
   long long slots;        // a slot index outside [0, slots) makes its row a pad row
   long long pad_slot_id;  // a row with this index, or a negative one, is a pad row

@@ -59,7 +59,7 @@ SSMJIT_DEVICE void reset_slots(const ResetSlotsArgs& args) {
   const RingLayer layer = args.layers[block_x() / args.nheads];
   const int head = block_x() % args.nheads;
   const i64 slot = slot_at(args.slots, args.wide, block_y());
-  if (!is_live_slot(slot, layer, args.pad_slot_id)) return;
+  if (!is_live_slot(slot, layer, args.pad_slot_id) || slot >= args.cursors) return;
   State* state = in_slot(static_cast<State*>(layer.state), slot, layer.state_stride, i64{head} * S::kHeadSize);
 #pragma unroll 1
   for (int v = thread_index(); v < Cfg::kHeadDim * S::kVectors; v += Cfg::kThreads)
@@ -84,6 +84,7 @@ SSMJIT_DEVICE void copy_slots(const CopySlotsArgs& args) {
   const i64 from = slot_at(args.src_slots, args.wide_src, block_y());
   const i64 to = slot_at(args.dst_slots, args.wide_dst, block_y());
   if (!is_live_slot(from, layer, args.pad_slot_id) || !is_live_slot(to, layer, args.pad_slot_id) || from == to) return;
+  if (from >= args.cursors || to >= args.cursors) return;
 
   const auto state = [&](i64 slot) {
     return in_slot(static_cast<State*>(layer.state), slot, layer.state_stride, i64{head} * S::kHeadSize);

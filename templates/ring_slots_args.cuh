@@ -41,8 +41,9 @@ struct MaterialiseArgs {
 // A slot starts anew: its state zero, its ring empty.
 struct ResetSlotsArgs {
   const RingLayer* layers;
-  int* ring_start;  // [slots]
-  int* ring_count;  // [slots]
+  int* ring_start;    // [cursors]
+  int* ring_count;    // [cursors]
+  long long cursors;  // a slot past them is a pad
   const void* slots;
   long long pad_slot_id;
   int nheads;
@@ -52,8 +53,9 @@ struct ResetSlotsArgs {
 // A slot becomes as another is: state, scales, rings and cursors.
 struct CopySlotsArgs {
   const RingLayer* layers;
-  int* ring_start;  // [slots]
-  int* ring_count;  // [slots]
+  int* ring_start;    // [cursors]
+  int* ring_count;    // [cursors]
+  long long cursors;  // a slot past them is a pad
   const void* src_slots;
   const void* dst_slots;
   long long pad_slot_id;

@@ -44,6 +44,11 @@ std::uint32_t reversed_half(std::uint32_t bits) {
   return r;
 }
 
+// A weight of x as an operand: of fp16 the largest number at most, since infinity would make NaN of a zero in x.
+double finite_operand(DType dtype, double v) {
+  return rounded(dtype, dtype == DType::f16 ? std::clamp(v, -65504.0, 65504.0) : v);
+}
+
 }  // namespace
 
 RingRequest ring_request(const Description& d, const RingArgs& args, std::int64_t request, const Reader& read) {
@@ -203,8 +208,8 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
     for (double& v : operand_C) v = rounded(operands.state, v);
     std::vector<double> weight(at(count), 0.0);
     for (int j = first; j <= own; ++j)
-      weight[at(j)] =
-          rounded(operands.input, dot(C[at(t)], rows[at(j)].B) * std::exp(s[at(own)] - s[at(j)]) * rows[at(j)].delta);
+      weight[at(j)] = finite_operand(
+          operands.input, dot(C[at(t)], rows[at(j)].B) * std::exp(s[at(own)] - s[at(j)]) * rows[at(j)].delta);
     const double token_decay = std::exp(s[at(own)]);
     for (int p = 0; p < P; ++p) {
       double y = 0, products = 0, terms = 0, flipped = 0;

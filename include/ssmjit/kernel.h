@@ -92,7 +92,8 @@ struct RingArgs {
   Tensor cu_seqlens;              // [batch + 1], int32, from 0, never decreasing; given iff the description has varlen
   Tensor rand_seed;               // [1], int64; given iff the description rounds stochastically
   std::int64_t pad_slot_id = -1;  // this index, and every negative one, marks a pad row
-  Pdl pdl = Pdl::off;             // early_state: indices, cursors, state and rings are read before the wait
+  Pdl pdl = Pdl::off;             // early_state: indices, cu_seqlens, cursors, state, rings, A, D and dt_bias are read
+                                  // before the wait
   bool checked = false;  // look at indices, cursors and cu_seqlens before the launch (copies them and synchronises;
                          // refused under capture)
 };

@@ -220,11 +220,6 @@ SSMJIT_DEVICE void store_shared(void* address, const Vec16& v) { *static_cast<Ve
 SSMJIT_DEVICE void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
-// The same of a part of a 128-byte line whose rest is asked for next.
-SSMJIT_DEVICE void copy_async_of_line(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global)
-               : "memory");
-}
 SSMJIT_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 SSMJIT_DEVICE void copy_async_wait() {

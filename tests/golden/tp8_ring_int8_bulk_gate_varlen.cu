@@ -222,11 +222,6 @@ SSMJIT_DEVICE void store_shared(void* address, const Vec16& v) { *static_cast<Ve
 SSMJIT_DEVICE void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
-// The same of a part of a 128-byte line whose rest is asked for next.
-SSMJIT_DEVICE void copy_async_of_line(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global)
-               : "memory");
-}
 SSMJIT_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 SSMJIT_DEVICE void copy_async_wait() {
@@ -639,11 +634,11 @@ SSMJIT_DEVICE float fn_silu(float v) { return v * fn_sigmoid(v); }
 struct RingArgs {
   const int* state_batch_indices;  // [batch], as 32-bit words: row b's is word b * index_stride; a readable address,
                                    // and index_stride 0, where there are none
-  int index_stride;       // words
-  int wide_indices;       // 1: indices are int64, whose upper word follows; 0: int32
-  int indexed;            // 0: row b uses slot b
-  int pdl;                // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads index, state,
-                          // rings and cursors, waits, then reads the rest; any other does as for 1
+  int index_stride;                // words
+  int wide_indices;                // 1: indices are int64, whose upper word follows; 0: int32
+  int indexed;                     // 0: row b uses slot b
+  int pdl;  // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads index, cu_seqlens, cursors, state,
+            // rings, A, D and dt_bias, waits, then reads the rest; any other does as for 1
   const int* cu_seqlens;  // [batch + 1]: request b has tokens cu_seqlens[b] on, and row strides are 0; null: it has all
   long long slots;        // a slot index outside [0, slots) makes its row a pad row
   long long pad_slot_id;  // a row with this index, or a negative one, is a pad row
@@ -2132,6 +2127,8 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           w[e] = CB[j][2 * n + e] * (exp2_fast_f32(s[n] - r.s[e]) * r.delta[e]);
+          // An infinite weight would make NaN of a zero in x.
+          if constexpr (is_same<Input, f16>) w[e] = min_f32(max_f32(w[e], -65504.0f), 65504.0f);
           if ((weighs >> (4 * j + 2 * n + e) & 1u) == 0) w[e] = 0.0f;
         }
         W[j][n] = pack_word(w, Input{});

@@ -188,6 +188,8 @@ TEST(RingProblems, TensorsMustBeGivenAsTheDescriptionHasThem) {
   args = varlen_args();
   args.cu_seqlens = {};
   EXPECT_THAT(problems(args, varlen_description()), ElementsAre("cu_seqlens: not given; the description has varlen"));
+  args.cu_seqlens = contiguous(address(0xc000000), DType::i32, {0});
+  EXPECT_THAT(problems(args, varlen_description()), Contains("cu_seqlens: shape [0]; wants [batch + 1]"));
 }
 
 TEST(Faults, Row2_PaddedPagesOfStateAndRingsAreTakenAndMisalignedOnesRefused) {
@@ -470,6 +472,8 @@ TEST_F(CheckedRingLaunch, FaultRows6And9_CursorsOutOfRangeAreNamedWithSlotAndRow
 
 TEST_F(CheckedRingLaunch, FaultRow8_SequencesThatDoNotFitAreNamed) {
   EXPECT_EQ(refusal({0, 0, 6, 11}), "") << "an empty sequence is none";
+  slots_ = {4, 4, 7};
+  EXPECT_EQ(refusal({0, 5, 5, 11}), "") << "nor does it write the slot that it shares";
   EXPECT_EQ(refusal({1, 2, 6, 11}), "cu_seqlens[0] is 1; wants 0");
   EXPECT_EQ(refusal({0, 6, 5, 11}), "cu_seqlens[2] is 5, below the 6 in front of it; wants it never to decrease");
   EXPECT_EQ(refusal({0, 2, 9, 11}),

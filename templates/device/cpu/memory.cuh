@@ -95,7 +95,6 @@ SSMJIT_DEVICE void store_shared(void* address, const Vec16& v) {
 }
 
 SSMJIT_DEVICE void copy_async(void* shared, const void* global) { ssmjit_cpu_copy(0, shared, global, 16, 16, 16); }
-SSMJIT_DEVICE void copy_async_of_line(void* shared, const void* global) { copy_async(shared, global); }
 SSMJIT_DEVICE void copy_async_commit() { ssmjit_cpu_copy_commit(0); }
 template <int kPending>
 SSMJIT_DEVICE void copy_async_wait() {
