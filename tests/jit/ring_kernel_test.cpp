@@ -472,13 +472,13 @@ TEST_F(CheckedRingLaunch, FaultRows6And9_CursorsOutOfRangeAreNamedWithSlotAndRow
 
 TEST_F(CheckedRingLaunch, FaultRow8_SequencesThatDoNotFitAreNamed) {
   EXPECT_EQ(refusal({0, 0, 6, 11}), "") << "an empty sequence is none";
-  slots_ = {4, 4, 7};
-  EXPECT_EQ(refusal({0, 5, 5, 11}), "") << "nor does it write the slot that it shares";
   EXPECT_EQ(refusal({1, 2, 6, 11}), "cu_seqlens[0] is 1; wants 0");
   EXPECT_EQ(refusal({0, 6, 5, 11}), "cu_seqlens[2] is 5, below the 6 in front of it; wants it never to decrease");
   EXPECT_EQ(refusal({0, 2, 9, 11}),
             "cu_seqlens[2] is 9, 7 more than the entry in front of it; a request of this kernel has up to 6 tokens");
   EXPECT_EQ(refusal({0, 2, 4, 10}), "cu_seqlens[3] is 10; wants 11, the tokens of x");
+  slots_ = {4, 4, 7};
+  EXPECT_EQ(refusal({0, 5, 5, 11}), "") << "nor does it write the slot that it shares";
 }
 
 TEST_F(CheckedRingLaunch, FaultRow20_IsRefusedUnderCapture) {
