@@ -3,12 +3,11 @@
 
 A CUDA graph of L layers, each with its own state, rings and inputs and one output for all, states and rings together
 past 4 x the L2 (cold); microseconds a layer, the median of replays. Two modes: `off`, the step alone without PDL;
-`chain`, behind
-a producer of this layer's x, B, C and dt that signals at its start, with PDL, the producers' chain alone subtracted.
-Two phases: no_flush and flush, by the rows in use that `ssmjit bench` takes. x, B, C, rings and out are bf16; dt, A, D
-and dt_bias fp32, tied by stride 0; indices int32 from 0 to batch - 1; ring_start 0; no gate. Algorithms: monolith,
-two-kernel, and with --tuned its autotuner's choice for the shape. Needs a GPU, torch, cupy and flashinfer; the first
-call of a shape builds its module, which takes minutes. Exit 1: nothing was timed.
+`chain`, behind a producer of this layer's x, B, C and dt that signals at its start, with PDL, the producers' chain
+alone subtracted. Two phases: no_flush and flush, by the rows in use that `ssmjit bench` takes. x, B, C, rings and out
+are bf16; dt, A, D and dt_bias fp32, tied by stride 0; indices int32 from 0 to batch - 1; ring_start 0; no gate.
+Algorithms: monolith, two-kernel, and with --tuned its autotuner's choice for the shape. Needs a GPU, torch, cupy and
+flashinfer; the first call of a shape builds its module, which takes minutes. Exit 1: nothing was timed.
 """
 import argparse
 import json
