@@ -20,10 +20,6 @@
 // shared memory; the state passes once through registers, in pieces of 32 elements a thread: a vector each of 2, 4 or 8
 // neighbouring rows, the next piece on its way while one is summed.
 
-// Largest value that the dtype of a scaled state holds.
-SSMJIT_DEVICE constexpr float largest_of(i8) { return 127.0f; }
-SSMJIT_DEVICE constexpr float largest_of(e4m3) { return 448.0f; }
-
 template <class Cfg>
 struct MaterialiseShared {
   alignas(16) float x[Cfg::kWindow][Cfg::kBlockM];  // times exp(s' - s) * delta
@@ -120,31 +116,10 @@ struct StatePiece {
 // A vector of the state as it is stored. `place`: of its first element, for the random bits.
 template <class Cfg>
 SSMJIT_DEVICE Vec16 rounded_vector(const float (&v)[SlotShape<Cfg>::kSpan], u64 seed, u64 place) {
-  using State = typename Cfg::State;
-  constexpr int kPer = kPerWord<State>;
-  Vec16 stored;
-  if constexpr (Cfg::kPhiloxRounds == 0) {
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      float part[kPer];
-#pragma unroll
-      for (int e = 0; e < kPer; ++e) part[e] = v[w * kPer + e];
-      stored.word[w] = pack_word(part, State{});
-    }
-  } else {
-    constexpr int kWords = 8 / kPer;  // of a draw
-#pragma unroll
-    for (int d = 0; d < SlotShape<Cfg>::kSpan / 8; ++d) {
-      float eight[8];
-#pragma unroll
-      for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
-      u32 word[kWords];
-      round_stochastic(eight, state_draw<Cfg::kPhiloxRounds>(seed, place + 8 * d, 0), word, State{});
-#pragma unroll
-      for (int w = 0; w < kWords; ++w) stored.word[d * kWords + w] = word[w];
-    }
-  }
-  return stored;
+  if constexpr (Cfg::kPhiloxRounds == 0)
+    return round_vector(v, typename Cfg::State{});
+  else
+    return round_vector_stochastic<Cfg::kPhiloxRounds>(v, seed, place, typename Cfg::State{});
 }
 
 // Entry `i` of the list of requests, the same for all threads of the block; -1 behind its end.

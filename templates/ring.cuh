@@ -551,8 +551,7 @@ struct RingStep {
 #pragma unroll
             for (int e = 0; e < S::kSpan; ++e) largest = max_f32(largest, abs_f32(v[c][r][e]));
           largest = max_lanes<4>(largest);
-          constexpr float kLargest = is_same<State, i8> ? 127.0f : 448.0f;
-          const float encode = largest > 0.0f ? kLargest / largest : 1.0f;
+          const float encode = largest > 0.0f ? largest_of(State{}) / largest : 1.0f;
           const float decoded = 1.0f / encode;
           if (q == 0)
             args.state_scale[wide(slot, args.state_scale_stride) + (h * Cfg::kHeadDim + first + 8 * (i + r) + g)] =
@@ -577,33 +576,14 @@ struct RingStep {
   // The lane's columns of a chunk and row: to memory, rounded to nearest or by chance, and into y to nearest.
   SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, State* stored, u64 place, u64 seed, int i,
                          int c, const float (&v)[S::kSpan]) const {
-    constexpr int kPer = kPerWord<State>;
     const int at = RingState<Cfg>::element(i, c);
-    RingSpan<Cfg> nearest;
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      float part[kPer];
-#pragma unroll
-      for (int e = 0; e < kPer; ++e) part[e] = v[w * kPer + e];
-      nearest.raw.word[w] = pack_word(part, State{});
-    }
+    const RingSpan<Cfg> nearest{round_vector(v, State{})};
     if constexpr (Cfg::kPhiloxRounds == 0) store_global<Cfg::kStreaming>(stored + at, nearest.raw);
 #pragma unroll
     for (int m = 0; m < S::kSteps; ++m)
       C.contract(y, c * S::kSteps + m, nearest.operand(2 * m), nearest.operand(2 * m + 1));
     if constexpr (Cfg::kPhiloxRounds > 0) {
-      Vec16 chance;
-      constexpr int kWords = 8 / kPer;  // of a draw
-#pragma unroll
-      for (int d = 0; d < S::kSpan / 8; ++d) {
-        float eight[8];
-#pragma unroll
-        for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
-        u32 word[kWords];
-        round_stochastic(eight, state_draw<Cfg::kPhiloxRounds>(seed, place + at + 8 * d, 0), word, State{});
-#pragma unroll
-        for (int w = 0; w < kWords; ++w) chance.word[d * kWords + w] = word[w];
-      }
+      const Vec16 chance = round_vector_stochastic<Cfg::kPhiloxRounds>(v, seed, place + at, State{});
       store_global<Cfg::kStreaming>(stored + at, chance);
     }
   }

@@ -1,6 +1,7 @@
 #pragma once
 #include "device/convert.cuh"
 #include "device/fp8.cuh"
+#include "device/memory.cuh"
 #include "device/scalar.cuh"
 #include "device/stochastic.cuh"
 #include "random.cuh"
@@ -212,4 +213,43 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
   for (int i = 0; i < 4; ++i)
     word[i] = (static_cast<u32>(stochastic_int<32767>(v[2 * i], random_half(draw, 2 * i))) & 0xffffu) |
               static_cast<u32>(stochastic_int<32767>(v[2 * i + 1], random_half(draw, 2 * i + 1))) << 16;
+}
+
+// ---- a vector of neighbouring state elements ----
+
+// The largest number of a dtype whose rows have a scale.
+SSMJIT_DEVICE constexpr float largest_of(i8) { return 127.0f; }
+SSMJIT_DEVICE constexpr float largest_of(e4m3) { return 448.0f; }
+
+// To nearest even.
+template <int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector(const float (&v)[kCount], T) {
+  static_assert(kCount == 4 * kPerWord<T>);
+  Vec16 rounded;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    float part[kPerWord<T>];
+#pragma unroll
+    for (int e = 0; e < kPerWord<T>; ++e) part[e] = v[w * kPerWord<T> + e];
+    rounded.word[w] = pack_word(part, T{});
+  }
+  return rounded;
+}
+// By chance; `place`: of the first element, a multiple of 8, as state_draw counts it.
+template <int kRounds, int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, u64 place, T) {
+  static_assert(kCount == 4 * kPerWord<T>);
+  constexpr int kWords = 8 / kPerWord<T>;  // of a draw
+  Vec16 rounded;
+#pragma unroll
+  for (int d = 0; d < kCount / 8; ++d) {
+    float eight[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
+    u32 word[kWords];
+    round_stochastic(eight, state_draw<kRounds>(seed, place + 8 * d, 0), word, T{});
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) rounded.word[d * kWords + w] = word[w];
+  }
+  return rounded;
 }

@@ -126,7 +126,7 @@ std::vector<Wrong> every_mutant() {
        "out: " + stay},
       {"CursorsAreNotClamped", step(), kAll, "count_word < Cfg::kWindow ? count_word : Cfg::kWindow",
        "count_word < 99 ? count_word : 99", ""},
-      {"TheWrongRandomBits", by_chance(), kAll, "place + at + 8 * d, 0)", "place + at + 8 * d, 1)",
+      {"TheWrongRandomBits", by_chance(), kAll, "place + 8 * d, 0)", "place + 8 * d, 1)",
        "not what their random bits round them to"},
       {"ToNearestInPlaceOfByChance", by_chance(), kAll, "store_global<Cfg::kStreaming>(stored + at, chance);",
        "store_global<Cfg::kStreaming>(stored + at, nearest.raw);", "not what their random bits round them to"},
@@ -145,7 +145,7 @@ std::vector<Wrong> every_mutant() {
        "        for (int e = 0; e < 4; ++e) y.d[h][e] -= right.d[h][e];\n"
        "      add(by_chance, y);",
        out},
-      {"AScaleThatUsesPartOfTheRange", in_int8(), kAll, "? 127.0f : 448.0f", "? 120.0f : 448.0f", "state_scale"},
+      {"AScaleThatUsesPartOfTheRange", in_int8(), kAll, "return 127.0f;", "return 120.0f;", "state_scale"},
       {"TheScaleIsNotWritten", in_int8(), kAll, "if (q == 0)\n", "if (q == 4)\n", "state_scale"},
       {"TheOldScaleIsForgotten", in_int8(), kAll, "old_decay[r] *= scale_of_row(scale[i + r]);", ";", "state"},
       {"LengthsOfSequencesAreIgnored", ragged(), kAll, "tokens = length < Cfg::kTokens ? length : Cfg::kTokens;",

@@ -226,6 +226,27 @@ TEST(RingOfFp16Inputs, AFlushKeepsTheDigitsOfLargeInputsAndOfSmallDeltas) {
   }
 }
 
+// Weights of x past 65504 are operands all the same: infinity times a zero in x would be NaN.
+TEST(RingOfFp16Inputs, WeightsPastTheLargestNumberMakeNoNanOfAZero) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  const Description d = mamba2({.nheads = 2, .head_dim = 16, .dstate = 64, .ngroups = 1})
+                            .state(DType::f32)
+                            .input(DType::f16)
+                            .store(Ring{.window = 3});
+  const Plan plan = default_plan(d, kArch, 2);
+  RingMemory m(d, 1);
+  Values values(5);
+  values.weights(m);
+  values.inputs(m);
+  m.fill(m.args.state, [] { return 0.0; });
+  m.fill(m.args.x, [] { return 0.0; });
+  for (const Tensor* t : {&m.args.B, &m.args.C}) m.fill(*t, [] { return 64.0; });
+  m.fill(m.args.dt, [] { return 2.0; });
+  m.fill(m.args.dt_bias, [] { return 0.0; });
+  ASSERT_EQ(m.run(compiled(d, plan), plan), "");
+  for (double y : m.values(m.args.out)) ASSERT_EQ(y, 0);
+}
+
 // ---- a window of one ----
 
 TEST(RingOfOneRow, IsTheUpdateInPlaceAStepLater) {
