@@ -38,6 +38,7 @@ Description ragged() { return step().varlen(); }
 constexpr const char* kAll = "ring_rows=all";
 constexpr const char* kLive = "ring_rows=live";
 constexpr const char* kBulk = "state_path=bulk,ring_rows=live,heads_per_block=2,stages=2,block_m=16,warps=1";
+constexpr const char* kOneStage = "state_path=bulk,ring_rows=live,heads_per_block=2,stages=1,block_m=16,warps=1";
 
 struct Wrong {
   std::string name;
@@ -78,10 +79,13 @@ std::vector<Wrong> every_mutant() {
       {"MissedDtBias", step(), kAll, "Cfg::delta(widen(dt[k][r]), bias)", "Cfg::delta(widen(dt[k][r]), 0.0f)",
        "dt_ring"},
       {"DeltaIsNotKept", step(), kAll, "at.place_of_new(t)] = fresh[k][r];", "at.place_of_new(t)] = 0.0f;", "dt_ring"},
-      {"StateOfTheNextSlot", step(), kAll,
-       "if constexpr (S::kDirect && S::kAll) state.load(warp_state + lane_element);",
-       "if constexpr (S::kDirect && S::kAll) state.load(warp_state + lane_element + (slot + 1 < args.slots ? "
-       "args.state_stride : 0));",
+      {"StateOfTheNextSlot", step(), kAll, "if constexpr (S::kDirect && S::kAll) state.load();",
+       "if constexpr (S::kDirect && S::kAll) {\n"
+       "    State* const right = state.memory;\n"
+       "    state.memory += slot + 1 < args.slots ? args.state_stride : 0;\n"
+       "    state.load();\n"
+       "    state.memory = right;\n"
+       "  }",
        out},
       {"FlushesOneTokenTooEarly", step(), kAll, "count + tokens > Cfg::kWindow}", "count + tokens >= Cfg::kWindow}",
        stay},
@@ -89,8 +93,8 @@ std::vector<Wrong> every_mutant() {
        state},
       {"NewRowsGoOnePlaceTooFar", step(), kAll, "return wrapped(wrapped(start + count) + t);",
        "return wrapped(wrapped(start + count) + t + 1);", stay, Outcome::nondeterministic},
-      {"TheStateIsNotWritten", step(), kAll,
-       "if constexpr (Cfg::kPhiloxRounds == 0) store_global<Cfg::kStreaming>(stored + at, nearest.raw);", ";", state},
+      {"TheStateIsNotWritten", step(), kAll, "if constexpr (Cfg::kPhiloxRounds == 0) state.put(i, c, nearest.raw);",
+       ";", state},
       {"OutputOfAFlushComesFromTheOldState", step(), kAll, "step.flush(y, scale,",
        "for (int c = 0; c < S::kChunks; ++c)\n"
        "        for (int m = 0; m < S::kSteps; ++m)\n"
@@ -128,11 +132,10 @@ std::vector<Wrong> every_mutant() {
        "count_word < 99 ? count_word : 99", ""},
       {"TheWrongRandomBits", by_chance(), kAll, "place + 8 * d, 0)", "place + 8 * d, 1)",
        "not what their random bits round them to"},
-      {"ToNearestInPlaceOfByChance", by_chance(), kAll, "store_global<Cfg::kStreaming>(stored + at, chance);",
-       "store_global<Cfg::kStreaming>(stored + at, nearest.raw);", "not what their random bits round them to"},
-      {"OutputOfAFlushComesFromWhatChanceStored", in_int8().rounding(Stochastic{}), kAll,
-       "store_global<Cfg::kStreaming>(stored + at, chance);",
-       "store_global<Cfg::kStreaming>(stored + at, chance);\n"
+      {"ToNearestInPlaceOfByChance", by_chance(), kAll, "state.put(i, c, chance);", "state.put(i, c, nearest.raw);",
+       "not what their random bits round them to"},
+      {"OutputOfAFlushComesFromWhatChanceStored", in_int8().rounding(Stochastic{}), kAll, "state.put(i, c, chance);",
+       "state.put(i, c, chance);\n"
        "      RingSpan<Cfg> by_chance;\n"
        "      by_chance.raw = chance;\n"
        "      const auto add = [&](const RingSpan<Cfg>& h, RingSums<Cfg>& sums) {\n"
@@ -157,8 +160,14 @@ std::vector<Wrong> every_mutant() {
       {"StateOfTheFirstHeadForAllOfTheBlock", step(), kBulk, "kWarpSize, warp_state + i * S::kHeadSize,",
        "kWarpSize, warp_state,", out},
       {"OldRowsOfTheFirstHeadForAllOfTheBlock", step(), kBulk, "old_x[k] + i * kRingHead,", "old_x[k],", out},
-      {"AFlushGoesToTheFirstHeadOfTheBlock", step(), kBulk, "stored + i * S::kHeadSize, all_old", "stored, all_old",
-       state},
+      {"AFlushGoesToTheFirstHeadOfTheBlock", step(), kBulk, "bulk_store(warp_state + i * S::kHeadSize,",
+       "bulk_store(warp_state,", state},
+      {"AStageIsStoredBeforeAllLanesHaveWrittenIt", step(), kBulk,
+       "bulk_store_fence();\n    sync_warp();\n    if (lane != 0) return;\n    bulk_store(",
+       "if (lane != 0) return;\n    bulk_store(", "", Outcome::faulty},
+      {"AStageIsFilledWhileItIsStored", step(), kOneStage,
+       "if (!S::kDirect && at.flush && lane == 0) bulk_store_wait_read<0>();\n        copy_state(", "copy_state(", "",
+       Outcome::faulty},
   };
 }
 

@@ -7,7 +7,7 @@
 //   lanes_per_row: lanes that share a row of dstate in 16-byte vectors: as the tensor cores want their operands
 //   heads_per_block: heads of one group a block takes, one after the other; C . B is computed once for all
 //   stages: heads whose state is on its way or in use at once
-//   state_path: how the state is read: straight into registers, or by bulk copies through shared memory
+//   state_path: how the state comes and goes: straight into registers, or by bulk copies through shared memory, which a flush goes back by
 //   streaming: whether state loads bypass the L1 and state stores leave the L2 first
 //   early_state: whether a dependent launch asks for state, rings and cursors before it waits for the launch in front
 //   min_blocks_per_sm: blocks of an SM that the compiler leaves registers for; 0: its own choice, which keeps registers down
@@ -1087,7 +1087,8 @@ SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, 
 //
 // state_path: how the state comes to the lane that uses it
 //   direct    straight into registers, of one head a block
-//   bulk      into shared memory by a bulk copy a warp and head (sm_90), `stages` heads ahead
+//   bulk      into shared memory by a bulk copy a warp and head (sm_90), `stages` heads ahead; a flush's goes back by
+//             another
 // ring_rows: which rows of the ring are read.
 //   all   every row where it lies, beside the new ones: no address waits for the cursors, which only mask
 //   live  row j is the j-th oldest; rows out of use are not read
@@ -1263,14 +1264,15 @@ struct RingTokens {
 };
 
 // The lane's share of the state of the warp's rows of one head: in tile i row 8 i + g, in registers or in the warp's
-// stage of shared memory, where rows lie as in memory.
+// stage of shared memory, where rows lie as in memory. A flush puts the new state to memory, or to the stage.
 template <class Cfg>
 struct RingState {
   using S = RingShape<Cfg>;
   using State = typename Cfg::State;
   using Operand = typename S::Operand;
   Vec16 raw[S::kDirect ? S::kTiles : 1][S::kChunks];
-  int stage;  // where the lane's element 0 of it lies in shared memory
+  State* memory;  // direct: the lane's element 0
+  int stage;      // bulk: where the lane's element 0 lies in shared memory
 
   // Stages of block_m rows each.
   static SSMJIT_DEVICE State* stages() {
@@ -1278,20 +1280,25 @@ struct RingState {
     return reinterpret_cast<State*>(ring_stages);
   }
   static SSMJIT_DEVICE constexpr int element(int i, int c) { return 8 * i * Cfg::kDstate + 4 * c * S::kSpan; }
-  // `first`: the lane's element 0.
-  SSMJIT_DEVICE void load(const State* first) {
+  SSMJIT_DEVICE void load() {
 #pragma unroll
     for (int i = 0; i < S::kTiles; ++i)
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c)
         raw[i][c] =
-            Cfg::kStreaming ? load_global_of_line(first + element(i, c)) : load_global<false>(first + element(i, c));
+            Cfg::kStreaming ? load_global_of_line(memory + element(i, c)) : load_global<false>(memory + element(i, c));
   }
   SSMJIT_DEVICE Vec16 get(int i, int c) const {
     if constexpr (S::kDirect)
       return raw[i][c];
     else
       return load_shared(stages() + (stage + element(i, c)));
+  }
+  SSMJIT_DEVICE void put(int i, int c, const Vec16& v) const {
+    if constexpr (S::kDirect)
+      store_global<Cfg::kStreaming>(memory + element(i, c), v);
+    else
+      store_shared(stages() + (stage + element(i, c)), v);
   }
 };
 
@@ -1497,12 +1504,11 @@ struct RingStep {
       }
   }
 
-  // h' to memory; y += C . h' as stored to nearest, not yet scaled. x[i][j]: the columns of tile i by the rows of tile
-  // j; `stored`: the lane's element 0 in memory.
+  // h' to where h was; y += C . h' as stored to nearest, not yet scaled. x[i][j]: the columns of tile i by the rows of
+  // tile j.
   SSMJIT_DEVICE void flush(RingSums<Cfg> (&y)[S::kTiles], float (&scale)[S::kScaled ? S::kTiles : 1][2],
                            const RingState<Cfg>& state, const RingTokens<Cfg, Operand>& C,
-                           const u32 (&x)[S::kTiles][S::kRowTiles], State* stored, float all_old, int slot,
-                           int i_head) const {
+                           const u32 (&x)[S::kTiles][S::kRowTiles], float all_old, int slot, int i_head) const {
     float factor[S::kOldTiles][2];
 #pragma unroll
     for (int j = 0; j < S::kOldTiles; ++j) {
@@ -1591,7 +1597,7 @@ struct RingStep {
           }
         if constexpr (!S::kScaled) {
 #pragma unroll
-          for (int r = 0; r < kPair; ++r) put(y[i + r], C, stored, place, seed, i + r, c, now[r]);
+          for (int r = 0; r < kPair; ++r) put(y[i + r], C, state, place, seed, i + r, c, now[r]);
         }
         piece = next;
       }
@@ -1615,7 +1621,7 @@ struct RingStep {
           for (int c = 0; c < S::kChunks; ++c) {
 #pragma unroll
             for (int e = 0; e < S::kSpan; ++e) v[c][r][e] *= encode;
-            put(y[i + r], C, stored, place, seed, i + r, c, v[c][r]);
+            put(y[i + r], C, state, place, seed, i + r, c, v[c][r]);
           }
         }
       }
@@ -1626,18 +1632,18 @@ struct RingStep {
     const float even = shuffle<4>(scale[0], g / 2), odd = shuffle<4>(scale[1], g / 2);
     return g % 2 == 0 ? even : odd;
   }
-  // The lane's columns of a chunk and row: to memory, rounded to nearest or by chance, and into y to nearest.
-  SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, State* stored, u64 place, u64 seed, int i,
-                         int c, const float (&v)[S::kSpan]) const {
-    const int at = RingState<Cfg>::element(i, c);
+  // The lane's columns of a chunk and row: to where they were, rounded to nearest or by chance, and into y to nearest.
+  SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, const RingState<Cfg>& state, u64 place,
+                         u64 seed, int i, int c, const float (&v)[S::kSpan]) const {
     const RingSpan<Cfg> nearest{round_vector(v, State{})};
-    if constexpr (Cfg::kPhiloxRounds == 0) store_global<Cfg::kStreaming>(stored + at, nearest.raw);
+    if constexpr (Cfg::kPhiloxRounds == 0) state.put(i, c, nearest.raw);
 #pragma unroll
     for (int m = 0; m < S::kSteps; ++m)
       C.contract(y, c * S::kSteps + m, nearest.operand(2 * m), nearest.operand(2 * m + 1));
     if constexpr (Cfg::kPhiloxRounds > 0) {
-      const Vec16 chance = round_vector_stochastic<Cfg::kPhiloxRounds>(v, seed, place + at, State{});
-      store_global<Cfg::kStreaming>(stored + at, chance);
+      const Vec16 chance =
+          round_vector_stochastic<Cfg::kPhiloxRounds>(v, seed, place + RingState<Cfg>::element(i, c), State{});
+      state.put(i, c, chance);
     }
   }
 
@@ -1908,7 +1914,9 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   const int count_word = static_cast<int>(load_now_b32(args.ring_count + slot));
   State* warp_state = static_cast<State*>(args.state) + Step::wide(slot, args.state_stride) +
                       (static_cast<i64>(head) * S::kHeadSize + step.first * Cfg::kDstate);
+  const int lane_element = g * Cfg::kDstate + q * S::kSpan;
   RingState<Cfg> state;
+  state.memory = warp_state + lane_element;
   const auto copy_state = [&](int i, int stage) {
     if (lane != 0) return;
     constexpr u32 kBytes = S::kWarpSize * static_cast<u32>(sizeof(State));
@@ -1916,9 +1924,17 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     bulk_load(RingState<Cfg>::stages() + (stage * Cfg::kWarps + warp) * S::kWarpSize, warp_state + i * S::kHeadSize,
               kBytes, &shared.full[warp][stage]);
   };
+  // Stage to memory, of head i.
+  const auto store_state = [&](int i, int stage) {
+    bulk_store_fence();
+    sync_warp();
+    if (lane != 0) return;
+    bulk_store(warp_state + i * S::kHeadSize, RingState<Cfg>::stages() + (stage * Cfg::kWarps + warp) * S::kWarpSize,
+               S::kWarpSize * static_cast<u32>(sizeof(State)));
+    bulk_store_commit();
+  };
   constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
-  const int lane_element = g * Cfg::kDstate + q * S::kSpan;
-  if constexpr (S::kDirect && !S::kAll) state.load(warp_state + lane_element);
+  if constexpr (S::kDirect && !S::kAll) state.load();
 
   // Out of range they are the caller's error, but no address leaves the ring.
   const int start = start_word < 0 ? 0 : start_word < Cfg::kRing ? start_word : Cfg::kRing - 1;
@@ -1939,7 +1955,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   streams.place_old(step, slot, at);
   Vec16 old_x[S::kAll ? Streams::kOldLoads : 1];
   if constexpr (S::kAll) streams.load_old(old_x);
-  if constexpr (S::kDirect && S::kAll) state.load(warp_state + lane_element);
+  if constexpr (S::kDirect && S::kAll) state.load();
   // Behind all that the first head needs beside it, which would else wait for the state of every stage.
   const auto copy_states = [&] {
 #pragma unroll
@@ -2101,12 +2117,10 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   int new_x = streams.x_row(warp, S::kFirstNew + g) + 2 * q;
   int new_z = streams.z_row(warp, g) + 2 * q;
   int lane_stage = warp * S::kWarpSize + lane_element;
-  State* stored = warp_state + lane_element;
   if constexpr (Cfg::kHeadsPerBlock > 1) {
     keep(new_x);
     keep(new_z);
     keep(lane_stage);
-    keep(stored);
   }
   const Input* const all_x = streams.all_x(shared);
   const Input* const all_z = streams.all_z(shared);
@@ -2171,7 +2185,8 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
       for (int p = 0; p < S::kTiles; ++p) y[p].clear();
     }
     if (at.flush) {
-      step.flush(y, scale, state, C_state, x, stored + i * S::kHeadSize, all_old, slot, i);
+      step.flush(y, scale, state, C_state, x, all_old, slot, i);
+      if constexpr (!S::kDirect) store_state(i, stage);
     } else if constexpr (!S::kDirect) {
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c) {
@@ -2226,6 +2241,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
       // The stage is free for the head that comes `stages` later.
       sync_warp();
       if (i + Cfg::kStages < Cfg::kHeadsPerBlock) {
+        if (!S::kDirect && at.flush && lane == 0) bulk_store_wait_read<0>();
         copy_state(i + Cfg::kStages, stage);
         copy_early(i + Cfg::kStages, stage);
         streams.copy_new(shared, i + Cfg::kStages, stage, tokens);
@@ -2235,6 +2251,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
       if (stage == 0) parity ^= 1u;
     }
   }
+  if (!S::kDirect && at.flush && lane == 0) bulk_store_wait_read<0>();
 }
 
 // ---- this kernel ----
