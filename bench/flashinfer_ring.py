@@ -87,7 +87,8 @@ def main():
     parser.add_argument("--batches", default="1,8,64,256")
     parser.add_argument("--replays", type=int, default=15)
     parser.add_argument("--tuned", action="store_true", help="its autotuner too (more than one token)")
-    parser.add_argument("--build", action="store_true", help="build and load the module, time nothing")
+    parser.add_argument("--modes", default="off,chain", help="off, chain, or both with a comma between")
+    parser.add_argument("--build", action="store_true", help="build and load the modules, one a mode; time nothing")
     options = parser.parse_args()
 
     try:
@@ -101,6 +102,7 @@ def main():
 
     kernel = cupy.RawKernel(PRODUCER, "produce")
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+    modes = options.modes.split(",")
     algorithms = ["monolith", "two-kernel"] + (["auto"] if options.tuned and options.tokens > 1 else [])
     timed = 0
     for state in options.state.split(","):
@@ -131,26 +133,27 @@ def main():
                                 tokens=options.tokens, window=options.window, state=state, batch=batch, phase=phase,
                                 ring_count=in_use)
                     try:
-                        if algorithm == "auto":
-                            with autotune(True):
-                                step(case.layers[0], count, algorithm, False)
-                        else:
-                            step(case.layers[0], count, algorithm, False)
+                        for mode in modes:
+                            with autotune(algorithm == "auto"):
+                                step(case.layers[0], count, algorithm, mode == "chain")
                         torch.cuda.synchronize()
                         if options.build:
                             return 0
-                        off = time_us(torch, case.layers,
-                                      lambda **layer: step(layer, count, algorithm, False), options.replays)
-                        if producers is None:
-                            producers = statistics.median(time_us(torch, case.layers, produce, options.replays))
+                        if "off" in modes:
+                            off = time_us(torch, case.layers,
+                                          lambda **layer: step(layer, count, algorithm, False), options.replays)
+                            line.update(off_us=round(statistics.median(off), 3))
+                        if "chain" in modes:
+                            if producers is None:
+                                producers = statistics.median(time_us(torch, case.layers, produce, options.replays))
 
-                        def both(**layer):
-                            produce(**layer)
-                            step(layer, count, algorithm, True)
+                            def both(**layer):
+                                produce(**layer)
+                                step(layer, count, algorithm, True)
 
-                        chain = statistics.median(time_us(torch, case.layers, both, options.replays)) - producers
-                        line.update(off_us=round(statistics.median(off), 3), chain_us=round(chain, 3),
-                                    layers=case.count, device=torch.cuda.get_device_name())
+                            chain = statistics.median(time_us(torch, case.layers, both, options.replays)) - producers
+                            line.update(chain_us=round(chain, 3))
+                        line.update(layers=case.count, device=torch.cuda.get_device_name())
                         timed += 1
                     except Exception as error:  # a refusal is the peer's answer for this size
                         line["refused"] = " ".join(str(error).split())[:200]
