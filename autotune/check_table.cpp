@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -13,7 +15,8 @@ namespace ssmjit {
 namespace {
 
 CellCheck::Answer compare(Choice choice, const Cell& cell, double best_us) {
-  CellCheck::Answer answer{.choice = std::move(choice)};
+  CellCheck::Answer answer;
+  answer.choice = std::move(choice);
   const auto found = cell.find(answer.choice.plan.text());
   if (found == cell.end()) {
     answer.remark = "its plan was not timed";

@@ -90,7 +90,7 @@ bool wants_early_state(const TableRow& row, PdlMode mode, bool has_pdl) {
 
 bool nearer_to_low(std::int64_t low, std::int64_t total_heads, std::int64_t high) {
   const auto word = [](std::int64_t heads) { return static_cast<std::uint64_t>(std::max<std::int64_t>(heads, 1)); };
-  return product(word(total_heads), word(total_heads)) <= product(word(low), word(high));
+  return product(word(total_heads), word(total_heads)) < product(word(low), word(high));
 }
 
 std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& question,

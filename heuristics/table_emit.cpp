@@ -118,7 +118,7 @@ constexpr double interpolate(double low, double high, double weight) {
   return low > 0 && high > 0 ? exp((1 - weight) * ln(low) + weight * ln(high)) : 0;
 }
 
-// n / low <= high / n, exactly.
+// n / low < high / n, exactly.
 constexpr bool nearer_to_low(std::uint64_t low, std::uint64_t n, std::uint64_t high) {
   std::uint64_t words[2][2] = {};
   const std::uint64_t factors[2][2] = {{n, n}, {low, high}};
@@ -129,7 +129,7 @@ constexpr bool nearer_to_low(std::uint64_t low, std::uint64_t n, std::uint64_t h
     words[i][0] = (a >> 32) * (b >> 32) + (middle >> 32) + (carry >> 32);
     words[i][1] = (carry << 32) | (bottom & mask);
   }
-  return words[0][0] != words[1][0] ? words[0][0] < words[1][0] : words[0][1] <= words[1][1];
+  return words[0][0] != words[1][0] ? words[0][0] < words[1][0] : words[0][1] < words[1][1];
 }
 
 // How far a row is from a question, 0 the nearest; 8: it does not answer.
@@ -254,7 +254,7 @@ def lookup(device, kernel_digest, pdl, total_heads, cost_digest=""):
     high = min((heads for heads in rows if heads >= total_heads), default=None)
     choice = {}
     if low is not None and high is not None and low != high:
-        near = low if total_heads * total_heads <= low * high else high
+        near = low if total_heads * total_heads < low * high else high
         weight = math.log(total_heads / low) / math.log(high / low)
         why = "interpolated"
         for field, of in (("expected_us", "us"), ("floor_us", "floor_us")):

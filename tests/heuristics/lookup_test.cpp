@@ -204,13 +204,14 @@ TEST(Lookup, WhatWasPredictedForAnotherGpuAnswersNothing) {
   EXPECT_EQ(look(16, Table{{predicted(sample_row(256, 8, 1, "b200"))}}).why, Why::fallback);
 }
 
-TEST(Lookup, HalfWayByRatioGoesDownAndAHeadMoreGoesUp) {
+TEST(Lookup, HalfWayByRatioGoesUpAndAHeadLessGoesDown) {
   for (const std::int64_t middle :
        {std::int64_t{64}, std::int64_t{3'000'000}, std::int64_t{4'611'686'018'427'387'902}}) {
     const Description one = sample_description(1);
-    const Table table{{of_kernel(one, sample_row(middle / 2, 2, 0)), of_kernel(one, sample_row(middle * 2, 8, 1))}};
-    EXPECT_EQ(lookup(table, one, "h200", kSm90, middle).plan, sample_plan(0)) << middle;
-    EXPECT_EQ(lookup(table, one, "h200", kSm90, middle + 1).plan, sample_plan(1)) << middle;
+    Table table{{of_kernel(one, sample_row(middle / 2, 2, 0)), of_kernel(one, sample_row(middle * 2, 8, 0))}};
+    table.rows[1].plan.streaming = !table.rows[0].plan.streaming;
+    EXPECT_EQ(lookup(table, one, "h200", kSm90, middle - 1).plan, table.rows[0].plan) << middle;
+    EXPECT_EQ(lookup(table, one, "h200", kSm90, middle).plan, table.rows[1].plan) << middle;
   }
 }
 
