@@ -665,6 +665,94 @@ TEST_F(CliTables, RingsAreFittedShownLookedUpAndMergedBesideUpdates) {
       << "a ring's row is none for an update";
 }
 
+TEST_F(CliTables, FitTakesABoundAndSaysHowManyPlansAreLeft) {
+  EXPECT_THAT(fit_.err, HasSubstr("plans within 0.50% of the best of each size"));
+  const Ran wide = ssmjit("table fit '" + journal_ + "' --max-regret 0.1 -o w.json");
+  ASSERT_EQ(wide.exit, kOk) << wide.err;
+  const Table few = Table::from_json(read(folder_ / "w.json")), all = Table::from_json(read(folder_ / "t.json"));
+  EXPECT_EQ(few.rows.size(), all.rows.size());
+  EXPECT_LE(few.plan_count(), all.plan_count());
+  EXPECT_EQ(ssmjit("table fit '" + journal_ + "' --max-regret -1 -o w.json").exit, kWrongUse);
+  EXPECT_EQ(ssmjit("table fit '" + journal_ + "' --max-regret much -o w.json").exit, kWrongUse);
+}
+
+TEST_F(CliTables, CheckPrintsRegretAndItsLastObjectHoldsIt) {
+  const std::string journal = " --journal '" + journal_ + "'";
+  const Ran ran = ssmjit("table check t.json" + journal + " --max-regret 0.005");
+  EXPECT_EQ(ran.exit, kOk) << ran.out << ran.err;
+  EXPECT_THAT(ran.out, AllOf(HasSubstr("(exact)"), HasSubstr("regret of"), HasSubstr("worst")));
+  const std::vector<Json> json = ssmjit("table check t.json --json" + journal).json();
+  const std::size_t rows = Table::from_json(read(folder_ / "t.json")).rows.size();
+  ASSERT_EQ(json.size(), rows + 1);
+  EXPECT_EQ(json.front().at("answer").at("why"), "exact");
+  EXPECT_LE(json.back().at("worst_regret").get<double>(), 0.005);
+  EXPECT_TRUE(json.back().at("median_loo_regret").is_number());
+  EXPECT_TRUE(json.back().at("worst_loo_regret").is_number());
+  EXPECT_EQ(json.back().at("compared"), rows);
+  EXPECT_EQ(json.back().at("not_timed"), 0);
+}
+
+TEST_F(CliTables, CheckFallsShortOfItsBoundAndWithoutATime) {
+  std::istringstream text(read(journal_));
+  std::string slower;  // the same plans, each size's best 10% faster than what the table has
+  Table table = Table::from_json(read(folder_ / "t.json"));
+  for (std::string line; std::getline(text, line);) {
+    Measurement m = Measurement::from_json(line);
+    const bool chosen = std::any_of(table.rows.begin(), table.rows.end(), [&](const TableRow& row) {
+      return row.total_heads == m.total_heads() && row.plan == m.plan && row.pdl == m.pdl;
+    });
+    if (chosen) m.us *= 1.5;
+    slower += m.json() + "\n";
+  }
+  write("s.jsonl", slower);
+  EXPECT_EQ(ssmjit("table check t.json --journal s.jsonl").exit, kOk) << "no bound was given";
+  const Ran over = ssmjit("table check t.json --journal s.jsonl --max-regret 0.01");
+  EXPECT_EQ(over.exit, kFellShort);
+  EXPECT_THAT(over.err, HasSubstr("fell short: the worst regret is"));
+
+  for (TableRow& row : table.rows) row.plan.block_m = 24;
+  write("u.json", table.json());
+  const Ran untimed = ssmjit("table check u.json --journal '" + journal_ + "' --max-regret 0.01");
+  EXPECT_EQ(untimed.exit, kFellShort);
+  EXPECT_THAT(untimed.out, AllOf(HasSubstr("its plan was not timed"), HasSubstr("whose plan has no time there")));
+}
+
+TEST_F(CliTables, CheckReadsTheJournalBesideTheTableAndSaysWhereItLooked) {
+  const Ran without = ssmjit("table check t.json");
+  EXPECT_EQ(without.exit, kWrongUse);
+  EXPECT_THAT(without.err, AllOf(HasSubstr("t.jsonl is not there"), HasSubstr("--journal")));
+  write("t.jsonl", read(journal_));
+  EXPECT_EQ(ssmjit("table check t.json").exit, kOk);
+}
+
+TEST_F(CliTables, EmitWritesWhatAnEngineBuildsIn) {
+  ASSERT_EQ(ssmjit("table emit t.json --as cpp -o t.h").exit, kOk);
+  EXPECT_THAT(read(folder_ / "t.h"), HasSubstr("constexpr Choice lookup("));
+  ASSERT_EQ(ssmjit("table emit t.json --as python -o t.py").exit, kOk);
+  EXPECT_THAT(read(folder_ / "t.py"), HasSubstr("def lookup("));
+  ASSERT_EQ(ssmjit("table emit t.json --as json -o u.json").exit, kOk);
+  EXPECT_EQ(read(folder_ / "u.json"), read(folder_ / "t.json"));
+  EXPECT_EQ(ssmjit("table emit t.json --as rust -o t.rs").exit, kWrongUse);
+}
+
+TEST_F(CliTables, PredictMarksWhatItSaysEverywhere) {
+  const Ran ran = ssmjit("table predict " + kWholeModel + " --device b200 --pdl off,chain --batches 1,64 -o p.json");
+  ASSERT_EQ(ran.exit, kOk) << ran.err;
+  EXPECT_THAT(ran.err, HasSubstr("all predicted"));
+  const Table table = Table::from_json(read(folder_ / "p.json"));
+  EXPECT_EQ(table.rows.size(), 8u) << "two kernels, two modes, two batches";
+  EXPECT_THAT(ssmjit("table show p.json").out, HasSubstr("us  predicted"));
+  for (const Json& row : ssmjit("table show p.json --json").json()) EXPECT_EQ(row.at("predicted"), true);
+  const std::string lookup = "table lookup " + kModel + " --device b200 --table p.json --batches 64";
+  EXPECT_THAT(ssmjit(lookup).out, HasSubstr("predicted"));
+  EXPECT_EQ(ssmjit(lookup + " --json").json().at(0).at("why"), "predicted");
+  ASSERT_EQ(ssmjit("table emit p.json --as cpp -o p.h").exit, kOk);
+  EXPECT_THAT(read(folder_ / "p.h"), HasSubstr(", true, true}"));
+  const Ran moon = ssmjit("table predict " + kModel + " --device moon");
+  EXPECT_EQ(moon.exit, kWrongUse);
+  EXPECT_THAT(moon.err, HasSubstr("facts to predict from are known of"));
+}
+
 TEST_F(CliTables, AFileThatIsNoTableIsRefused) {
   write("bad.json", "[1, 2");
   EXPECT_EQ(ssmjit("table show bad.json").exit, kWrongUse);
