@@ -15,20 +15,21 @@ const svg = (tag, attributes = {}, ...children) =>
   filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 const text = (value) => el("td", { class: "text" }, value);
 const cell = (value, attributes = {}) => el("td", attributes, value);
+const row = (batch) => el("th", { class: "stick", scope: "row" }, String(batch));
 const table = (heads, rows, attributes = {}) =>
   el("div", { class: "scroll panel" },
     el("table", attributes,
       el("thead", {}, el("tr", {}, heads.map((h) => (typeof h === "string" ? el("th", {}, h) : h)))),
       el("tbody", {}, rows)));
 const left = (label) => el("th", { class: "text" }, label);
-const folded = (title, note, ...inside) =>
-  el("details", { class: "panel" }, el("summary", {}, title, el("span", {}, note ? "  " + note : "")),
+const folded = (title, note, open, ...inside) =>
+  el("details", { class: "panel", open: open ? "" : null }, el("summary", {}, title, el("span", {}, note ? "  " + note : "")),
     el("div", { class: "inside" }, ...inside));
 
 // ---- numbers ----
 const us = (v) => (v === undefined || v === null ? "–" : v.toFixed(v < 100 ? 2 : v < 1000 ? 1 : 0));
 const percent = (f, digits = 0) => (f === undefined || f === null ? "–" : (100 * f).toFixed(digits) + "%");
-const loss = (f) => (100 * f).toFixed(f < 0.00995 ? 1 : 0);
+const loss = (f) => (100 * f).toFixed(f < 0.0095 ? 1 : 0);
 const count = (n) => n.toLocaleString("en");
 const of = (n, one, more) => `${count(n)} ${n === 1 ? one : more}`;
 const median = (values) => {
@@ -46,6 +47,7 @@ const modeName = (mode) => {
   if (mode.steps_per_flush) name += `, a flush every ${+mode.steps_per_flush.toFixed(2)} steps`;
   return name;
 };
+const modeTag = (mode) => mode.pdl + (mode.phase === "step" || mode.phase === "weighted" ? "" : ` ${mode.phase}`);
 const kernelName = (kernel) => {
   const parts = kernel.kernel.split(", ");
   const picked = parts.filter((p, i) => i < 3 || /^state /.test(p) || /tokens?$/.test(p));
@@ -101,7 +103,7 @@ function ticks(low, high, logarithmic) {
   const rough = (high - low) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((d) => d * power).find((s) => s >= rough * 0.999);
-  for (let v = low; v <= high + step * 0.001; v += step) values.push(v);
+  for (let n = Math.ceil(low / step - 0.001); n * step <= high * 1.0001; ++n) values.push(n * step);
   return values;
 }
 
@@ -110,7 +112,7 @@ function chart({ title, unit, batches, series, logarithmic, low, high, format, t
   const box = el("div");
   const drawn = series.filter((s) => s.points.length > 0);
   const figure = el("figure", { class: "panel" },
-    el("figcaption", {}, el("h4", {}, title), el("div", { class: "legend" }, drawn.map(swatch))), box);
+    el("figcaption", {}, el("h4", {}, title), el("div", { class: "legend" }, drawn.filter((s) => s.name).map(swatch))), box);
   const draw = () => {
     const width = Math.floor(box.clientWidth), height = 252;
     if (width < 40) return;
@@ -131,18 +133,18 @@ function chart({ title, unit, batches, series, logarithmic, low, high, format, t
     picture.append(svg("text", { x: 2, y: 11 }, unit),
       svg("line", { class: "axis", x1: edge.left, x2: width - edge.right, y1: bottom, y2: bottom }),
       svg("text", { x: edge.left + inner / 2, y: height - 3, "text-anchor": "middle" }, "batch, requests"));
-    let free = -Infinity;
-    for (const b of batches) {
+    let free = Infinity;
+    for (const b of [...batches].reverse()) {
       const half = 3.7 * String(b).length;
-      if (x(b) - half < free) continue;
-      free = x(b) + half + 6;
-      picture.append(svg("text", { x: x(b), y: bottom + 16, "text-anchor": "middle" }, String(b)));
+      if (x(b) + half > free) continue;
+      free = x(b) - half - 5;
+      picture.append(svg("text", { x: x(b), y: bottom + 17, "text-anchor": "middle" }, String(b)));
     }
     const inside = (p) => p[1] >= low * 0.999 && p[1] <= high * 1.001;
     for (const s of drawn) {
       const points = s.points.filter(inside);
       if (s.cloud) {
-        picture.append(svg("path", { class: "cloud", d: points.map((p) => `M${x(p[0]).toFixed(1)} ${y(p[1]).toFixed(1)}h0`).join("") }));
+        picture.append(svg("path", { class: "cloud", d: points.map((p, i) => `M${(x(p[0]) + (((i * 0.618) % 1) - 0.5) * 9).toFixed(1)} ${y(p[1]).toFixed(1)}h0`).join("") }));
         continue;
       }
       const at = points.map((p) => [x(p[0]), y(p[1])]);
@@ -213,14 +215,15 @@ function charts(kernel, mode) {
     name, colour: colour[name], shape: shapes[name], thin: name !== "step", points: points(name, "us"),
   }));
   const floors = names.map((name) => ({
-    name: names.length > 1 ? `floor, ${name}` : "memory floor", colour: colour[name], dashed: true, points: points(name, "floor_us"),
+    name: name === "step" ? (names.length > 1 ? "floor of each" : "memory floor") : "", colour: colour[name], dashed: true,
+    points: points(name, "floor_us"),
   }));
   const drawn = [...lines, ...floors].flatMap((s) => s.points.map((p) => p[1]));
   const latency = chart({
     title: "Latency", unit: "us a step", batches, logarithmic: true,
     low: Math.min(...drawn) * 0.85, high: Math.max(...drawn) * 1.6,
     series: [{ name: "every plan", cloud: true, points: mode.cells.flatMap((c) => c.candidates.map((p) => [c.batch, p[2]])) },
-      ...floors, ...lines],
+      ...lines, ...floors],
     format: (v) => String(+v.toPrecision(3)),
     tipOf: (b) => {
       const c = at.get(b);
@@ -234,9 +237,11 @@ function charts(kernel, mode) {
   const shares = names.map((name) => ({
     name, colour: colour[name], shape: shapes[name], thin: name !== "step", points: points(name, "share"),
   }));
-  const share = chart({
-    title: "Share of the floor", unit: "floor / time; 100% is the memory floor", batches, low: 0,
-    high: Math.max(1, ...shares.flatMap((s) => s.points.map((p) => p[1]))), series: shares, format: (v) => percent(v),
+  const reached = shares.flatMap((s) => s.points.map((p) => p[1]));
+  const share = reached.length === 0 ? null : chart({
+    title: "Share of the floor", unit: "floor / time; 100% is the memory floor", batches,
+    low: Math.max(0, Math.floor(10 * Math.min(...reached) - 0.5) / 10), high: Math.max(1, ...reached), series: shares,
+    format: (v) => percent(v),
     tipOf: (b) => tipRows(b, names.map((name) => [name, phaseOf(at.get(b), name)]).filter((n) => n[1])
       .map(([name, p]) => [name, percent(p.share, 1)])),
   });
@@ -258,8 +263,8 @@ function effects(kernel, mode) {
   if (mode.effects.length === 0) return null;
   const rows = [];
   for (const effect of mode.effects) {
-    rows.push(el("tr", { class: "group" }, el("th", { class: "stick", scope: "rowgroup" }, effect.tunable),
-      el("th", { colspan: mode.cells.length }, el("span", {}, effect.meaning))));
+    rows.push(el("tr", { class: "group" }, el("th", { colspan: mode.cells.length + 1, scope: "rowgroup" },
+      el("div", { class: "pinned" }, effect.tunable, el("span", {}, "  " + effect.meaning)))));
     for (const value of effect.values) {
       rows.push(el("tr", {}, el("th", { class: "stick", scope: "row" }, value.value), value.best.map((best) => {
         if (!best) return cell("·", { class: "none", title: "no plan with this value was timed" });
@@ -270,7 +275,7 @@ function effects(kernel, mode) {
     }
   }
   const heads = [el("th", { class: "stick" }, "batch"), ...mode.cells.map((c) => el("th", { scope: "col" }, String(c.batch)))];
-  return folded("Effect of each tunable", "the best plan with that value, % slower than the best of all",
+  return folded("Effect of each tunable", "the best plan with that value, % slower than the best of all", true,
     el("div", { class: "key" }, [0, 0.01, 0.05, 0.2, 0.5].map((f) =>
       el("span", { style: tint("loss", f, 0.5) }, f ? `${100 * f}%` : "best"))),
     table(heads, rows, { class: "heat" }));
@@ -279,17 +284,17 @@ function effects(kernel, mode) {
 function cellTable(kernel, mode) {
   const phases = mode.cells.some((c) => (c.phases || []).length === 2);
   const rows = mode.cells.map((c) => {
-    if (!c.best) return el("tr", {}, cell(String(c.batch)), cell("no plan was timed in full", { class: "text", colspan: 12 }));
+    if (!c.best) return el("tr", {}, row(c.batch), cell("no plan was timed in full", { class: "text", colspan: 12 }));
     const phase = (name) => c.phases?.find((p) => p.phase === name)?.us;
-    return el("tr", {}, cell(String(c.batch)), cell(us(c.best.us), { class: "best" }),
+    return el("tr", {}, row(c.batch), cell(us(c.best.us), { class: "best" }),
       cell(`${us(c.best.us_min)} – ${us(c.best.us_max)}`), cell(us(c.best.floor_us)), cell(percent(c.best.share, 1)),
       phases ? [cell(us(phase("no_flush"))), cell(us(phase("flush")))] : [],
       cell(count(c.candidates.length)), cell(count(c.near)),
       cell(el("span", {}, whyNote(c.table), " ", regretText(c.table))), cell(el("span", {}, whyNote(c.left_out), " ", regretText(c.left_out))),
       el("td", { class: "text plan" }, kernel.plans[c.best.plan][0]));
   });
-  return folded("Values by batch", "the best plan of each cell, and what the table's costs there",
-    table(["batch", "us", "min – max", "floor", "share", ...(phases ? ["no flush", "flush"] : []), "timed", "within 1%",
+  return folded("Values by batch", "the best plan of each cell, and what the table's costs there", false,
+    table([el("th", { class: "stick" }, "batch"), "us", "min – max", "floor", "share", ...(phases ? ["no flush", "flush"] : []), "timed", "within 1%",
       "table's regret", "row left out", left("best plan")], rows));
 }
 
@@ -310,7 +315,7 @@ function fastest(kernel, mode) {
   };
   pick.addEventListener("change", draw);
   draw();
-  return folded("The 15 fastest plans", "with their registers, shared memory and source digests",
+  return folded("The 15 fastest plans", "with their registers, shared memory and source digests", false,
     el("p", {}, "batch ", pick), box);
 }
 
@@ -327,15 +332,18 @@ function kernelSection(kernel, index) {
 function overview() {
   const batches = [...new Set(data.kernels.flatMap((k) => k.modes.flatMap((m) => m.cells.map((c) => c.batch))))].sort((a, b) => a - b);
   if (batches.length === 0) return el("p", {}, "Nothing was timed.");
-  const rows = data.kernels.flatMap((kernel, k) => kernel.modes.map((mode, m) => {
-    const at = new Map(mode.cells.map((c) => [c.batch, c]));
-    return el("tr", {}, el("th", { class: "text stick", scope: "row" }, el("a", { href: `#kernel-${k}-${m}` }, kernelName(kernel)), ` ${mode.pdl}`),
-      batches.map((b) => {
-        const best = at.get(b)?.best;
-        return best ? cell([us(best.us), el("small", {}, percent(best.share))], { style: tint("good", best.share ** 3 * 0.45, 1) }) : cell("·", { class: "none" });
-      }));
-  }));
-  return el("div", { class: "overview" }, table([el("th", { class: "text stick" }, "kernel, PDL mode"), ...batches.map(String)], rows, { class: "heat" }));
+  const rows = data.kernels.flatMap((kernel, k) => kernel.modes.length === 0 ? [] : [
+    el("tr", { class: "group" }, el("th", { colspan: batches.length + 1, scope: "rowgroup" },
+      el("a", { class: "pinned", href: `#kernel-${k}` }, kernelName(kernel)))),
+    ...kernel.modes.map((mode, m) => {
+      const at = new Map(mode.cells.map((c) => [c.batch, c]));
+      return el("tr", {}, el("th", { class: "text stick", scope: "row" }, el("a", { href: `#kernel-${k}-${m}` }, modeTag(mode))),
+        batches.map((b) => {
+          const best = at.get(b)?.best;
+          return best ? cell([us(best.us), el("small", {}, percent(best.share))], { style: tint("good", best.share ** 3 * 0.45, 1) }) : cell("·", { class: "none" });
+        }));
+    })]);
+  return table([el("th", { class: "text stick" }, "batch"), ...batches.map(String)], rows, { class: "heat" });
 }
 
 function failures() {
@@ -344,7 +352,7 @@ function failures() {
   const most = Math.max(...found.map((f) => f[2].count));
   return table([left("kernel"), left("outcome"), left("reason (# stands for a number)"), el("th", { class: "text" }, "lines"), left("for example")],
     found.map(([kernel, k, f]) => el("tr", {},
-      el("td", { class: "text" }, el("a", { href: `#kernel-${k}` }, kernelName(kernel))), text(f.outcome.replace("_", " ")),
+      el("td", { class: "text name" }, el("a", { href: `#kernel-${k}` }, kernelName(kernel))), text(f.outcome.replace("_", " ")),
       el("td", { class: "text wide" }, f.reason || "–"),
       el("td", { class: "text" }, count(f.count), el("span", { class: "bar", style: `width: ${Math.max(3, (90 * f.count) / most)}px` })),
       el("td", { class: "text wide" }, f.batch > 0 ? `batch ${f.batch}, ${f.pdl}: ` : "", f.example, el("div", { class: "plan dim" }, f.plan.replace(/,/g, ", "))))));
@@ -363,7 +371,7 @@ function provenance() {
 
 function otherRows() {
   if (data.other_rows.length === 0) return null;
-  return folded("Rows of the table that these journals have no cell of", count(data.other_rows.length),
+  return folded("Rows of the table that these journals have no cell of", count(data.other_rows.length), false,
     table([left("device"), left("PDL"), "heads", "us", "floor", left(""), left("plan"), left("kernel")], data.other_rows.map((r) => el("tr", {},
       text(r.device), text(r.pdl), cell(count(r.total_heads)), cell(us(r.us)), cell(us(r.floor_us)),
       el("td", { class: "text" }, r.predicted ? el("span", { class: "badge predicted" }, "predicted") : null), el("td", { class: "text plan" }, r.plan), text(r.kernel)))));
@@ -377,7 +385,8 @@ const outcomes = {};
 for (const kernel of data.kernels)
   for (const [outcome, n] of Object.entries(kernel.outcomes)) outcomes[outcome] = (outcomes[outcome] || 0) + n;
 const failed = Object.entries(outcomes).filter(([o]) => o !== "ok" && o !== "dropped").reduce((sum, [, n]) => sum + n, 0);
-const unknown = timed.filter((c) => c.table && c.table.regret === undefined).length;
+const noRow = timed.filter((c) => c.table && !c.table.plan).length;
+const notTimed = timed.filter((c) => c.table?.plan && c.table.regret === undefined).length;
 const dates = data.provenance.map((p) => [p.from, p.to]).flat().filter(Boolean).sort();
 const days = [...new Set(dates.length ? [dates[0].slice(0, 10), dates[dates.length - 1].slice(0, 10)] : [])];
 const devices = [...new Set(data.provenance.map((p) => p.device_name || p.device))];
@@ -395,7 +404,8 @@ document.getElementById("page").append(
     figure(percent(median(timed.map((c) => c.best.share).filter((s) => s > 0))), "of the floor, median cell"),
     figure(most(regrets("table")), data.table.fitted ? "worst regret, own table" : "worst regret of the table"),
     figure(most(regrets("left_out")), "worst regret, row left out")),
-  unknown ? el("p", { class: "alarm" }, `In ${of(unknown, "cell", "cells")} the table's plan was not timed, so its regret is not known.`) : "",
+  noRow ? el("p", { class: "alarm" }, `For ${of(noRow, "cell", "cells")} the table has no row: a lookup takes the default plan there.`) : "",
+  notTimed ? el("p", { class: "alarm" }, `In ${of(notTimed, "cell", "cells")} the table's plan was not timed, so its regret is not known.`) : "",
   el("h2", {}, "Best step of each cell"),
   el("p", { class: "dim small" }, "Microseconds on cold state, and below them the share of the memory floor that was measured in the same run."),
   overview(),

@@ -30,13 +30,24 @@ bool timed(const Measurement& m) {
 }
 bool failed(const Measurement& m) { return m.outcome != Outcome::ok && m.outcome != Outcome::dropped; }
 
-// A reason without its numbers: what reasons of one kind share.
+// A reason with # for each number: what reasons of one kind share.
 std::string kind_of(const std::string& reason) {
   std::string kind;
-  for (const char c : reason) {
-    const bool digit = c >= '0' && c <= '9';
-    if (!digit) kind += c;
-    if (digit && !kind.ends_with('#')) kind += '#';
+  const auto digit = [&](std::size_t i) { return i < reason.size() && reason[i] >= '0' && reason[i] <= '9'; };
+  for (std::size_t i = 0; i < reason.size();) {
+    if (!digit(i)) {
+      kind += reason[i++];
+      continue;
+    }
+    kind += '#';
+    while (digit(i)) ++i;
+    if (digit(i + 1) && reason[i] == '.')
+      for (++i; digit(i);) ++i;
+    if (i < reason.size() && reason[i] == 'e') {
+      const std::size_t exponent = i + 1 + (i + 1 < reason.size() && (reason[i + 1] == '-' || reason[i + 1] == '+'));
+      if (digit(exponent))
+        for (i = exponent; digit(i);) ++i;
+    }
   }
   return kind;
 }
@@ -126,7 +137,9 @@ Json cell_json(const Cell& cell, Plans& plans, const Table& table) {
   Json candidates = Json::array();
   for (const Measurement* m : cell.lines) {
     Json line{plans.number(*m), m->outcome == Outcome::ok ? 1 : 0, us_of(m->us), us_of(m->us_min), us_of(m->us_max)};
-    for (const PhaseMeasurement& p : m->phases) line.push_back(us_of(p.us));
+    for (const Phase phase : {Phase::no_flush, Phase::flush})
+      for (const PhaseMeasurement& p : m->phases)
+        if (p.phase == phase) line.push_back(us_of(p.us));
     candidates.push_back(std::move(line));
   }
   json["candidates"] = std::move(candidates);

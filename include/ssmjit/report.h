@@ -15,10 +15,10 @@ struct ReportOptions {
     std::string name;
     int skipped = 0;  // lines that could not be read
   };
-  std::vector<Journal> journals;
+  std::vector<Journal> journals{};
   // The table whose choices are compared with the best of each cell; without rows, what fit_table gives.
-  Table table;
-  std::string table_name;
+  Table table{};
+  std::string table_name{};
 };
 
 // One HTML page that asks for nothing from elsewhere: latency, share of the floor, regret, the effect of each tunable,
