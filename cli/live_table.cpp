@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <iterator>
+#include <span>
 
 #include <fmt/format.h>
 
@@ -49,35 +50,91 @@ std::string failures(const LiveKernel& kernel) {
   return text;
 }
 
-// Of `batches` from `first` on, `count` of them: the times and shares of a mode.
-std::pair<std::string, std::string> cells(const LiveKernel& kernel, PdlMode mode, const std::vector<int>& batches,
-                                          std::size_t first, std::size_t count) {
-  std::string us, share;
-  for (std::size_t i = first; i < std::min(batches.size(), first + count); ++i) {
-    const auto best = kernel.best.find({mode, batches[i]});
-    const bool known = best != kernel.best.end();
-    us += fmt::format("{:>{}}", known ? us_text(best->second.us) : "-", kCell);
-    share += fmt::format("{:>{}}", known ? fmt::format("{:.0f}%", 100 * best->second.share) : "", kCell);
-  }
-  return {us, share};
-}
-std::string batch_cells(const std::vector<int>& batches, std::size_t first, std::size_t count) {
-  std::string text;
-  for (std::size_t i = first; i < std::min(batches.size(), first + count); ++i)
-    text += fmt::format("{:>{}}", batches[i], kCell);
-  return text;
-}
+// How wide the columns are; those of a batch are kCell.
+struct Layout {
+  int room = 0;  // columns of a line
+  int label = 0, stage = 14, done = 9, left = 7, mode = 0;
+  bool beside = false;  // times stand beside the kernel, not below it
 
-struct Widths {
-  int label = 0, stage = 0, done = 0, left = 0, mode = 0;
   int head() const { return label + stage + done + left + 3; }
 };
 
-std::string head(const LiveKernel& kernel, const Widths& w) {
-  const std::string done = kernel.total > 0 ? fmt::format("{}/{}", kernel.done, kernel.total) : "";
-  const std::string left = kernel.remaining_s > 0 ? duration(kernel.remaining_s) : "";
-  return fmt::format("{} {} {:>{}} {:>{}}", column(printable(kernel.label), w.label),
-                     column(printable(kernel.stage), w.stage), cut(done, w.done), w.done, cut(left, w.left), w.left);
+Layout layout_of(const LiveState& state, int width) {
+  Layout layout{.room = std::max(width - 1, 1)};  // a full line would wrap on some terminals
+  if (state.modes.size() > 1) layout.mode = 6;
+  for (const LiveKernel& kernel : state.kernels)
+    layout.label = std::clamp(static_cast<int>(kernel.label.size()), std::max(layout.label, 6), 40);
+  layout.beside = layout.head() + layout.mode + kCell * static_cast<int>(state.batches.size()) <= layout.room;
+  if (!layout.beside) layout.label = std::max(layout.label - std::max(layout.head() - layout.room, 0), 6);
+  return layout;
+}
+
+std::string head(const Layout& w, const std::string& label, const std::string& stage, const std::string& done,
+                 const std::string& left) {
+  return fmt::format("{} {} {:>{}} {:>{}}", column(printable(label), w.label), column(printable(stage), w.stage),
+                     cut(done, w.done), w.done, cut(left, w.left), w.left);
+}
+std::string head(const Layout& w, const LiveKernel& kernel) {
+  return head(w, kernel.label, kernel.stage, kernel.total > 0 ? fmt::format("{}/{}", kernel.done, kernel.total) : "",
+              kernel.remaining_s > 0 ? duration(kernel.remaining_s) : "");
+}
+
+// A line of cells for some of the batches.
+using Batches = std::span<const int>;
+std::string batch_cells(Batches batches) {
+  std::string text;
+  for (const int batch : batches) text += fmt::format("{:>{}}", batch, kCell);
+  return text;
+}
+std::string us_cells(const LiveKernel& kernel, PdlMode mode, Batches batches) {
+  std::string text;
+  for (const int batch : batches) {
+    const auto best = kernel.best.find({mode, batch});
+    text += fmt::format("{:>{}}", best == kernel.best.end() ? "-" : us_text(best->second.us), kCell);
+  }
+  return text;
+}
+std::string share_cells(const LiveKernel& kernel, PdlMode mode, Batches batches) {
+  std::string text;
+  for (const int batch : batches) {
+    const auto best = kernel.best.find({mode, batch});
+    const bool known = best != kernel.best.end() && best->second.share > 0;
+    text += fmt::format("{:>{}}", known ? fmt::format("{:.0f}%", 100 * best->second.share) : "", kCell);
+  }
+  return text;
+}
+
+// A kernel's lines: all of them, or the first only.
+std::vector<std::string> kernel_lines(const LiveState& state, const Layout& w, const LiveKernel& kernel, bool whole) {
+  const auto mode_name = [&](PdlMode mode) { return column(w.mode > 0 ? name(mode) : "", w.mode); };
+  const std::string failed = failures(kernel);
+  const std::string failed_line = failed.empty() ? "" : "  failed: " + failed;
+  std::vector<std::string> lines;
+  if (w.beside) {
+    std::string left = head(w, kernel), below = column(failed_line, w.head());
+    for (const PdlMode mode : state.modes) {
+      lines.push_back(left + mode_name(mode) + us_cells(kernel, mode, state.batches));
+      if (!whole) break;
+      lines.push_back(below + column("", w.mode) + share_cells(kernel, mode, state.batches));
+      left = below = column("", w.head());
+    }
+    return lines;
+  }
+  lines.push_back(head(w, kernel));
+  if (!whole) return lines;
+  if (!failed.empty()) lines.push_back(failed_line);
+  constexpr int kName = 8;
+  const auto fit = static_cast<std::size_t>(std::max((w.room - kName - w.mode) / kCell, 1));
+  for (Batches rest = state.batches; !rest.empty() && !kernel.best.empty();) {
+    const Batches some = rest.first(std::min(fit, rest.size()));
+    rest = rest.subspan(some.size());
+    lines.push_back(column("  batch", kName + w.mode) + batch_cells(some));
+    for (const PdlMode mode : state.modes) {
+      lines.push_back(column("  us", kName) + mode_name(mode) + us_cells(kernel, mode, some));
+      lines.push_back(column("  share", kName + w.mode) + share_cells(kernel, mode, some));
+    }
+  }
+  return lines;
 }
 
 }  // namespace
@@ -107,76 +164,32 @@ void advance(LiveState& state, std::size_t kernel, const Measurement& m) {
 }
 
 std::vector<std::string> live_lines(const LiveState& state, int width, int height) {
-  const int room = std::max(width - 1, 1);  // a full line would wrap on some terminals
-  Widths w{.stage = 14, .done = 9, .left = 7, .mode = state.modes.size() > 1 ? 6 : 0};
-  for (const LiveKernel& kernel : state.kernels)
-    w.label = std::clamp(static_cast<int>(kernel.label.size()), std::max(w.label, 6), 40);
-  const std::size_t count = state.batches.size();
-  const bool beside = w.head() + w.mode + kCell * static_cast<int>(count) <= room;
-  if (!beside) w.label = std::max(std::min(w.label, room - (w.head() - w.label)), 6);
-
-  const auto mode_name = [&](PdlMode mode) { return w.mode > 0 ? column(name(mode), w.mode) : std::string(); };
-  // All of a kernel, or its first line only.
-  const auto block = [&](const LiveKernel& kernel, bool whole) {
-    std::vector<std::string> lines;
-    const std::string failed = failures(kernel).empty() ? "" : "  failed: " + failures(kernel);
-    if (beside) {
-      std::string left = head(kernel, w);
-      std::string below = column(failed, w.head());
-      for (PdlMode mode : state.modes) {
-        const auto [us, share] = cells(kernel, mode, state.batches, 0, count);
-        lines.push_back(left + mode_name(mode) + us);
-        if (!whole) break;
-        lines.push_back(below + mode_name(mode).replace(0, std::string::npos, static_cast<std::size_t>(w.mode), ' ') +
-                        share);
-        left = below = std::string(static_cast<std::size_t>(w.head()), ' ');
-      }
-      return lines;
-    }
-    lines.push_back(head(kernel, w));
-    if (!failed.empty()) lines.push_back(failed);
-    if (!whole) return lines;
-    const int indent = 8 + w.mode;
-    const auto fit = static_cast<std::size_t>(std::max((room - indent) / kCell, 1));
-    for (std::size_t first = 0; first < count && !kernel.best.empty(); first += fit) {
-      lines.push_back(column("  batch", indent) + batch_cells(state.batches, first, fit));
-      for (PdlMode mode : state.modes) {
-        const auto [us, share] = cells(kernel, mode, state.batches, first, fit);
-        lines.push_back(column("  us", 8) + mode_name(mode) + us);
-        lines.push_back(column("  share", indent) + share);
-      }
-    }
-    return lines;
-  };
-
+  const Layout w = layout_of(state, width);
+  const std::vector<std::string> titles = {
+      fmt::format("{}  {}", printable(state.title), duration(state.elapsed_s)),
+      head(w, "kernel", "stage", "done", "left") +
+          (w.beside ? column("", w.mode) + batch_cells(state.batches) : std::string())};
+  const auto most = static_cast<std::size_t>(std::max(height - 1, 1));
   std::vector<std::string> lines;
   // Which kernels are shown whole: all, the one at work, none.
   for (int level = 0; level < 3; ++level) {
-    lines = {fmt::format("{}  {}", printable(state.title), duration(state.elapsed_s))};
-    Widths titles = w;
-    const LiveKernel heading{.label = "kernel", .stage = "stage"};
-    std::string columns = head(heading, titles);
-    columns.replace(columns.size() - static_cast<std::size_t>(w.left + 1 + w.done), std::string::npos,
-                    fmt::format("{:>{}} {:>{}}", "done", w.done, "left", w.left));
-    if (beside) columns += column("", w.mode) + batch_cells(state.batches, 0, count);
-    lines.push_back(columns);
+    lines = titles;
     for (std::size_t k = 0; k < state.kernels.size(); ++k) {
-      const std::vector<std::string> of = block(state.kernels[k], level == 0 || (level == 1 && k == state.at));
-      lines.insert(lines.end(), of.begin(), of.end());
+      const bool whole = level == 0 || (level == 1 && k == state.at);
+      for (std::string& line : kernel_lines(state, w, state.kernels[k], whole)) lines.push_back(std::move(line));
     }
     lines.push_back(printable(state.at_work));
-    if (static_cast<int>(lines.size()) < height) break;
+    if (lines.size() <= most) break;
   }
-  if (const auto most = static_cast<std::size_t>(std::max(height - 1, 1)); lines.size() > most) {
-    // The kernel at work is in the last lines of those that stay, or they are the first.
-    const std::string last = lines.back();
-    const std::size_t shown = most - 1;
-    const std::size_t first = std::min(state.at + 3 > shown ? state.at + 3 - shown : 0, lines.size() - 1 - shown);
-    lines = {lines.begin() + static_cast<std::ptrdiff_t>(first),
-             lines.begin() + static_cast<std::ptrdiff_t>(first + shown)};
-    lines.push_back(last);
+  if (lines.size() > most) {
+    // A kernel a line now: as many as there is room for, the one at work the last of them or sooner.
+    const std::size_t above = lines.size() - most;
+    const std::size_t first =
+        std::min(above, state.at + titles.size() + 2 > most ? state.at + titles.size() + 2 - most : 0);
+    lines.erase(lines.begin() + static_cast<std::ptrdiff_t>(first + most - 1), lines.end() - 1);
+    lines.erase(lines.begin(), lines.begin() + static_cast<std::ptrdiff_t>(first));
   }
-  for (std::string& line : lines) line = cut(std::move(line), room);
+  for (std::string& line : lines) line = cut(std::move(line), w.room);
   return lines;
 }
 

@@ -5,6 +5,7 @@
 #include <ssmjit/report.h>
 
 #include "cli/verb.h"
+#include "codegen/fail.h"
 
 namespace ssmjit::cli {
 namespace {
@@ -31,6 +32,7 @@ int run(const Options& o) {
   if (!o.table.empty()) {
     report.table = Table::from_json(read_text(o.table));
     report.table_name = o.table;
+    if (report.table.rows.empty()) fail(ErrorKind::invalid, "--table: {} has no rows; leave it out", o.table);
   }
   const std::vector<Measurement> measurements = parse_journal(text);
   const std::string page = report_html(measurements, report);
