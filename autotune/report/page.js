@@ -109,12 +109,13 @@ function ticks(low, high, logarithmic) {
 
 // series: {name, colour, shape, dashed, stems, hollow, cloud, points: [[batch, y]]}; `tipOf(batch)` gives nodes.
 function chart({ title, unit, batches, series, logarithmic, low, high, format, tipOf }) {
-  const box = el("div");
+  const height = 252;
+  const box = el("div", { style: `height: ${height}px` });
   const drawn = series.filter((s) => s.points.length > 0);
   const figure = el("figure", { class: "panel" },
     el("figcaption", {}, el("h4", {}, title), el("div", { class: "legend" }, drawn.filter((s) => s.name).map(swatch))), box);
   const draw = () => {
-    const width = Math.floor(box.clientWidth), height = 252;
+    const width = Math.floor(box.clientWidth);
     if (width < 40) return;
     const edge = { left: 44, right: 14, top: 22, bottom: 36 };
     const inner = width - edge.left - edge.right;
@@ -182,7 +183,7 @@ function chart({ title, unit, batches, series, logarithmic, low, high, format, t
   new ResizeObserver(() => {
     if (Math.floor(box.clientWidth) === width) return;
     width = Math.floor(box.clientWidth);
-    draw();
+    requestAnimationFrame(draw);
   }).observe(box);
   return figure;
 }
