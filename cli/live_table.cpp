@@ -43,9 +43,9 @@ std::string duration(double seconds) {
 
 std::string us_text(double us) { return fmt::format("{:.{}f}", us, us < 100 ? 2 : us < 1000 ? 1 : 0); }
 
-std::string failures(const LiveKernel& kernel) {
+std::string left_out(const LiveKernel& kernel) {
   std::string text;
-  for (const auto& [outcome, count] : kernel.failed)
+  for (const auto& [outcome, count] : kernel.left_out)
     text += fmt::format("{}{} {}", text.empty() ? "" : ", ", count, name(outcome));
   return text;
 }
@@ -107,11 +107,11 @@ std::string share_cells(const LiveKernel& kernel, PdlMode mode, Batches batches)
 // A kernel's lines: all of them, or the first only.
 std::vector<std::string> kernel_lines(const LiveState& state, const Layout& w, const LiveKernel& kernel, bool whole) {
   const auto mode_name = [&](PdlMode mode) { return column(w.mode > 0 ? name(mode) : "", w.mode); };
-  const std::string failed = failures(kernel);
-  const std::string failed_line = failed.empty() ? "" : "  failed: " + failed;
+  const std::string out = left_out(kernel);
+  const std::string out_line = out.empty() ? "" : "  left out: " + out;
   std::vector<std::string> lines;
   if (w.beside) {
-    std::string left = head(w, kernel), below = column(failed_line, w.head());
+    std::string left = head(w, kernel), below = column(out_line, w.head());
     for (const PdlMode mode : state.modes) {
       lines.push_back(left + mode_name(mode) + us_cells(kernel, mode, state.batches));
       if (!whole) break;
@@ -122,7 +122,7 @@ std::vector<std::string> kernel_lines(const LiveState& state, const Layout& w, c
   }
   lines.push_back(head(w, kernel));
   if (!whole) return lines;
-  if (!failed.empty()) lines.push_back(failed_line);
+  if (!out.empty()) lines.push_back(out_line);
   constexpr int kName = 8;
   const auto fit = static_cast<std::size_t>(std::max((w.room - kName - w.mode) / kCell, 1));
   for (Batches rest = state.batches; !rest.empty() && !kernel.best.empty();) {
@@ -155,7 +155,7 @@ void advance(LiveState& state, std::size_t kernel, const Measurement& m) {
     LiveKernel::Best& best = of.best[{m.pdl, m.batch}];
     if (best.us == 0 || m.us < best.us) best = {m.us, m.share};
   } else if (m.outcome != Outcome::ok && m.outcome != Outcome::dropped) {
-    ++of.failed[m.outcome];
+    ++of.left_out[m.outcome];
   }
   state.at = kernel;
   const std::string cell = m.batch > 0 ? fmt::format("batch {} {}", m.batch, name(m.pdl)) : m.phase;

@@ -27,7 +27,7 @@ struct LiveKernel {
     double share = 0;
   };
   std::map<std::pair<PdlMode, int>, Best> best{};  // by mode and batch
-  std::map<Outcome, int> failed{};
+  std::map<Outcome, int> left_out{};               // lines that have no time, by why
 };
 
 struct LiveState {

@@ -349,7 +349,7 @@ function overview() {
 
 function failures() {
   const found = data.kernels.flatMap((kernel, k) => kernel.failures.map((f) => [kernel, k, f]));
-  if (found.length === 0) return el("p", {}, "No candidate failed.");
+  if (found.length === 0) return el("p", {}, "Nothing failed or was left out.");
   const most = Math.max(...found.map((f) => f[2].count));
   return table([left("kernel"), left("outcome"), left("reason (# stands for a number)"), el("th", { class: "text" }, "lines"), left("for example")],
     found.map(([kernel, k, f]) => el("tr", {},
@@ -385,7 +385,7 @@ const most = (values) => (values.length ? percent(Math.max(...values), 1) : "–
 const outcomes = {};
 for (const kernel of data.kernels)
   for (const [outcome, n] of Object.entries(kernel.outcomes)) outcomes[outcome] = (outcomes[outcome] || 0) + n;
-const failed = Object.entries(outcomes).filter(([o]) => o !== "ok" && o !== "dropped").reduce((sum, [, n]) => sum + n, 0);
+const failed = Object.entries(outcomes).filter(([o]) => !["ok", "dropped", "verified", "pruned"].includes(o)).reduce((sum, [, n]) => sum + n, 0);
 const noRow = timed.filter((c) => c.table && !c.table.plan).length;
 const notTimed = timed.filter((c) => c.table?.plan && c.table.regret === undefined).length;
 const dates = data.provenance.map((p) => [p.from, p.to]).flat().filter(Boolean).sort();
@@ -401,6 +401,7 @@ document.getElementById("page").append(
     figure(count(data.measurements), "measurements"),
     figure(count(outcomes.ok || 0), "timed in full"),
     figure(count(outcomes.dropped || 0), "dropped, slower"),
+    outcomes.pruned ? figure(count(outcomes.pruned), "left out untimed") : "",
     figure(count(failed), "failed"),
     figure(percent(median(timed.map((c) => c.best.share).filter((s) => s > 0))), "of the floor, median cell"),
     figure(most(regrets("table")), data.table.fitted ? "worst regret, own table" : "worst regret of the table"),
@@ -411,5 +412,5 @@ document.getElementById("page").append(
   el("p", { class: "dim small" }, "Microseconds on cold state, and below them the share of the memory floor that was measured in the same run."),
   overview(),
   ...data.kernels.map(kernelSection),
-  el("h2", {}, "Failures by reason"), failures(),
+  el("h2", {}, "Failures, by reason"), failures(),
   el("h2", {}, "Provenance"), ...provenance(), otherRows() || "");

@@ -117,14 +117,14 @@ Json cell_json(const Cell& cell, Plans& plans, const Table& table) {
     json["best"] = {
         {"plan", plans.number(best)},       {"us", us_of(best.us)},
         {"us_min", us_of(best.us_min)},     {"us_max", us_of(best.us_max)},
-        {"floor_us", us_of(best.floor_us)}, {"share", fraction_of(best.us > 0 ? best.floor_us / best.us : 0)}};
+        {"floor_us", us_of(best.floor_us)}, {"share", fraction_of(best.share)}};
     Json phases = Json::array();
     for (const PhaseMeasurement& p : best.phases)
       phases.push_back({{"phase", name(p.phase)},
                         {"ring_count", p.ring_count},
                         {"us", us_of(p.us)},
                         {"floor_us", us_of(p.floor_us)},
-                        {"share", fraction_of(p.us > 0 ? p.floor_us / p.us : 0)}});
+                        {"share", fraction_of(p.share)}});
     if (!phases.empty()) json["phases"] = std::move(phases);
     if (best.op == Op::update || best.phases.size() == 2) {
       json["table"] = answer_json(table_answer(table, best, false), cell);
@@ -236,7 +236,8 @@ Json kernel_json(const Lines& lines, const Table& table) {
   std::map<std::string, int> outcomes;
   std::set<std::string> sources;
   for (const Measurement* m : lines) {
-    ++outcomes[name(m->outcome)];
+    // A plan that was found right and not yet timed.
+    ++outcomes[m->outcome == Outcome::ok && !timed(*m) ? "verified" : name(m->outcome)];
     sources.insert(m->source_digest);
     if (timed(*m)) modes[{m->pdl, m->phase, m->steps_per_flush}].push_back(m);
   }
