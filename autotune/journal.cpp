@@ -214,6 +214,8 @@ std::vector<Measurement> parse_journal(std::string_view text, int* skipped) {
   std::vector<Measurement> all;
   std::map<std::string, std::size_t> place;
   int bad = 0;
+  // Not by place in the text: journals are merged in any order.
+  const auto age = [](const Measurement& m) { return std::tuple(m.measured, m.outcome, m.json()); };
   while (!text.empty()) {
     const std::size_t end = text.find('\n');
     if (end == std::string_view::npos) break;  // a torn last line
@@ -225,7 +227,7 @@ std::vector<Measurement> parse_journal(std::string_view text, int* skipped) {
       const auto [at, added] = place.emplace(m.key(), all.size());
       if (added)
         all.push_back(std::move(m));
-      else
+      else if (age(all[at->second]) < age(m))
         all[at->second] = std::move(m);
     } catch (const Error&) {
       ++bad;
@@ -233,48 +235,6 @@ std::vector<Measurement> parse_journal(std::string_view text, int* skipped) {
   }
   if (skipped != nullptr) *skipped = bad;
   return all;
-}
-
-Table fit_table(const std::vector<Measurement>& measurements) {
-  std::map<std::string, TableRow> best;
-  for (const Measurement& m : measurements) {
-    if (m.outcome != Outcome::ok || m.us <= 0) continue;
-    if (m.op == Op::ring && m.phases.size() != 2) continue;  // a phase alone is no plan's cost
-    const std::string key = fmt::format("{}|{}|{}|{:012}", m.device, m.kernel_digest, name(m.pdl), m.total_heads());
-    TableRow row;
-    row.device = m.device;
-    row.kernel_digest = m.kernel_digest;
-    row.cost_digest = m.cost_digest;
-    row.pdl = m.pdl;
-    row.total_heads = m.total_heads();
-    row.plan = m.plan;
-    row.us = tidy(m.us);
-    // A floor above the time was not measured well.
-    const auto floor_of = [](const auto& of) { return of.floor_us <= of.us ? tidy(of.floor_us) : 0; };
-    row.floor_us = floor_of(m);
-    row.op = m.op;
-    if (m.op == Op::ring) {
-      row.steps_per_flush = m.steps_per_flush;
-      for (const PhaseMeasurement& p : m.phases)
-        (p.phase == Phase::flush ? row.flush : row.no_flush) = {tidy(p.us), floor_of(p)};
-    }
-    row.kernel = m.kernel;
-    row.source_digest = m.source_digest;
-    row.driver = m.driver;
-    row.nvrtc = m.nvrtc;
-    row.measured = m.measured;
-    // Equal times go to the plan whose text comes first, then by provenance, so that the order of lines does not
-    // matter.
-    const auto rank = [](const TableRow& r) {
-      return std::tuple(r.us, r.plan.text(), r.source_digest, r.driver, r.nvrtc, r.measured, r.kernel, r.floor_us);
-    };
-    const auto [at, added] = best.emplace(key, row);
-    if (!added && rank(row) < rank(at->second)) at->second = std::move(row);
-  }
-  Table table;
-  for (auto& [key, row] : best) table.rows.push_back(std::move(row));
-  table.sort();
-  return table;
 }
 
 }  // namespace ssmjit

@@ -11,6 +11,7 @@
 #include "codegen/constraint.h"
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
+#include "codegen/plan_smem.h"
 
 namespace ssmjit {
 namespace {
@@ -144,6 +145,10 @@ struct Space {
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
+  }
+  // The value of one of `names`, a derived one too.
+  std::int64_t value(std::string_view name, const std::vector<std::int64_t>& v) const {
+    return v[static_cast<std::size_t>(std::find(names.begin(), names.end(), name) - names.begin())];
   }
   void put(std::vector<std::int64_t>& v, const Plan& plan) const {
     for (std::size_t i = 0; i < std::size(kFields); ++i) v[i] = kFields[i].get(plan);
@@ -365,6 +370,13 @@ LaunchShape launch_shape(const Plan& plan, const Description& description, int b
   if (plan.state_path == StatePath::bulk && description.op() == Op::update)
     shape.smem_bytes += 8 * plan.warps * plan.stages;  // barriers; a ring's are in its static shared memory
   return shape;
+}
+
+std::int64_t plan_smem_bytes(const Plan& plan, const Description& description, const Arch& arch) {
+  const Space& space = Space::of(description.op());
+  std::vector<std::int64_t> values = space.facts(description, arch);
+  space.put(values, plan);
+  return space.value("smem_bytes", values);
 }
 
 std::int64_t scratch_bytes(const Plan&, const Description&, int) { return 0; }

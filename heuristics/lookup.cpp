@@ -3,11 +3,14 @@
 #include <cmath>
 #include <deque>
 #include <limits>
+#include <optional>
 #include <tuple>
+#include <utility>
 
 #include <ssmjit/table.h>
 
 #include "codegen/fail.h"
+#include "heuristics/row_lookup.h"
 
 namespace ssmjit {
 namespace {
@@ -32,10 +35,21 @@ double interpolate(double low, double high, double weight) {
   return low > 0 && high > 0 ? std::exp((1 - weight) * std::log(low) + weight * std::log(high)) : 0;
 }
 
+// a * b as two words, the high one first.
+std::pair<std::uint64_t, std::uint64_t> product(std::uint64_t a, std::uint64_t b) {
+  constexpr std::uint64_t kLow = 0xffffffff;
+  const std::uint64_t low = (a & kLow) * (b & kLow), middle = (a >> 32) * (b & kLow) + (low >> 32);
+  const std::uint64_t carry = (a & kLow) * (b >> 32) + (middle & kLow);
+  return {(a >> 32) * (b >> 32) + (middle >> 32) + (carry >> 32), (carry << 32) | (low & kLow)};
+}
+
 const TableRow& nearest(const Rows& rows, std::int64_t total_heads) {
-  return **std::min_element(rows.begin(), rows.end(), [&](const TableRow* a, const TableRow* b) {
-    return log_distance(a->total_heads, total_heads) < log_distance(b->total_heads, total_heads);
-  });
+  const auto above = std::lower_bound(rows.begin(), rows.end(), total_heads,
+                                      [](const TableRow* row, std::int64_t value) { return row->total_heads < value; });
+  if (above == rows.end()) return *rows.back();
+  if (above == rows.begin()) return **above;
+  const TableRow &low = **std::prev(above), &high = **above;
+  return nearer_to_low(low.total_heads, total_heads, high.total_heads) ? low : high;
 }
 
 Choice from_rows(const Rows& rows, std::int64_t total_heads) {
@@ -43,8 +57,9 @@ Choice from_rows(const Rows& rows, std::int64_t total_heads) {
                                       [](const TableRow* row, std::int64_t value) { return row->total_heads < value; });
   if (above != rows.end() && (*above)->total_heads == total_heads) {
     const TableRow& row = **above;
-    return {row.plan, Why::exact, fmt::format("measured at {} heads on {}", total_heads, row.device), row.us,
-            row.floor_us};
+    return {row.plan, Why::exact,
+            fmt::format("{} at {} heads on {}", row.predicted ? "predicted" : "measured", total_heads, row.device),
+            row.us, row.floor_us};
   }
   const TableRow& near = nearest(rows, total_heads);
   if (above != rows.end() && above != rows.begin()) {
@@ -65,76 +80,101 @@ Choice from_rows(const Rows& rows, std::int64_t total_heads) {
           near.us * scale, near.floor_us * scale};
 }
 
-// Whether a launch in `mode` on `arch` wants a kernel that asks for the state early. A row of this mode keeps the plan
-// that was measured; one of the other mode is taken in this one's kind.
-bool wants_early_state(const TableRow& row, PdlMode mode, const Arch& arch) {
-  return arch.has_pdl() && (row.pdl == mode ? row.plan.early_state : mode == PdlMode::chain);
+// Whether a launch in `mode` wants a kernel that asks for the state early. A row of this mode keeps the plan that was
+// measured; one of the other mode is taken in this one's kind.
+bool wants_early_state(const TableRow& row, PdlMode mode, bool has_pdl) {
+  return has_pdl && (row.pdl == mode ? row.plan.early_state : mode == PdlMode::chain);
 }
 
 }  // namespace
+
+bool nearer_to_low(std::int64_t low, std::int64_t total_heads, std::int64_t high) {
+  const auto word = [](std::int64_t heads) { return static_cast<std::uint64_t>(std::max<std::int64_t>(heads, 1)); };
+  return product(word(total_heads), word(total_heads)) <= product(word(low), word(high));
+}
+
+std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& question,
+                                   const std::function<bool(const Plan&)>& legal, int* illegal) {
+  const std::int64_t total_heads = question.total_heads;
+  // Rows by how far they are from the question, the nearest first: measured here before predicted here before measured
+  // on another GPU, this kernel before one of the same cost, this mode before the other. What was predicted for another
+  // GPU answers nothing.
+  constexpr std::size_t kPredicted = 4, kOtherDevice = 8;
+  std::array<Rows, 12> classes;
+  std::deque<TableRow> changed;
+  int passed_over = 0;
+  for (const TableRow& row : table.rows) {
+    const bool same_kernel = row.kernel_digest == question.kernel_digest, here = row.device == question.device;
+    if (!same_kernel && row.cost_digest != question.cost_digest) continue;
+    if (row.predicted && !here) continue;
+    const TableRow* candidate = &row;
+    if (const bool early = wants_early_state(row, question.mode, question.has_pdl); early != row.plan.early_state) {
+      changed.push_back(row);
+      changed.back().plan.early_state = early;
+      candidate = &changed.back();
+    }
+    if (!legal(candidate->plan)) {
+      ++passed_over;
+      continue;
+    }
+    classes[(here ? row.predicted * kPredicted : kOtherDevice) + !same_kernel * 2U + (row.pdl != question.mode)]
+        .push_back(candidate);
+  }
+  if (illegal != nullptr) *illegal = passed_over;
+  const auto found = std::find_if(classes.begin(), classes.end(), [](const Rows& rows) { return !rows.empty(); });
+  if (found == classes.end()) return std::nullopt;
+
+  const auto distance = static_cast<std::size_t>(found - classes.begin());
+  const bool other_device = distance >= kOtherDevice, other_kernel = distance & 2, other_mode = distance & 1;
+  Rows& rows = *found;
+  // The order of the table's rows must not matter: every rank has to come to the same plan.
+  std::sort(rows.begin(), rows.end(), [](const TableRow* a, const TableRow* b) {
+    return std::tie(a->total_heads, a->device, a->kernel_digest) <
+           std::tie(b->total_heads, b->device, b->kernel_digest);
+  });
+  rows.erase(std::unique(rows.begin(), rows.end(),
+                         [](const TableRow* a, const TableRow* b) { return a->total_heads == b->total_heads; }),
+             rows.end());
+  const TableRow& near = nearest(rows, total_heads);
+  Choice choice;
+  if (other_device) {
+    choice = {near.plan, Why::other_device,
+              fmt::format("no row of this kernel on {}; the plan is that of {} heads on {}, for {} heads here",
+                          question.device.empty() ? "this device" : question.device, near.total_heads, near.device,
+                          total_heads),
+              0, 0};
+  } else {
+    choice = from_rows(rows, total_heads);
+    if (other_mode) choice.why = Why::nearest;
+    if (other_kernel) choice.why = Why::similar;
+    if (near.predicted) choice.why = Why::predicted;
+  }
+  const char* how = near.predicted ? "predicted" : "measured";
+  if (other_kernel) choice.reason += fmt::format("; {} with a kernel of the same cost, {}", how, near.kernel);
+  if (other_mode) {
+    choice.reason +=
+        fmt::format("; {} with PDL mode {}, as there is no row for {}", how, name(near.pdl), name(question.mode));
+  }
+  if (near.predicted) choice.reason += "; predicted from facts of the GPU, not measured";
+  return choice;
+}
 
 Choice lookup(const Table& table, const Description& description, std::string_view device_key, const Arch& arch,
               std::int64_t batch, PdlMode mode) {
   const std::int64_t total_heads = clamped_total_heads(batch, description.nheads);
   const std::string kernel = description.kernel_digest();
   const std::string cost = description.cost_digest();
-
-  // Rows by how far they are from the question, the nearest first: this GPU before another, this kernel before one of
-  // the same cost, this mode before the other.
-  std::array<Rows, 8> classes;
-  std::deque<TableRow> changed;
   int illegal = 0;
-  for (const TableRow& row : table.rows) {
-    const bool same_kernel = row.kernel_digest == kernel;
-    if (!same_kernel && row.cost_digest != cost) continue;
-    const TableRow* candidate = &row;
-    if (const bool early = wants_early_state(row, mode, arch); early != row.plan.early_state) {
-      changed.push_back(row);
-      changed.back().plan.early_state = early;
-      candidate = &changed.back();
-    }
-    if (!plan_problems(candidate->plan, description, arch).empty()) {
-      ++illegal;
-      continue;
-    }
-    classes[(row.device != device_key) * 4 + !same_kernel * 2 + (row.pdl != mode)].push_back(candidate);
-  }
-  const auto found = std::find_if(classes.begin(), classes.end(), [](const Rows& rows) { return !rows.empty(); });
-
+  const std::optional<Choice> found = look_up_rows(
+      table, {device_key, kernel, cost, total_heads, mode, arch.has_pdl()},
+      [&](const Plan& plan) { return plan_problems(plan, description, arch).empty(); }, &illegal);
   Choice choice;
-  if (found == classes.end()) {
+  if (found) {
+    choice = *found;
+  } else {
     choice = {default_plan(description, arch, total_heads), Why::fallback,
               fmt::format("no row of this kernel ({}) or of one of its cost ({})", kernel, cost), 0, 0};
     choice.plan.early_state = mode == PdlMode::chain && arch.has_pdl();
-  } else {
-    const auto distance = found - classes.begin();
-    const bool other_device = distance & 4, other_kernel = distance & 2, other_mode = distance & 1;
-    Rows& rows = *found;
-    // The order of the table's rows must not matter: every rank has to come to the same plan.
-    std::sort(rows.begin(), rows.end(), [](const TableRow* a, const TableRow* b) {
-      return std::tie(a->total_heads, a->device, a->kernel_digest) <
-             std::tie(b->total_heads, b->device, b->kernel_digest);
-    });
-    rows.erase(std::unique(rows.begin(), rows.end(),
-                           [](const TableRow* a, const TableRow* b) { return a->total_heads == b->total_heads; }),
-               rows.end());
-    const TableRow& near = nearest(rows, total_heads);
-    if (other_device) {
-      choice = {
-          near.plan, Why::other_device,
-          fmt::format("no row of this kernel on {}; the plan is that of {} heads on {}, for {} heads here",
-                      device_key.empty() ? "this device" : device_key, near.total_heads, near.device, total_heads),
-          0, 0};
-    } else {
-      choice = from_rows(rows, total_heads);
-      if (other_mode) choice.why = Why::nearest;
-      if (other_kernel) choice.why = Why::similar;
-    }
-    if (other_kernel) choice.reason += fmt::format("; measured with a kernel of the same cost, {}", near.kernel);
-    if (other_mode) {
-      choice.reason +=
-          fmt::format("; measured with PDL mode {}, as there is no row for {}", name(near.pdl), name(mode));
-    }
   }
   if (illegal > 0) {
     choice.reason += fmt::format("; passed over {} with a plan that is not legal on {}",

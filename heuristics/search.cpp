@@ -16,21 +16,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct DeviceArch {
-  const char* key;
-  Arch arch;
-};
-
-// NVIDIA's list of GPUs by compute capability; data-centre parts and the workstation parts next to them.
-constexpr DeviceArch kDevices[] = {
-    {"a100", {8, 0, 0}},     {"a800", {8, 0, 0}},     {"a30", {8, 0, 0}},      {"a10", {8, 6, 0}},
-    {"a40", {8, 6, 0}},      {"rtx-3090", {8, 6, 0}}, {"l4", {8, 9, 0}},       {"l40", {8, 9, 0}},
-    {"l40s", {8, 9, 0}},     {"rtx-4090", {8, 9, 0}}, {"h100", {9, 0, 'a'}},   {"h200", {9, 0, 'a'}},
-    {"h20", {9, 0, 'a'}},    {"h800", {9, 0, 'a'}},   {"gh200", {9, 0, 'a'}},  {"b200", {10, 0, 'a'}},
-    {"gb200", {10, 0, 'a'}}, {"b300", {10, 3, 'a'}},  {"gb300", {10, 3, 'a'}}, {"rtx-5090", {12, 0, 'a'}},
-    {"gb10", {12, 1, 'a'}},
-};
-
 // A variable that is set to nothing counts as not set.
 std::string environment(const char* variable) {
   const char* value = std::getenv(variable);
@@ -108,15 +93,6 @@ Table load_tables() {
   }
   std::for_each(named.rbegin(), named.rend(), [&](const std::string& path) { merge_from(table, path); });
   return table;
-}
-
-Arch arch_of_device_key(std::string_view device_key) {
-  std::string known;
-  for (const DeviceArch& device : kDevices) {
-    if (device_key == device.key) return device.arch;
-    known += known.empty() ? device.key : fmt::format(", {}", device.key);
-  }
-  fail(ErrorKind::invalid, "device: got {}; known are {}", in_quotes(device_key), known);
 }
 
 FloorModel floor_model(std::string_view device_key) {

@@ -72,6 +72,14 @@ class Fields {
     return value->get<std::int64_t>();
   }
 
+  // False where it is left out.
+  bool flag(const char* field) {
+    const Json* value = find(field, false);
+    if (value == nullptr) return false;
+    if (!value->is_boolean()) return wrong(field, *value, "true or false"), false;
+    return value->get<bool>();
+  }
+
   void constant(const char* field, const Json& wanted) {
     const Json* value = find(field, true);
     if (value != nullptr && *value != wanted) wrong(field, *value, wanted.dump().c_str());
@@ -156,6 +164,7 @@ TableRow read_row(const Json& json, std::optional<Op> op, std::size_t index, std
   row.driver = fields.text("driver", false);
   row.nvrtc = fields.text("nvrtc", false);
   row.measured = fields.text("measured", false);
+  row.predicted = fields.flag("predicted");
   fields.refuse_unknown();
   return row;
 }
@@ -182,6 +191,7 @@ Json row_json(const TableRow& row, bool with_op) {
   json["driver"] = row.driver;
   json["nvrtc"] = row.nvrtc;
   json["measured"] = row.measured;
+  if (row.predicted) json["predicted"] = true;
   return json;
 }
 
@@ -222,6 +232,8 @@ const char* name(Why why) {
       return "nearest";
     case Why::similar:
       return "similar";
+    case Why::predicted:
+      return "predicted";
     case Why::other_device:
       return "other_device";
     case Why::fallback:
@@ -235,10 +247,19 @@ void Table::sort() {
                    [](const TableRow& a, const TableRow& b) { return key_of(a) < key_of(b); });
 }
 
+std::size_t Table::plan_count() const {
+  std::set<std::pair<std::string, std::string>> plans;
+  for (const TableRow& row : rows) plans.emplace(row.kernel_digest, row.plan.text());
+  return plans.size();
+}
+
 void Table::merge(const Table& other) {
   std::map<std::tuple<std::string, std::string, PdlMode, std::int64_t>, const TableRow*> by_key;
   for (const Table* table : {static_cast<const Table*>(this), &other}) {
-    for (const TableRow& row : table->rows) by_key[key_of(row)] = &row;
+    for (const TableRow& row : table->rows) {
+      const TableRow*& place = by_key[key_of(row)];
+      if (place == nullptr || place->predicted || !row.predicted) place = &row;
+    }
   }
   std::vector<TableRow> merged;
   merged.reserve(by_key.size());

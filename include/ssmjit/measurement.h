@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -78,10 +79,47 @@ struct Measurement {
 };
 
 // Everything in a journal's text that is whole: a torn last line is dropped, a bad line is skipped; `skipped` counts
-// the latter. Of lines with one key the last counts.
+// the latter. Of lines with one key the one that was measured last counts; of those of one second a failure.
 std::vector<Measurement> parse_journal(std::string_view text, int* skipped = nullptr);
 
-// The best plan of every (device, digest, mode, total_heads) that was measured; of a ring by its weighted step.
-Table fit_table(const std::vector<Measurement>& measurements);
+struct FitOptions {
+  // What a row's plan may cost more than the best of its size, as a fraction, so that neighbouring sizes share plans.
+  double max_regret = 0.005;
+};
+// A row for every (device, digest, mode, total_heads) that was timed in full, with as few plans as the bound allows; of
+// a ring by its weighted step. The order of the measurements does not matter. Fails: ErrorKind::invalid for a bound
+// that is no number from 0 up.
+Table fit_table(const std::vector<Measurement>& measurements, const FitOptions& options = {});
+
+// How a table's answer did at one size that was measured.
+struct CellCheck {
+  std::string device, kernel_digest, kernel;
+  PdlMode pdl = PdlMode::off;
+  std::int64_t total_heads = 0;
+  // An answer against the best plan that was timed in full at this size.
+  struct Answer {
+    Choice choice;
+    double us = 0;      // of its plan, in the journals; 0 where it was not timed
+    double regret = 0;  // us over the best, less 1
+    // Why there is no regret, or "few replays" where the plan was dropped early; empty where all is well.
+    std::string remark;
+  };
+  Plan best;
+  double best_us = 0;
+  std::optional<Answer> answer;    // none: no row answers
+  std::optional<Answer> left_out;  // with the row of this size left out; none where its kernel has no other row
+};
+struct TableCheck {
+  std::vector<CellCheck> cells;  // sorted as a table's rows
+  double worst_regret = 0, median_regret = 0;
+  double worst_loo_regret = 0, median_loo_regret = 0;
+  int compared = 0, compared_loo = 0;  // answers with a regret
+  int not_timed = 0;                   // answers whose plan has no time at that size
+  int not_timed_loo = 0;
+  int unanswered = 0;
+};
+// Asks the table for every size that the journals timed, on their device, and compares. Whether a plan is legal is not
+// asked: one that is not has no time.
+TableCheck check_table(const Table& table, const std::vector<Measurement>& measurements);
 
 }  // namespace ssmjit

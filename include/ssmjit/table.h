@@ -42,6 +42,8 @@ struct TableRow {
   std::string driver;
   std::string nvrtc;
   std::string measured;  // date
+  // The plan and its time come from a model of the GPU (`table predict`), not from a measurement.
+  bool predicted = false;
   bool operator==(const TableRow&) const = default;
 };
 
@@ -53,15 +55,26 @@ struct Table {
   std::string json() const;
   // Fails: ErrorKind::invalid, naming the row and field.
   static Table from_json(std::string_view text);
-  // Rows of `other` win over rows with the same key.
+  // Rows of `other` win over rows with the same key; but none that is predicted over one that was measured.
   void merge(const Table& other);
   void sort();
+  // Distinct (kernel, plan): what an engine compiles so that every row is ready.
+  std::size_t plan_count() const;
 };
 
+// As a file of the table: itself, a self-contained C++17 header with a constexpr lookup, a Python module with a dict
+// and a lookup. Both answer from rows of the GPU that is asked for as lookup() does: the same plan, why and time; they
+// do not ask whether a plan is legal.
+enum class TableFormat { json, cpp, python };
+// "json", "cpp", "python". Fails: ErrorKind::invalid.
+TableFormat parse_table_format(std::string_view text);
+std::string emit_table(const Table& table, TableFormat format);
+
 // How good an answer is.
-// similar: measured with a kernel of the same cost_digest(). other_device: measured on another GPU.
-enum class Why { exact, interpolated, nearest, similar, other_device, fallback };
-const char* name(Why why);  // "exact", "interpolated", "nearest", "similar", "other_device", "default"
+// similar: measured with a kernel of the same cost_digest(). predicted: from predicted rows of this GPU, where there is
+// no measured one. other_device: measured on another GPU.
+enum class Why { exact, interpolated, nearest, similar, predicted, other_device, fallback };
+const char* name(Why why);  // "exact", "interpolated", "nearest", "similar", "predicted", "other_device", "default"
 
 struct Choice {
   Plan plan;

@@ -126,6 +126,12 @@ struct SteadyState {
 SteadyState steady_state(const Description& description, const Plan& plan, int batch,
                          const SteadyOptions& options = {});
 
+// Rows for a GPU that is not at hand, all marked `predicted`: at each batch and mode the plan that a model of the GPU
+// puts first, with as few plans as lose no more than a hundredth of the predicted time. Fails: ErrorKind::invalid for
+// an invalid description, and for a device whose facts are not known, with those that are.
+Table predict_table(const Description& description, std::string_view device_key, const std::vector<int>& batches,
+                    const std::vector<PdlMode>& modes, const Acceptance& accepted = {});
+
 // `count` of `all` by a fixed seed, in their order; all of them when count is 0 or not smaller.
 std::vector<Plan> sample_plans(const std::vector<Plan>& all, std::size_t count, std::uint64_t seed);
 

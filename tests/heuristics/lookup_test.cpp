@@ -176,6 +176,44 @@ TEST(Lookup, UnknownTimesStayUnknown) {
   EXPECT_EQ(look(512, table).floor_us, 0);
 }
 
+TableRow predicted(TableRow row) {
+  row.predicted = true;
+  return row;
+}
+
+TEST(Lookup, APredictedRowAnswersAndSaysSo) {
+  const Table table{{predicted(sample_row(256, 8, 1, "b200")), sample_row(256, 9, 2)}};
+  const Choice choice = lookup(table, sample_description(), "b200", Arch::parse("sm_100a"), 16);
+  EXPECT_EQ(choice.why, Why::predicted) << "rather than what another GPU measured";
+  EXPECT_EQ(choice.plan, sample_plan(1));
+  EXPECT_EQ(choice.expected_us, 8);
+  EXPECT_THAT(choice.reason, HasSubstr("predicted at 256 heads on b200"));
+  EXPECT_THAT(choice.reason, HasSubstr("not measured"));
+}
+
+TEST(Lookup, WhatWasMeasuredOnThisGpuWinsOverWhatWasPredicted) {
+  const Description other = sample_description().delta(softplus(dsl::dt));
+  const Table far{{predicted(sample_row(256, 8, 1)), sample_row(4096, 64, 2)}};
+  EXPECT_EQ(look(16, far).why, Why::nearest);
+  EXPECT_EQ(look(16, far).plan, sample_plan(2));
+  const Table similar{{predicted(sample_row(256, 8, 1)), of_kernel(other, sample_row(256, 9, 2))}};
+  EXPECT_EQ(look(16, similar).why, Why::similar);
+}
+
+TEST(Lookup, WhatWasPredictedForAnotherGpuAnswersNothing) {
+  EXPECT_EQ(look(16, Table{{predicted(sample_row(256, 8, 1, "b200"))}}).why, Why::fallback);
+}
+
+TEST(Lookup, HalfWayByRatioGoesDownAndAHeadMoreGoesUp) {
+  for (const std::int64_t middle :
+       {std::int64_t{64}, std::int64_t{3'000'000}, std::int64_t{4'611'686'018'427'387'902}}) {
+    const Description one = sample_description(1);
+    const Table table{{of_kernel(one, sample_row(middle / 2, 2, 0)), of_kernel(one, sample_row(middle * 2, 8, 1))}};
+    EXPECT_EQ(lookup(table, one, "h200", kSm90, middle).plan, sample_plan(0)) << middle;
+    EXPECT_EQ(lookup(table, one, "h200", kSm90, middle + 1).plan, sample_plan(1)) << middle;
+  }
+}
+
 TEST(Faults, Row28_ATableOfAnotherGpuAnswersAndSaysSo) {
   const Table table{{sample_row(16, 2, 0, "b200"), sample_row(256, 8, 1, "h100")}};
   const Choice choice = look(16, table);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -66,6 +67,36 @@ TEST(Table, RowsOfTheOtherWinAMerge) {
   EXPECT_EQ(table.rows[0], sample_row(16, 3, 0));
   EXPECT_EQ(table.rows[1], sample_row(64, 2, 2));
   EXPECT_EQ(table.rows[2], sample_row(16, 9, 3, "h200", PdlMode::chain));
+}
+
+TEST(Table, APredictedRowSaysSoInItsLineAndAMeasuredOneNothing) {
+  Table table{{sample_row(16, 3, 0), sample_row(64, 4, 1)}};
+  EXPECT_THAT(table.json(), Not(HasSubstr("predicted")));
+  table.rows[1].predicted = true;
+  EXPECT_THAT(table.json(), HasSubstr("\"predicted\":true}\n]"));
+  EXPECT_EQ(Table::from_json(table.json()).rows, table.rows);
+  EXPECT_THAT(refusal(replaced(table.json(), "\"predicted\":true", "\"predicted\":1")),
+              HasSubstr("rows[1].predicted: got 1, want true or false"));
+}
+
+TEST(Table, NoPredictedRowWinsAMergeOverAMeasuredOne) {
+  Table predicted{{sample_row(16, 3, 0)}};
+  predicted.rows[0].predicted = true;
+  const Table measured{{sample_row(16, 4, 1)}};
+  for (const auto& [first, second] : {std::pair(predicted, measured), std::pair(measured, predicted)}) {
+    Table merged = first;
+    merged.merge(second);
+    EXPECT_EQ(merged.rows, measured.rows);
+  }
+}
+
+TEST(Table, CountsThePlansThatAnEngineHasToCompile) {
+  Table table{{sample_row(16, 3, 0), sample_row(64, 4, 0), sample_row(256, 9, 1)}};
+  EXPECT_EQ(table.plan_count(), 2u);
+  table.rows.push_back(sample_row(16, 3, 0, "h200", PdlMode::chain));
+  EXPECT_EQ(table.plan_count(), 2u) << "one kernel serves both modes where the plan is the same";
+  table.rows[1].kernel_digest = "another";
+  EXPECT_EQ(table.plan_count(), 3u);
 }
 
 TEST(Table, MergingItselfChangesNothing) {

@@ -1,0 +1,29 @@
+// The measurements of journals by what they are of: what fitting and checking a table share.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include <ssmjit/measurement.h>
+
+namespace ssmjit {
+
+// The kernel of a table row: device, kernel digest, PDL mode.
+using RowKernel = std::tuple<std::string, std::string, PdlMode>;
+// Of every plan, by its text, what counts at one size.
+using Cell = std::map<std::string, Measurement>;
+using Cells = std::map<RowKernel, std::map<std::int64_t, Cell>>;  // by total_heads
+
+// Of several lines of one plan and size the newest counts. Left out are phases of a ring measured alone, lines of plans
+// that failed verification since, and of plans that newest lines call wrong, nondeterministic or faulty at any size.
+// All rings of one kernel get the steps between flushes of its newest line, so that their weighted steps compare. Times
+// are rounded as a journal holds them.
+Cells cells_of(const std::vector<Measurement>& measurements);
+
+// us as a journal writes it down: nanoseconds.
+double tidy_us(double us);
+
+}  // namespace ssmjit
