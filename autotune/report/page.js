@@ -190,9 +190,9 @@ function chart({ title, unit, batches, series, logarithmic, low, high, format, t
 
 const whyNote = (answer) =>
   !answer || answer.why === "exact" ? null
-    : el("span", { class: "badge " + (answer.why === "predicted" ? "predicted" : "") }, answer.why.replace("_", " "));
+    : el("span", { class: "badge " + (answer.why === "predicted" ? "predicted" : ""), title: answer.reason }, answer.why.replace("_", " "));
 const regretText = (answer) =>
-  !answer ? "–" : answer.regret === undefined ? (answer.plan ? "not timed" : "default plan") : percent(answer.regret, 1);
+  !answer ? "–" : answer.regret === undefined ? (answer.plan ? "not timed" : "default plan") : percent(answer.regret, 1) + (answer.remark ? " *" : "");
 
 function tipRows(batch, rows, plan) {
   return [
@@ -294,7 +294,7 @@ function cellTable(kernel, mode) {
       cell(el("span", {}, whyNote(c.table), " ", regretText(c.table))), cell(el("span", {}, whyNote(c.left_out), " ", regretText(c.left_out))),
       el("td", { class: "text plan" }, kernel.plans[c.best.plan][0]));
   });
-  return folded("Values by batch", "the best plan of each cell, and what the table's costs there", false,
+  return folded("Values by batch", "the best plan of each cell, and what the table's costs there (* by few replays)", false,
     table([el("th", { class: "stick" }, "batch"), "us", "min – max", "floor", "share", ...(phases ? ["no flush", "flush"] : []), "timed", "within 1%",
       "table's regret", "row left out", left("best plan")], rows));
 }

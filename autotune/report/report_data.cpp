@@ -10,8 +10,6 @@
 
 #include <fmt/format.h>
 
-#include "autotune/report/table_answer.h"
-
 namespace ssmjit {
 namespace {
 
@@ -85,39 +83,44 @@ class Plans {
   std::vector<Json> fields_;
 };
 
-struct Cell {
+// A batch of one PDL mode.
+struct PageCell {
   Lines lines;                        // timed, the fastest first
-  const Measurement* best = nullptr;  // of those that were timed in full
+  const Measurement* best = nullptr;  // of those that were timed in full and may win
+  const CellCheck* check = nullptr;
 };
 
-const Measurement* line_of_plan(const Cell& cell, const Plan& plan) {
-  const Measurement* found = nullptr;
-  for (const Measurement* m : cell.lines)
-    if (m->plan == plan && (found == nullptr || (m->outcome == Outcome::ok && found->outcome != Outcome::ok)))
-      found = m;
-  return found;
+// The table's answers by what they answer.
+using CheckKey = std::tuple<std::string, std::string, PdlMode, std::int64_t>;
+using Checks = std::map<CheckKey, CellCheck>;
+Checks checks_of(const Table& table, const std::vector<Measurement>& measurements) {
+  Checks checks;
+  for (CellCheck& c : check_table(table, measurements).cells) {
+    CheckKey key{c.device, c.kernel_digest, c.pdl, c.total_heads};
+    checks.emplace(std::move(key), std::move(c));
+  }
+  return checks;
 }
 
 // The table's plan in a cell, its time there and what it loses; no time where the journal has none of this plan.
-Json answer_json(const std::optional<TableAnswer>& answer, const Cell& cell) {
-  if (!answer) return {{"why", name(Why::fallback)}};
-  Json json{{"why", name(answer->why)}, {"plan", answer->plan.text()}, {"total_heads", answer->total_heads}};
-  if (const Measurement* line = line_of_plan(cell, answer->plan)) {
-    json["us"] = us_of(line->us);
-    json["regret"] = least_loss(line->us, cell.best->us);
+Json answer_json(const CellCheck::Answer& answer) {
+  Json json{{"why", name(answer.choice.why)}, {"plan", answer.choice.plan.text()}, {"reason", answer.choice.reason}};
+  if (answer.us > 0) {
+    json["us"] = us_of(answer.us);
+    json["regret"] = fraction_of(std::max(0.0, answer.regret));
   }
+  if (!answer.remark.empty()) json["remark"] = answer.remark;
   return json;
 }
 
-Json cell_json(const Cell& cell, Plans& plans, const Table& table) {
+Json cell_json(const PageCell& cell, Plans& plans) {
   const Measurement& any = *cell.lines.front();
   Json json{{"batch", any.batch}, {"total_heads", any.total_heads()}, {"layers", any.layers}};
   if (cell.best != nullptr) {
     const Measurement& best = *cell.best;
-    json["best"] = {
-        {"plan", plans.number(best)},       {"us", us_of(best.us)},
-        {"us_min", us_of(best.us_min)},     {"us_max", us_of(best.us_max)},
-        {"floor_us", us_of(best.floor_us)}, {"share", fraction_of(best.share)}};
+    json["best"] = {{"plan", plans.number(best)},       {"us", us_of(best.us)},
+                    {"us_min", us_of(best.us_min)},     {"us_max", us_of(best.us_max)},
+                    {"floor_us", us_of(best.floor_us)}, {"share", fraction_of(best.share)}};
     Json phases = Json::array();
     for (const PhaseMeasurement& p : best.phases)
       phases.push_back({{"phase", name(p.phase)},
@@ -126,10 +129,10 @@ Json cell_json(const Cell& cell, Plans& plans, const Table& table) {
                         {"floor_us", us_of(p.floor_us)},
                         {"share", fraction_of(p.share)}});
     if (!phases.empty()) json["phases"] = std::move(phases);
-    if (best.op == Op::update || best.phases.size() == 2) {
-      json["table"] = answer_json(table_answer(table, best, false), cell);
-      json["left_out"] = answer_json(table_answer(table, best, true), cell);
-    }
+  }
+  if (cell.check != nullptr) {
+    json["table"] = cell.check->answer ? answer_json(*cell.check->answer) : Json{{"why", name(Why::fallback)}};
+    if (cell.check->left_out) json["left_out"] = answer_json(*cell.check->left_out);
   }
   json["near"] = std::count_if(cell.lines.begin(), cell.lines.end(), [&](const Measurement* m) {
     return cell.best != nullptr && m->outcome == Outcome::ok && m->us <= cell.best->us * kNear;
@@ -147,7 +150,7 @@ Json cell_json(const Cell& cell, Plans& plans, const Table& table) {
 }
 
 // For each value of each tunable with several: the number and time of the best plan that has it, cell by cell.
-Json effects_json(Op op, const std::vector<Cell>& cells, Plans& plans) {
+Json effects_json(Op op, const std::vector<PageCell>& cells, Plans& plans) {
   Json effects = Json::array();
   for (const Tunable& tunable : tunables(op)) {
     std::vector<std::string> order = tunable.values;
@@ -183,23 +186,29 @@ Json effects_json(Op op, const std::vector<Cell>& cells, Plans& plans) {
 }
 
 // One PDL mode of a kernel, of a ring at one acceptance.
-Json mode_json(const Lines& lines, Plans& plans, const Table& table) {
+Json mode_json(const Lines& lines, Plans& plans, const Checks& checks) {
   const Measurement& any = *lines.front();
-  std::map<int, Cell> by_batch;
+  std::map<int, PageCell> by_batch;
   for (const Measurement* m : lines) by_batch[m->batch].lines.push_back(m);
-  std::vector<Cell> cells;
+  std::vector<PageCell> cells;
   for (auto& [batch, cell] : by_batch) {
     std::stable_sort(cell.lines.begin(), cell.lines.end(),
                      [](const Measurement* a, const Measurement* b) { return a->us < b->us; });
-    const auto best = std::find_if(cell.lines.begin(), cell.lines.end(),
-                                   [](const Measurement* m) { return m->outcome == Outcome::ok; });
-    cell.best = best == cell.lines.end() ? nullptr : *best;
+    // A phase measured alone has no row, so the table is not asked.
+    if (any.op == Op::update || any.phase == "weighted") {
+      const auto check = checks.find({any.device, any.kernel_digest, any.pdl, cell.lines.front()->total_heads()});
+      if (check != checks.end()) cell.check = &check->second;
+    }
+    const auto best = std::find_if(cell.lines.begin(), cell.lines.end(), [&](const Measurement* m) {
+      return m->outcome == Outcome::ok && (cell.check == nullptr || m->plan == cell.check->best);
+    });
+    if (best != cell.lines.end()) cell.best = *best;
     cells.push_back(std::move(cell));
   }
   Json json{{"pdl", name(any.pdl)}, {"phase", any.phase}};
   if (any.steps_per_flush > 0) json["steps_per_flush"] = any.steps_per_flush;
   Json of_cells = Json::array();
-  for (const Cell& cell : cells) of_cells.push_back(cell_json(cell, plans, table));
+  for (const PageCell& cell : cells) of_cells.push_back(cell_json(cell, plans));
   json["cells"] = std::move(of_cells);
   json["effects"] = effects_json(any.op, cells, plans);
   return json;
@@ -229,7 +238,7 @@ Json failures_json(const Lines& lines) {
   return list;
 }
 
-Json kernel_json(const Lines& lines, const Table& table) {
+Json kernel_json(const Lines& lines, const Checks& checks) {
   const Measurement& any = *lines.front();
   Plans plans;
   std::map<std::tuple<PdlMode, std::string, double>, Lines> modes;
@@ -251,7 +260,7 @@ Json kernel_json(const Lines& lines, const Table& table) {
             {"sources", sources.size()},
             {"outcomes", outcomes}};
   Json of_modes = Json::array();
-  for (const auto& [key, of] : modes) of_modes.push_back(mode_json(of, plans, table));
+  for (const auto& [key, of] : modes) of_modes.push_back(mode_json(of, plans, checks));
   json["modes"] = std::move(of_modes);
   json["failures"] = failures_json(lines);
   json["plans"] = plans.json();
@@ -298,6 +307,7 @@ Json other_rows_json(const Table& table, const std::vector<Measurement>& measure
   for (const TableRow& row : table.rows) {
     if (seen.contains(key(row, row.total_heads))) continue;
     list.push_back({{"device", row.device},
+                    {"predicted", row.predicted},
                     {"op", name(row.op)},
                     {"kernel", row.kernel},
                     {"kernel_digest", row.kernel_digest},
@@ -329,8 +339,9 @@ Json report_data(const std::vector<Measurement>& measurements, const ReportOptio
             {"journals", std::move(journals)},
             {"table", {{"name", options.table_name}, {"rows", table.rows.size()}, {"fitted", fitted}}},
             {"provenance", provenance_json(measurements)}};
+  const Checks checks = checks_of(table, measurements);
   Json of_kernels = Json::array();
-  for (const auto& [key, lines] : kernels) of_kernels.push_back(kernel_json(lines, table));
+  for (const auto& [key, lines] : kernels) of_kernels.push_back(kernel_json(lines, checks));
   data["kernels"] = std::move(of_kernels);
   data["other_rows"] = other_rows_json(table, measurements);
   return data;

@@ -211,6 +211,27 @@ TEST(Report, AnAnswerThatIsNotARowOfTheCellSaysSo) {
   EXPECT_EQ(none, (Json{{"why", "default"}}));
 }
 
+TEST(Report, PredictedRowsAreMarked) {
+  ReportOptions options;
+  options.table = fit_table({line(0, 1, 2), line(2, 64, 30)});
+  for (TableRow& row : options.table.rows) row.predicted = true;
+  const Json data = data_of(small(), options);
+  EXPECT_EQ(data["kernels"][0]["modes"][0]["cells"][0]["table"]["why"], "predicted");
+  ASSERT_THAT(data["other_rows"], SizeIs(1));
+  EXPECT_EQ(data["other_rows"][0]["predicted"], true);
+}
+
+TEST(Report, APlanThatIsWrongAtOneSizeIsTheBestOfNone) {
+  std::vector<Measurement> all = small();
+  Measurement wrong = line(0, 64, 0);
+  wrong.outcome = Outcome::wrong;
+  all.push_back(wrong);
+  const Json kernel = data_of(all)["kernels"][0];
+  const Json cell = kernel["modes"][0]["cells"][0];
+  EXPECT_EQ(kernel["plans"].at(cell["best"]["plan"].get<std::size_t>())[0], line(1, 1, 0).plan.text());
+  EXPECT_EQ(cell["table"]["regret"], 0);
+}
+
 TEST(Report, APlanOfTheTableThatWasNotTimedHasNoRegret) {
   ReportOptions options;
   options.table = fit_table({line(5, 1, 2)});
