@@ -114,10 +114,9 @@ Json cell_json(const Cell& cell, Plans& plans, const Table& table) {
   Json json{{"batch", any.batch}, {"total_heads", any.total_heads()}, {"layers", any.layers}};
   if (cell.best != nullptr) {
     const Measurement& best = *cell.best;
-    json["best"] = {
-        {"plan", plans.number(best)},       {"us", us_of(best.us)},
-        {"us_min", us_of(best.us_min)},     {"us_max", us_of(best.us_max)},
-        {"floor_us", us_of(best.floor_us)}, {"share", fraction_of(best.share)}};
+    json["best"] = {{"plan", plans.number(best)},       {"us", us_of(best.us)},
+                    {"us_min", us_of(best.us_min)},     {"us_max", us_of(best.us_max)},
+                    {"floor_us", us_of(best.floor_us)}, {"share", fraction_of(best.share)}};
     Json phases = Json::array();
     for (const PhaseMeasurement& p : best.phases)
       phases.push_back({{"phase", name(p.phase)},
