@@ -239,6 +239,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         if (ready[i] != nullptr && suits(plans, i, mode) && !known.contains(line(i).key())) open.push_back(i);
       ++cells_done;
       if (open.empty()) continue;
+      report(fmt::format("batch {} {}", batch, name(mode)), cells_done - 1, total, timing_since);
 
       const auto fail_line = [&](std::size_t plan, Outcome outcome, const std::string& reason) {
         Measurement m = line(plan);

@@ -1,9 +1,12 @@
+#include <unistd.h>
+
 #include <filesystem>
 #include <fstream>
 #include <memory>
 
 #include <fmt/format.h>
 
+#include "cli/live_table.h"
 #include "cli/verb.h"
 #include "codegen/fail.h"
 
@@ -43,6 +46,29 @@ std::vector<Measurement> open_journal(const std::string& path, std::ofstream& ap
   return known;
 }
 
+// The table that is redrawn on a terminal while a sweep runs, with what the journal holds already; none elsewhere, nor
+// where JSON goes to the same terminal. What is said meanwhile stands above it.
+std::shared_ptr<LiveTable> live_table(const Options& o, const DeviceFacts& gpu, const std::vector<int>& batches,
+                                      const std::vector<PdlMode>& modes, const std::vector<SpecOption::Kernel>& kernels,
+                                      const std::vector<Measurement>& known) {
+  if (!can_draw_live() || (o.json && isatty(STDOUT_FILENO) != 0)) return nullptr;
+  LiveState state{.title = "tune on " + gpu.name, .modes = modes, .batches = batches};
+  for (std::size_t k = 0; k < kernels.size(); ++k) {
+    state.kernels.push_back({.label = kernels[k].label});
+    const Description& d = kernels[k].description;
+    for (const Measurement& m : known)
+      if (m.device == gpu.key && m.kernel_digest == d.kernel_digest() && m.nheads == d.nheads) advance(state, k, m);
+  }
+  state.at = 0;
+  state.at_work.clear();
+  std::shared_ptr<LiveTable> live(new LiveTable(std::move(state), STDERR_FILENO), [](LiveTable* table) {
+    say_through({});
+    delete table;
+  });
+  say_through([table = live.get()](std::string_view line) { table->note(line); });
+  return live;
+}
+
 int run(const Options& o) {
   const Acceptance accepted = o.accepted.empty() ? Acceptance{} : Acceptance::parse(o.accepted);
   const DeviceFacts gpu = device(o.device);
@@ -65,28 +91,34 @@ int run(const Options& o) {
   std::vector<Measurement> all = open_journal(journal, append);
   if (!all.empty()) say(fmt::format("{}: {} measurements are there already", journal, all.size()));
 
+  std::vector<PdlMode> modes;
+  for (const std::string& mode : split(o.pdl, ',')) modes.push_back(parse_pdl_mode(mode));
+
   int measured = 0, failed = 0;
-  for (const SpecOption::Kernel& kernel : kernels) {
+  std::shared_ptr<LiveTable> live = live_table(o, gpu, batches, modes, kernels, all);
+  for (std::size_t k = 0; k < kernels.size(); ++k) {
+    const SpecOption::Kernel& kernel = kernels[k];
     TuneOptions options;
     options.device = o.device;
     options.batches = batches;
-    options.modes.clear();
-    for (const std::string& mode : split(o.pdl, ',')) options.modes.push_back(parse_pdl_mode(mode));
+    options.modes = modes;
     options.accepted = accepted;
     options.seed = o.seed;
     options.budget_s = o.budget_s;
     options.known = all;
     options.plans = sample_plans(plan_space(kernel.description, gpu.arch()), o.sample, o.seed);
-    options.progress = progress_line();
+    options.progress = live ? [&, k](const Progress& p) { live->progress(k, p); } : progress_line();
     options.on_measurement = [&](const Measurement& m) {
       append << m.json() << '\n' << std::flush;
       if (!append) fail(ErrorKind::machine, "--journal: {} can't be written any more (is the disk full?)", journal);
       ++(m.outcome == Outcome::ok ? measured : failed);
+      if (live) live->measured(k, m);
       if (o.json) print_json(Json::parse(m.json()));
     };
     const std::vector<Measurement> fresh = sweep(kernel.description, options);
     all.insert(all.end(), fresh.begin(), fresh.end());
   }
+  live.reset();
   const Table table = fit_table(all);
   write_text(out, table.json());
   if (o.json) {

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <mutex>
 #include <sstream>
 
 #include <fmt/format.h>
@@ -14,6 +15,11 @@
 #include "codegen/fail.h"
 
 namespace ssmjit::cli {
+
+namespace {
+std::mutex say_mutex;
+std::function<void(std::string_view)> say_sink;
+}  // namespace
 
 void SpecOption::add(CLI::App& app, bool several) {
   CLI::Option* option =
@@ -83,7 +89,17 @@ std::vector<int> parse_batches(std::string_view text, std::string_view option) {
 
 void print(std::string_view line) { fmt::print("{}\n", line); }
 void print_json(const Json& object) { fmt::print("{}\n", object.dump(-1, ' ', false, Json::error_handler_t::replace)); }
-void say(std::string_view line) { fmt::print(stderr, "{}\n", line); }
+void say(std::string_view line) {
+  const std::lock_guard lock(say_mutex);
+  if (say_sink)
+    say_sink(line);
+  else
+    fmt::print(stderr, "{}\n", line);
+}
+void say_through(std::function<void(std::string_view)> sink) {
+  const std::lock_guard lock(say_mutex);
+  say_sink = std::move(sink);
+}
 
 ProgressCallback progress_line() {
   struct State {

@@ -31,6 +31,7 @@ Verb verify_verb(CLI::App& root);
 Verb bench_verb(CLI::App& root);
 Verb tune_verb(CLI::App& root);
 Verb table_verb(CLI::App& root);
+Verb report_verb(CLI::App& root);
 Verb doctor_verb(CLI::App& root);
 
 // SPEC and --set, as every verb takes them.
@@ -56,6 +57,8 @@ std::vector<std::string> split(std::string_view text, char separator);
 void print(std::string_view line);    // stdout
 void print_json(const Json& object);  // stdout, one line
 void say(std::string_view line);      // stderr
+// While `sink` is not empty, what is said goes there: a table that is redrawn in place has to know.
+void say_through(std::function<void(std::string_view)> sink);
 // "12 of 96  compile  3.1 s, about 20 s left" on stderr: in place on a terminal, now and then elsewhere.
 ProgressCallback progress_line();
 

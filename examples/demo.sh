@@ -61,3 +61,6 @@ run "$ssmjit" tune "$spec" --sample 24 --batches 1,64,1024 --budget 60 --journal
 title "6. Timed here: the plans of the tables in force, then those of the sweep above"
 run "$ssmjit" bench "$spec" --batches 1,64,1024 | short
 SSMJIT_TABLES=$out/tuned.json run "$ssmjit" bench "$spec" --batches 1,64,1024 | sed 1,2d | short
+
+title "7. What the sweep found, as one page for a browser"
+"$ssmjit" report "$out/tuned.jsonl" --table "$out/tuned.json" -o "$out/report.html" | indent

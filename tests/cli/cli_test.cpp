@@ -110,7 +110,7 @@ TEST_F(Cli, HelpAndVersionAreNoFailure) {
   EXPECT_EQ(ssmjit("--help").exit, kOk);
   EXPECT_THAT(ssmjit("--help").out, AllOf(HasSubstr("describe"), HasSubstr("doctor"), HasSubstr("tune")));
   EXPECT_EQ(ssmjit("--version").exit, kOk);
-  for (const char* verb : {"describe", "emit", "compile", "verify", "bench", "tune", "table", "doctor"})
+  for (const char* verb : {"describe", "emit", "compile", "verify", "bench", "tune", "table", "report", "doctor"})
     EXPECT_EQ(ssmjit(std::string(verb) + " --help").exit, kOk) << verb;
 }
 
@@ -757,6 +757,46 @@ TEST_F(CliTables, AFileThatIsNoTableIsRefused) {
   write("bad.json", "[1, 2");
   EXPECT_EQ(ssmjit("table show bad.json").exit, kWrongUse);
   EXPECT_EQ(ssmjit("table merge bad.json -o m.json").exit, kWrongUse);
+}
+
+// ---- report ----
+
+const std::string kJournal = SSMJIT_SOURCE_DIR "/tests/vectors/journals/report-h200.jsonl";
+
+TEST_F(Cli, ReportWritesOnePageFromJournals) {
+  ASSERT_EQ(ssmjit("table fit " + kJournal + " -o t.json").exit, kOk);
+  const Ran ran = ssmjit("report " + kJournal + " --table t.json -o r.html");
+  EXPECT_EQ(ran.exit, kOk) << ran.err;
+  EXPECT_THAT(ran.out, AllOf(StartsWith("r.html: 260 measurements"), HasSubstr("MB")));
+  const std::string page = read(folder_ / "r.html");
+  EXPECT_THAT(page, AllOf(StartsWith("<!doctype html>"), HasSubstr("report-h200.jsonl"), HasSubstr("t.json"),
+                          EndsWith("</html>\n")));
+  const std::vector<Json> json = ssmjit("report " + kJournal + " --json -o r.html").json();
+  ASSERT_EQ(json.size(), 1u);
+  EXPECT_EQ(json[0].at("bytes"), fs::file_size(folder_ / "r.html"));
+}
+
+TEST_F(Cli, AReportOfJournalsInPiecesIsThatOfTheWhole) {
+  const std::string all = read(kJournal);
+  const std::size_t middle = all.find('\n', all.size() / 2) + 1;
+  write("a.jsonl", all.substr(0, middle) + R"({"schema":1,"torn)");
+  write("b.jsonl", "not a line\n" + all.substr(middle));
+  const Ran ran = ssmjit("report a.jsonl b.jsonl -o r.html --json");
+  EXPECT_EQ(ran.exit, kOk);
+  EXPECT_EQ(ran.json().at(0).at("measurements"), 260);
+  EXPECT_THAT(ran.err, HasSubstr("b.jsonl: 1 lines could not be read"));
+}
+
+TEST_F(Cli, AReportWithoutAMeasurementIsRefused) {
+  write("empty.jsonl", "");
+  const Ran ran = ssmjit("report empty.jsonl -o r.html");
+  EXPECT_EQ(ran.exit, kWrongUse);
+  EXPECT_THAT(ran.err, AllOf(HasSubstr("empty.jsonl"), HasSubstr("no measurement"), HasSubstr("tune")));
+  EXPECT_FALSE(fs::exists(folder_ / "r.html"));
+  EXPECT_EQ(ssmjit("report nowhere.jsonl -o r.html").exit, kWrongUse);
+  EXPECT_EQ(ssmjit("report " + kJournal).exit, kWrongUse) << "no -o";
+  write("none.json", R"({"schema": 1, "rows": []})");
+  EXPECT_THAT(ssmjit("report " + kJournal + " --table none.json -o r.html").err, HasSubstr("none.json"));
 }
 
 // ---- doctor ----

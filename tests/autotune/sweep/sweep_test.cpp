@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -344,6 +345,16 @@ TEST_F(Sweep, WhatAJournalHoldsIsNotMeasuredAgainUnlessTheAcceptanceChanges) {
   EXPECT_THAT(run(), IsEmpty());
   options_.accepted = Acceptance::constant(1);
   EXPECT_THAT(run(), SizeIs(2));
+}
+
+TEST_F(Sweep, ProgressNamesACellWhenItStartsAndWhenItIsDone) {
+  std::vector<std::string> events;
+  options_.progress = [&](const Progress& p) {
+    if (p.stage != "verify") events.push_back(fmt::format("{} {}/{}", p.stage, p.done, p.total));
+  };
+  options_.on_measurement = [&](const Measurement& m) { events.push_back(fmt::format("line of {}", m.batch)); };
+  run();
+  EXPECT_THAT(events, testing::ElementsAre("batch 9 off 0/1", "line of 9", "line of 9", "batch 9 off 1/1"));
 }
 
 TEST_F(Sweep, BehindAProducerItsPartIsTakenOff) {
