@@ -18,8 +18,8 @@ bool is_whole(const GpuFacts& gpu) { return gpu.sms > 0 && gpu.memory_gb_s > 0 &
 
 // Arch: NVIDIA's list of GPUs by compute capability; data-centre parts and the workstation parts next to them.
 // Multiprocessors, bandwidth and boost clock: NVIDIA's data sheets and architecture white papers of A100 (80 GB SXM),
-// A30, A10, A40, GA102, L4, L40, L40S, Ada, H100 (SXM5), H200, GH200 (96 GB), Blackwell, RTX Blackwell. Where they do
-// not agree, or say nothing, there is none.
+// A30, A10, A40, GA102, L4, L40, L40S, Ada, H100 (SXM5), H200, GH200 (96 GB) and RTX Blackwell; of B200 and GB200 what
+// drivers report, but GB200's bandwidth. Where that is not known there is none.
 const std::vector<GpuFacts>& known_gpus() {
   static const std::vector<GpuFacts> gpus{
       {"a100", {8, 0, 0}, 108, 2039, 1410},
@@ -37,7 +37,7 @@ const std::vector<GpuFacts>& known_gpus() {
       {"h20", {9, 0, 'a'}, 78, 4000, 1980},
       {"h800", {9, 0, 'a'}, 132, 3350, 1980},
       {"gh200", {9, 0, 'a'}, 132, 4000, 1980},
-      {"b200", {10, 0, 'a'}, 148, 8000, 1965},
+      {"b200", {10, 0, 'a'}, 148, 7672, 1965},
       {"gb200", {10, 0, 'a'}, 152, 8000, 2062},
       {"b300", {10, 3, 'a'}},
       {"gb300", {10, 3, 'a'}},
