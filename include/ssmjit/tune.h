@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <ssmjit/cpu.h>
@@ -83,6 +84,12 @@ double steps_per_flush(int window, int tokens, const Acceptance& accepted);
 // tokens, or 4 rows at most; with flush the last before it must be.
 int timed_ring_count(const Description& description, Phase phase);
 
+// Which plans of a space are timed at which batch: docs/ARCHITECTURE.md, "Searching".
+enum class Search { exhaustive, halving, model };
+const char* name(Search search);
+// Fails: ErrorKind::invalid with those that there are.
+Search parse_search(std::string_view text);
+
 struct TuneOptions {
   int device = 0;
   std::vector<int> batches = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024};
@@ -92,6 +99,10 @@ struct TuneOptions {
   Acceptance accepted;
   std::uint64_t seed = 1;
   double budget_s = 0;  // stop starting cells after this; 0: none
+  Search search = Search::halving;
+  // Not 0: every plan at every batch gets at least that many timed replays, none is pruned or dropped. For proofs of
+  // regret; `search` does not matter then.
+  int rounds = 0;
   // Empty: the whole space. Those with early_state are timed in mode chain, the others in mode off; all of them in a
   // mode that none is for.
   std::vector<Plan> plans;
@@ -101,8 +112,9 @@ struct TuneOptions {
   ProgressCallback progress;
 };
 
-// Measures every plan at every batch and mode: verified before it is timed, timed in interleaved rounds with the slow
-// dropped early, the floor in the same run. Returns what is new. A failed candidate is a line, never an exception.
+// Measures the plans that the search asks for, at every batch and mode: verified before it is timed, timed in
+// interleaved rounds with the slow dropped early, the floor in the same run. Returns what is new. A failed candidate is
+// a line, never an exception.
 std::vector<Measurement> sweep(const Description& description, const TuneOptions& options = {});
 
 struct SteadyOptions {
