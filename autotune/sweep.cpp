@@ -85,9 +85,12 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
   const bool ring = description.op() == Op::ring;
   const std::vector<Phase> phases = phases_of(description, options);
 
-  std::set<std::string> known;
-  for (const Measurement& m : options.known)
-    if (m.outcome != Outcome::memory_failed) known.insert(m.key());  // there may be room now
+  std::set<std::string> known, verified, never;  // the last: of kernels, whatever the size
+  for (const Measurement& m : options.known) {
+    if (m.outcome == Outcome::memory_failed) continue;  // there may be room now
+    (m.phase == "verify" && m.outcome == Outcome::ok ? verified : known).insert(m.key());
+    if (unsound(m.outcome)) never.insert(m.candidate());
+  }
 
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
@@ -130,11 +133,15 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     m.measured = now();
     return m;
   };
-  const auto failed_line = [&](std::size_t plan, const std::string& source_digest) {
+  const auto verify_line = [&](std::size_t plan, const std::string& source_digest) {
     Measurement m = line_of(plan, source_digest, 0, PdlMode::off);
     m.phase = "verify";
     m.steps_per_flush = 0;
     return m;
+  };
+
+  const auto doing = [&](const char* stage, const Measurement* line) {
+    if (options.on_doing) options.on_doing({stage, line});
   };
 
   // A step by the medians of its phases.
@@ -148,18 +155,22 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
 
   // What is still to be measured: of a resumed journal, nothing twice.
   std::vector<std::string> digests;
-  std::vector<std::size_t> wanted;
-  std::vector<Plan> wanted_plans;
+  std::vector<std::size_t> wanted, unverified;
+  std::vector<Plan> wanted_plans, unverified_plans;
   for (std::size_t i = 0; i < plans.size(); ++i) {
     digests.push_back(emit(description, plans[i], arch).digest);
-    if (known.contains(failed_line(i, digests[i]).key())) continue;
-    bool open = false;
+    const Measurement line = verify_line(i, digests[i]);
+    if (known.contains(line.key()) || never.contains(line.candidate())) continue;
+    bool open = options.verify_only && !verified.contains(line.key());
     for (int batch : options.batches)
       for (PdlMode mode : options.modes)
         open = open || (suits(plans, i, mode) && !known.contains(line_of(i, digests[i], batch, mode).key()));
     if (!open) continue;
     wanted.push_back(i);
     wanted_plans.push_back(plans[i]);
+    if (verified.contains(line.key())) continue;
+    unverified.push_back(i);
+    unverified_plans.push_back(plans[i]);
   }
 
   // Compile, verify in small, drop what spills: once a plan, whatever the batch.
@@ -175,7 +186,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     if (options.on_measurement) options.on_measurement(m);
   };
   if (wanted.empty()) return results;
-  {
+  if (!unverified.empty()) {
     VerifyOptions verify_options;
     verify_options.device = options.device;
     verify_options.seed = options.seed;
@@ -185,27 +196,38 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     Description few = description;
     few.ngroups = std::min(2, description.ngroups);
     few.nheads = few.ngroups * description.heads_per_group();
-    const std::vector<Verdict> verdicts = verify(few, wanted_plans, verify_options);
-    // After a fault that kills the context every later launch fails: not a word about the plans that came after.
-    check_device();
+    verify_options.on_step = [&](const char* stage, std::size_t u) {
+      const Measurement line = verify_line(unverified[u], digests[unverified[u]]);
+      doing(stage, &line);
+      // After a fault that kills the context every later launch fails: not a word about the plans that come after.
+      if (stage == std::string_view("verified")) check_device();
+    };
+    verify_options.on_verdict = [&](std::size_t u, const Verdict& verdict) {
+      Measurement line = verify_line(unverified[u], digests[unverified[u]]);
+      line.registers = verdict.registers;
+      line.outcome = verdict.outcome;
+      if (line.outcome == Outcome::ok && verdict.spill_bytes > 0) {
+        line.outcome = Outcome::spills;
+        line.reason = fmt::format("{} bytes of registers spill", verdict.spill_bytes);
+      } else if (line.outcome != Outcome::ok) {
+        line.reason = verdict.failures.empty() ? "" : verdict.failures.front();
+      } else {
+        verified.insert(line.key());
+      }
+      record(line);
+    };
+    verify(few, unverified_plans, verify_options);
+  }
+  if (options.verify_only) return results;
+  {
     CompilePool pool(description, wanted_plans, arch, options.compile);
     for (std::size_t w = 0; w < wanted.size(); ++w) {
       const std::size_t i = wanted[w];
-      const Verdict& verdict = verdicts[w];
+      const Measurement line = verify_line(i, digests[i]);
+      if (!verified.contains(line.key())) continue;
+      doing("compile", nullptr);
       const CompilePool::Result& compiled = pool.get(w);
-      Measurement failed = failed_line(i, digests[i]);
-      failed.registers = verdict.registers;
-      failed.outcome = verdict.outcome;
-      if (failed.outcome == Outcome::ok && verdict.spill_bytes > 0) {
-        failed.outcome = Outcome::spills;
-        failed.reason = fmt::format("{} bytes of registers spill", verdict.spill_bytes);
-      } else if (failed.outcome != Outcome::ok) {
-        failed.reason = verdict.failures.empty() ? "" : verdict.failures.front();
-      }
-      if (failed.outcome != Outcome::ok) {
-        record(failed);
-        continue;
-      }
+      doing("load", &line);
       ready[i] = std::make_unique<Ready>(
           Ready{Kernel::load(description, plans[i], compiled.source, compiled.cubin), compiled.cubin.registers,
                 launch_shape(plans[i], description, 1).smem_bytes + compiled.cubin.smem_bytes});
@@ -245,7 +267,18 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         m.outcome = outcome;
         m.reason = reason;
         record(m);
+        if (unsound(outcome)) ready[plan] = nullptr;
       };
+      const auto launch_failed = [&](std::size_t plan, const Error& e) {
+        check_device();  // a lost context is no failure of one plan
+        fail_line(plan, Outcome::launch_failed, e.what());
+      };
+      const auto timing = [&](const char* stage, std::size_t plan) {
+        if (!options.on_doing) return;
+        const Measurement at_work = line(plan);
+        doing(stage, &at_work);
+      };
+      doing("floor", nullptr);
       std::unique_ptr<Layers> layers;
       try {
         layers = std::make_unique<Layers>(description, batch, gpu, kernels, stream, options.seed);
@@ -286,6 +319,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       std::vector<First> order;
       for (std::size_t i : open) {
         try {
+          timing("time", i);
           const Graph graph = timer.record(ready[i]->kernel);
           First first{.plan = i, .samples = Samples(phases.size())};
           for (std::size_t p = 0; p < phases.size(); ++p) {
@@ -295,7 +329,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
           first.us = step_us(first.samples);
           order.push_back(std::move(first));
         } catch (const Error& e) {
-          fail_line(i, Outcome::launch_failed, e.what());
+          launch_failed(i, e);
         }
       }
       std::sort(order.begin(), order.end(),
@@ -341,6 +375,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       for (const First& first : order) {
         if (candidates.size() < kKept && first.us <= order.front().us * kWide) {
           try {
+            timing("check", first.plan);
             Outcome outcome = Outcome::ok;
             Graph graph = timer.record(ready[first.plan]->kernel);
             const std::string wrong = wrong_with(ready[first.plan]->kernel, graph, outcome);
@@ -349,7 +384,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
             else
               fail_line(first.plan, outcome, wrong);
           } catch (const Error& e) {
-            fail_line(first.plan, Outcome::launch_failed, e.what());
+            launch_failed(first.plan, e);
           }
         } else {
           finish(first.plan, Outcome::dropped, first.samples);
@@ -359,6 +394,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         for (std::size_t p = 0; p < phases.size(); ++p) {
           enter(p);
           for (Candidate& c : candidates) {
+            timing("time", c.plan);
             const std::vector<double> samples = timer.replays_us(c.graph, kReplays);
             c.samples[p].insert(c.samples[p].end(), samples.begin(), samples.end());
           }

@@ -6,6 +6,7 @@
 #include <future>
 #include <random>
 #include <thread>
+#include <utility>
 #include <variant>
 
 #include <fmt/format.h>
@@ -19,6 +20,9 @@
 
 namespace ssmjit {
 namespace {
+
+// Device memory that may be gone after a candidate has run: more than the driver keeps of what was released.
+constexpr std::int64_t kMayBeGone = std::int64_t{8} << 20;
 
 // The GPU of the current context.
 class GpuTarget : public Target {
@@ -131,11 +135,24 @@ std::vector<Verdict> verify(const Description& description, const std::vector<Pl
   GpuTarget target;
   CompilePool pool(description, plans, gpu.arch(), options.compile, options.source);
   // The GPU runs one candidate while the cores judge those before it; what waits to be judged is held in memory.
-  std::deque<std::future<void>> judging;
+  std::deque<std::pair<std::size_t, std::future<void>>> judging;
   const std::size_t waiting_at_most = std::max(1u, std::thread::hardware_concurrency());
+  const auto step = [&](const char* stage, std::size_t i) {
+    if (options.on_step) options.on_step(stage, i);
+  };
+  const auto settled = [&](std::size_t i) {
+    if (options.on_verdict) options.on_verdict(i, verdicts[i]);
+  };
+  const auto judge_first = [&] {
+    const std::size_t i = judging.front().first;
+    judging.front().second.get();
+    judging.pop_front();
+    settled(i);
+  };
   for (std::size_t i = 0; i < plans.size(); ++i) {
     Verdict& v = verdicts[i];
     v.plan = plans[i];
+    step("compile", i);
     const CompilePool::Result& compiled = pool.get(i);
     if (!compiled.error.empty()) {
       v.outcome = Outcome::not_compiled;
@@ -143,27 +160,46 @@ std::vector<Verdict> verify(const Description& description, const std::vector<Pl
     } else {
       v.registers = compiled.cubin.registers;
       v.spill_bytes = compiled.cubin.spill_bytes;
+      std::vector<CaseRun> runs;
       try {
-        const Kernel kernel = Kernel::load(description, plans[i], compiled.source, compiled.cubin);
-        target.use(&kernel);
-        std::vector<CaseRun> runs = run_cases(target, cases, v);
-        if (judging.size() >= waiting_at_most) {
-          judging.front().get();
-          judging.pop_front();
+        step("verify", i);
+        const auto run = [&](Verdict& verdict) {
+          const Kernel kernel = Kernel::load(description, plans[i], compiled.source, compiled.cubin);
+          target.use(&kernel);
+          return run_cases(target, cases, verdict);
+        };
+        std::int64_t free = free_device_bytes();
+        runs = run(v);
+        // What a first run takes for the context is taken once; what a second takes is lost.
+        if (v.outcome == Outcome::ok && free - free_device_bytes() > kMayBeGone) {
+          free = free_device_bytes();
+          Verdict again;
+          run(again);
+          const std::int64_t gone = free - free_device_bytes();
+          if (gone > kMayBeGone) {
+            v.outcome = Outcome::leaked;
+            v.failures.push_back(fmt::format("{} bytes of device memory are gone after it ran, twice in a row", gone));
+          }
         }
-        judging.push_back(std::async(std::launch::async, [runs = std::move(runs), &v] { judge_runs(runs, v); }));
       } catch (const Error& e) {
         v.outcome = Outcome::launch_failed;
         v.failures.emplace_back(e.what());
       }
+      step("verified", i);
+      if (!runs.empty() && v.outcome != Outcome::launch_failed) {
+        if (judging.size() >= waiting_at_most) judge_first();
+        judging.emplace_back(
+            i, std::async(std::launch::async, [runs = std::move(runs), &v] { judge_runs(runs, v); }));
+      }
     }
+    if (v.outcome == Outcome::not_compiled || v.outcome == Outcome::launch_failed) settled(i);
     if (options.progress) {
       const double t = elapsed();
       const auto done = static_cast<std::int64_t>(i + 1), total = static_cast<std::int64_t>(plans.size());
       options.progress({"verify", done, total, t, t / static_cast<double>(done) * static_cast<double>(total - done)});
     }
   }
-  for (std::future<void>& judged : judging) judged.get();
+  while (!judging.empty()) judge_first();
   return verdicts;
 }
 
