@@ -16,10 +16,10 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr Outcome kOutcomes[] = {Outcome::ok,     Outcome::dropped,       Outcome::not_compiled,
-                                 Outcome::spills, Outcome::wrong,         Outcome::nondeterministic,
-                                 Outcome::faulty, Outcome::launch_failed, Outcome::memory_failed,
-                                 Outcome::crashed, Outcome::hung, Outcome::leaked};
+constexpr Outcome kOutcomes[] = {Outcome::ok,      Outcome::dropped,       Outcome::not_compiled,
+                                 Outcome::spills,  Outcome::wrong,         Outcome::nondeterministic,
+                                 Outcome::faulty,  Outcome::launch_failed, Outcome::memory_failed,
+                                 Outcome::crashed, Outcome::hung,          Outcome::leaked};
 
 // A rate as it is worth writing down: nanoseconds.
 double tidy(double us) { return std::round(us * 1e3) / 1e3; }
@@ -55,8 +55,9 @@ PhaseMeasurement read_phase(const Json& json) {
   return p;
 }
 
-// One line of each key, at the place of its first: the latest, so that the order of journals that were put together does
-// not matter. What speaks against the kernel is never given up; a line of too little memory gives way to any other.
+// One line of each key, at the place of its first: the latest, so that the order of journals that were put together
+// does not matter. What speaks against the kernel is never given up; a line of too little memory gives way to any
+// other.
 std::vector<Measurement> latest_of_each(std::vector<Measurement> lines) {
   const auto rank = [](const Measurement& m) {
     return std::tuple(unsound(m.outcome), m.outcome != Outcome::memory_failed, std::string_view(m.measured));
@@ -64,7 +65,7 @@ std::vector<Measurement> latest_of_each(std::vector<Measurement> lines) {
   std::vector<Measurement> all;
   std::map<std::string, std::size_t> place;
   for (Measurement& m : lines) {
-    const auto [at, added] = place.emplace(m.key(), all.size());
+    const auto [at, added] = place.emplace(m.kernel_digest + m.key(), all.size());
     if (added) {
       all.push_back(std::move(m));
       continue;

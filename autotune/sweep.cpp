@@ -1,11 +1,8 @@
 #include <algorithm>
 #include <chrono>
-#include <ctime>
 #include <memory>
-#include <set>
 #include <tuple>
 
-#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <ssmjit/source.h>
@@ -14,6 +11,7 @@
 #include "autotune/compile_pool.h"
 #include "autotune/layers.h"
 #include "autotune/spot_check.h"
+#include "autotune/sweep_lines.h"
 #include "autotune/timer.h"
 #include "codegen/fail.h"
 #include "codegen/log.h"
@@ -31,10 +29,6 @@ constexpr std::size_t kKept = 24;
 constexpr int kFirstVisits = 2;
 constexpr int kVisits = 7;
 constexpr int kReplays = 3;
-constexpr const char* kPolicy =
-    "graph of layers, states past 4 x L2, median of 21 replays in 7 interleaved visits, each behind an untimed one; "
-    "slower than the best by 15% after 2 replays, by 3% after 6: dropped";
-std::string now() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))); }
 
 // A chain whose step reads its inputs before their producer has written them gives other outputs than the same steps
 // launched one by one: the inputs are NaN until they are produced.
@@ -46,22 +40,6 @@ bool waits_for_producer(const Layers& layers, const Kernel& kernel, const Graph&
   layers.poison_inputs();
   graph.launch(stream);
   return layers.hash_all() == alone;
-}
-
-// Whether plan i is timed in `mode`: in chain those that ask for the state early, in off the others; where there are
-// none of the kind, all.
-bool suits(const std::vector<Plan>& plans, std::size_t i, PdlMode mode) {
-  const auto of_its_kind = [&](const Plan& plan) { return plan.early_state == (mode == PdlMode::chain); };
-  return of_its_kind(plans[i]) || std::none_of(plans.begin(), plans.end(), of_its_kind);
-}
-
-// What is timed of a description: an update has one phase.
-std::vector<Phase> phases_of(const Description& description, const TuneOptions& options) {
-  if (description.op() != Op::ring) return {Phase::no_flush};
-  if (options.phases.empty() || options.phases.size() > 2 ||
-      (options.phases.size() == 2 && options.phases[0] == options.phases[1]))
-    fail(ErrorKind::invalid, "phases: got {} of them; wants no_flush, flush or both", options.phases.size());
-  return options.phases;
 }
 
 using Samples = std::vector<std::vector<double>>;  // us of replays, by phase
@@ -77,20 +55,14 @@ struct Candidate {
 std::vector<Measurement> sweep(const Description& description, const TuneOptions& options) {
   description.validate();
   const auto turn = measuring_turn();
-  use_device(options.device);
   const DeviceFacts gpu = device(options.device);
+  const SweepLines lines(description, options, gpu);
+  const std::vector<Plan>& plans = lines.plans();
   const Arch arch = gpu.arch();
-  const std::vector<Plan> plans = options.plans.empty() ? plan_space(description, arch) : options.plans;
-  for (const Plan& plan : plans) check_plan(plan, description, arch);
   const bool ring = description.op() == Op::ring;
   const std::vector<Phase> phases = phases_of(description, options);
 
-  std::set<std::string> known, verified, never;  // the last: of kernels, whatever the size
-  for (const Measurement& m : options.known) {
-    if (m.outcome == Outcome::memory_failed) continue;  // there may be room now
-    (m.phase == "verify" && m.outcome == Outcome::ok ? verified : known).insert(m.key());
-    if (unsound(m.outcome)) never.insert(m.candidate());
-  }
+  KnownLines known(options.known);
 
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
@@ -103,43 +75,6 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     options.progress({stage, done, of, t, left});
   };
 
-  Measurement blank;
-  blank.kernel_digest = description.kernel_digest();
-  blank.cost_digest = description.cost_digest();
-  blank.kernel = description.summary();
-  blank.nheads = description.nheads;
-  blank.device = gpu.key;
-  blank.device_name = gpu.name;
-  blank.driver = gpu.driver;
-  blank.nvrtc = nvrtc_version();
-  blank.policy = kPolicy;
-  if (ring) {
-    const auto count = [&](Phase phase) { return timed_ring_count(description, phase); };
-    blank.op = Op::ring;
-    blank.policy += fmt::format("; {} rows in use without flush, {} with", count(Phase::no_flush), count(Phase::flush));
-    blank.phase = phases.size() == 2 ? "weighted" : name(phases.front());
-    if (phases.size() == 2)
-      blank.steps_per_flush = steps_per_flush(
-          description.ring_window(), description.token_count,
-          options.accepted.chance.empty() ? Acceptance::usual(description.token_count) : options.accepted);
-  }
-
-  const auto line_of = [&](std::size_t plan, const std::string& source_digest, int batch, PdlMode mode) {
-    Measurement m = blank;
-    m.plan = plans[plan];
-    m.source_digest = source_digest;
-    m.batch = batch;
-    m.pdl = mode;
-    m.measured = now();
-    return m;
-  };
-  const auto verify_line = [&](std::size_t plan, const std::string& source_digest) {
-    Measurement m = line_of(plan, source_digest, 0, PdlMode::off);
-    m.phase = "verify";
-    m.steps_per_flush = 0;
-    return m;
-  };
-
   const auto doing = [&](const char* stage, const Measurement* line) {
     if (options.on_doing) options.on_doing({stage, line});
   };
@@ -147,28 +82,26 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
   // A step by the medians of its phases.
   const auto step_us = [&](const Samples& samples) {
     Measurement m;
-    m.steps_per_flush = blank.steps_per_flush;
+    m.steps_per_flush = lines.steps_per_flush();
     for (std::size_t p = 0; p < phases.size(); ++p) m.phases.push_back({.phase = phases[p], .us = median(samples[p])});
     m.weigh();
     return m.us;
   };
 
   // What is still to be measured: of a resumed journal, nothing twice.
-  std::vector<std::string> digests;
   std::vector<std::size_t> wanted, unverified;
   std::vector<Plan> wanted_plans, unverified_plans;
   for (std::size_t i = 0; i < plans.size(); ++i) {
-    digests.push_back(emit(description, plans[i], arch).digest);
-    const Measurement line = verify_line(i, digests[i]);
-    if (known.contains(line.key()) || never.contains(line.candidate())) continue;
-    bool open = options.verify_only && !verified.contains(line.key());
+    const Measurement line = lines.verified(i);
+    if (known.is_out(line)) continue;
+    bool open = options.verify_only && !known.is_right(line);
     for (int batch : options.batches)
       for (PdlMode mode : options.modes)
-        open = open || (suits(plans, i, mode) && !known.contains(line_of(i, digests[i], batch, mode).key()));
+        open = open || (lines.suits(i, mode) && !known.has(lines.timed(i, batch, mode)));
     if (!open) continue;
     wanted.push_back(i);
     wanted_plans.push_back(plans[i]);
-    if (verified.contains(line.key())) continue;
+    if (known.is_right(line)) continue;
     unverified.push_back(i);
     unverified_plans.push_back(plans[i]);
   }
@@ -186,6 +119,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     if (options.on_measurement) options.on_measurement(m);
   };
   if (wanted.empty()) return results;
+  use_device(options.device);
   if (!unverified.empty()) {
     VerifyOptions verify_options;
     verify_options.device = options.device;
@@ -197,13 +131,13 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     few.ngroups = std::min(2, description.ngroups);
     few.nheads = few.ngroups * description.heads_per_group();
     verify_options.on_step = [&](const char* stage, std::size_t u) {
-      const Measurement line = verify_line(unverified[u], digests[unverified[u]]);
+      const Measurement line = lines.verified(unverified[u]);
       doing(stage, &line);
       // After a fault that kills the context every later launch fails: not a word about the plans that come after.
       if (stage == std::string_view("verified")) check_device();
     };
     verify_options.on_verdict = [&](std::size_t u, const Verdict& verdict) {
-      Measurement line = verify_line(unverified[u], digests[unverified[u]]);
+      Measurement line = lines.verified(unverified[u]);
       line.registers = verdict.registers;
       line.outcome = verdict.outcome;
       if (line.outcome == Outcome::ok && verdict.spill_bytes > 0) {
@@ -212,7 +146,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       } else if (line.outcome != Outcome::ok) {
         line.reason = verdict.failures.empty() ? "" : verdict.failures.front();
       } else {
-        verified.insert(line.key());
+        known.add(line);
       }
       record(line);
     };
@@ -223,8 +157,8 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     CompilePool pool(description, wanted_plans, arch, options.compile);
     for (std::size_t w = 0; w < wanted.size(); ++w) {
       const std::size_t i = wanted[w];
-      const Measurement line = verify_line(i, digests[i]);
-      if (!verified.contains(line.key())) continue;
+      const Measurement line = lines.verified(i);
+      if (!known.is_right(line)) continue;
       doing("compile", nullptr);
       const CompilePool::Result& compiled = pool.get(w);
       doing("load", &line);
@@ -246,7 +180,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       }
       Measurement cell;  // what the lines of this batch and mode share
       const auto line = [&](std::size_t plan) {
-        Measurement m = line_of(plan, digests[plan], batch, mode);
+        Measurement m = lines.timed(plan, batch, mode);
         m.registers = ready[plan]->registers;
         m.smem_bytes = ready[plan]->smem_bytes;
         m.floor_us = cell.floor_us;
@@ -258,7 +192,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       };
       std::vector<std::size_t> open;
       for (std::size_t i = 0; i < plans.size(); ++i)
-        if (ready[i] != nullptr && suits(plans, i, mode) && !known.contains(line(i).key())) open.push_back(i);
+        if (ready[i] != nullptr && lines.suits(i, mode) && !known.has(line(i))) open.push_back(i);
       ++cells_done;
       if (open.empty()) continue;
 

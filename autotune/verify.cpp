@@ -188,8 +188,7 @@ std::vector<Verdict> verify(const Description& description, const std::vector<Pl
       step("verified", i);
       if (!runs.empty() && v.outcome != Outcome::launch_failed) {
         if (judging.size() >= waiting_at_most) judge_first();
-        judging.emplace_back(
-            i, std::async(std::launch::async, [runs = std::move(runs), &v] { judge_runs(runs, v); }));
+        judging.emplace_back(i, std::async(std::launch::async, [runs = std::move(runs), &v] { judge_runs(runs, v); }));
       }
     }
     if (v.outcome == Outcome::not_compiled || v.outcome == Outcome::launch_failed) settled(i);

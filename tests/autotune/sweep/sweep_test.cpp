@@ -28,6 +28,7 @@ namespace ssmjit {
 namespace {
 
 using testing::Each;
+using testing::ElementsAre;
 using testing::Field;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -299,7 +300,12 @@ class Sweep : public testing::Test {
     }
     ASSERT_EQ(options_.plans.size(), costs.size());
   }
-  std::vector<Measurement> run() { return sweep(world_.description, options_); }
+  // Without the lines that say that a plan is right.
+  std::vector<Measurement> run() {
+    std::vector<Measurement> all = sweep(world_.description, options_);
+    std::erase_if(all, [](const Measurement& m) { return m.phase == "verify" && m.outcome == Outcome::ok; });
+    return all;
+  }
 
   ScopedEnvironment driver_{"SSMJIT_LIBCUDA", SSMJIT_HOST_LIBCUDA};
   decltype(&host_bytes_in_use) bytes_in_use_ = nullptr;
@@ -344,6 +350,54 @@ TEST_F(Sweep, WhatAJournalHoldsIsNotMeasuredAgainUnlessTheAcceptanceChanges) {
   EXPECT_THAT(run(), IsEmpty());
   options_.accepted = Acceptance::constant(1);
   EXPECT_THAT(run(), SizeIs(2));
+}
+
+TEST_F(Sweep, WhatAJournalHoldsIsNotVerifiedAgain) {
+  options_.verify_only = true;
+  const std::vector<Measurement> verified = sweep(world_.description, options_);
+  ASSERT_THAT(verified, SizeIs(2));
+  for (const Measurement& m : verified) {
+    EXPECT_EQ(m.phase, "verify");
+    EXPECT_EQ(m.outcome, Outcome::ok) << m.reason;
+    EXPECT_GT(m.registers, 0);
+  }
+  EXPECT_THAT(fit_table(verified).rows, IsEmpty());
+  options_.known = {verified[0]};
+  EXPECT_THAT(sweep(world_.description, options_), ElementsAre(Field(&Measurement::plan, options_.plans[1])));
+  options_.known = verified;
+  world_.batches.clear();
+  EXPECT_THAT(sweep(world_.description, options_), IsEmpty());
+  EXPECT_THAT(world_.batches, IsEmpty());
+  options_.verify_only = false;
+  EXPECT_THAT(sweep(world_.description, options_), SizeIs(2));
+  EXPECT_THAT(world_.batches, Each(kBatch)) << "of no batch that verification has";
+}
+
+TEST_F(Sweep, SaysWhatItDoesNextAndToWhichPlan) {
+  std::vector<std::string> stages;
+  options_.plans.resize(1);
+  options_.on_doing = [&](const Doing& doing) {
+    if (stages.empty() || stages.back() != doing.stage) stages.push_back(doing.stage);
+    if (doing.line != nullptr) {
+      EXPECT_EQ(doing.line->plan, options_.plans[0]);
+    }
+  };
+  const std::vector<Measurement> all = sweep(world_.description, options_);
+  EXPECT_THAT(stages,
+              ElementsAre("compile", "verify", "verified", "compile", "load", "floor", "time", "check", "time"));
+}
+
+TEST_F(Sweep, Row26_APlanThatIsUnsoundAtOneSizeIsNotMeasuredAtTheNext) {
+  options_.batches = {kBatch, kBatch + 1};
+  options_.plans.resize(1);
+  world_.spoil = [&](const RingArgs& args, std::int64_t batch) {
+    if (batch == kBatch) encode(args.out.dtype, bytes_of(args.out), 0, NAN);
+  };
+  for (int i = 0; i < 2; ++i) {
+    const std::vector<Measurement> all = run();
+    ASSERT_THAT(all, SizeIs(i == 0 ? 1 : 0));
+    options_.known.insert(options_.known.end(), all.begin(), all.end());
+  }
 }
 
 TEST_F(Sweep, BehindAProducerItsPartIsTakenOff) {
