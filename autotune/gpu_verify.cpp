@@ -6,7 +6,10 @@
 #include <future>
 #include <map>
 #include <thread>
+#include <utility>
 #include <variant>
+
+#include <fmt/format.h>
 
 #include <ssmjit/device.h>
 #include <ssmjit/error.h>
@@ -18,6 +21,12 @@
 #include "jit/gpu.h"
 
 namespace ssmjit {
+namespace {
+
+// Device memory that may be gone after a candidate has run: more than the driver keeps of what was released.
+constexpr std::int64_t kMayBeGone = std::int64_t{8} << 20;
+
+}  // namespace
 
 // The GPU of the current context. What a block holds before a launch stays on the device beside the memory that is
 // launched on, so that putting it back costs no way over the bus; nor does comparing launches, by hashes.
@@ -106,17 +115,47 @@ GpuVerifier::GpuVerifier(const Description& description, const VerifyOptions& op
 
 GpuVerifier::~GpuVerifier() = default;
 
+std::vector<CaseRun> GpuVerifier::run_watching_memory(const Kernel& kernel, Verdict& verdict) {
+  memory_->use(&kernel);
+  std::int64_t free = free_device_bytes();
+  std::vector<CaseRun> runs = run_cases(*memory_, cases_, verdict, &right_);
+  // What a first run takes for the context and the cases is taken once; what a second takes is lost.
+  if (verdict.outcome != Outcome::ok || free - free_device_bytes() <= kMayBeGone) return runs;
+  free = free_device_bytes();
+  Verdict again;
+  run_cases(*memory_, cases_, again, &right_);
+  const std::int64_t gone = free - free_device_bytes();
+  if (gone > kMayBeGone) {
+    verdict.outcome = Outcome::leaked;
+    verdict.failures.push_back(fmt::format("{} bytes of device memory are gone after it ran, twice in a row", gone));
+  }
+  return runs;
+}
+
 std::vector<Verdict> GpuVerifier::run(const std::vector<Plan>& plans) {
   std::vector<Verdict> verdicts(plans.size());
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   CompilePool pool(description_, plans, gpu_.arch(), options_.compile, options_.source);
   // The GPU runs one candidate while the cores judge those before it; what waits to be judged is held in memory.
-  std::deque<std::future<void>> judging;
+  std::deque<std::pair<std::size_t, std::future<void>>> judging;
   const std::size_t waiting_at_most = std::max(1u, std::thread::hardware_concurrency());
+  const auto step = [&](const char* stage, std::size_t i) {
+    if (options_.on_step) options_.on_step(stage, i);
+  };
+  const auto settled = [&](std::size_t i) {
+    if (options_.on_verdict) options_.on_verdict(i, verdicts[i]);
+  };
+  const auto judge_first = [&] {
+    const std::size_t i = judging.front().first;
+    judging.front().second.get();
+    judging.pop_front();
+    settled(i);
+  };
   for (std::size_t i = 0; i < plans.size(); ++i) {
     Verdict& v = verdicts[i];
     v.plan = plans[i];
+    step("compile", i);
     const CompilePool::Result& compiled = pool.get(i);
     if (!compiled.error.empty()) {
       v.outcome = Outcome::not_compiled;
@@ -124,32 +163,30 @@ std::vector<Verdict> GpuVerifier::run(const std::vector<Plan>& plans) {
     } else {
       v.registers = compiled.cubin.registers;
       v.spill_bytes = compiled.cubin.spill_bytes;
+      std::vector<CaseRun> runs;
       try {
-        const Kernel kernel = Kernel::load(description_, plans[i], compiled.source, compiled.cubin);
-        memory_->use(&kernel);
-        std::vector<CaseRun> runs = run_cases(*memory_, cases_, v, &right_);
-        if (std::all_of(runs.begin(), runs.end(), [](const CaseRun& run) { return run.right.has_value(); })) {
-          judge_runs(runs, v);
-        } else {
-          if (judging.size() >= waiting_at_most) {
-            judging.front().get();
-            judging.pop_front();
-          }
-          judging.push_back(
-              std::async(std::launch::async, [this, runs = std::move(runs), &v] { judge_runs(runs, v, &right_); }));
-        }
+        step("verify", i);
+        runs = run_watching_memory(Kernel::load(description_, plans[i], compiled.source, compiled.cubin), v);
       } catch (const Error& e) {
         v.outcome = Outcome::launch_failed;
         v.failures.emplace_back(e.what());
       }
+      step("verified", i);
+      // Verdicts are told in the plans' order, so one that needs no thread waits for its turn too.
+      const bool known =
+          std::all_of(runs.begin(), runs.end(), [](const CaseRun& run) { return run.right.has_value(); });
+      judging.emplace_back(i, std::async(known ? std::launch::deferred : std::launch::async,
+                                         [this, runs = std::move(runs), &v] { judge_runs(runs, v, &right_); }));
     }
+    if (judging.empty() || judging.back().first != i) judging.emplace_back(i, std::async(std::launch::deferred, [] {}));
+    while (judging.size() > waiting_at_most) judge_first();
     if (options_.progress) {
       const double t = elapsed();
       const auto done = static_cast<std::int64_t>(i + 1), total = static_cast<std::int64_t>(plans.size());
       options_.progress({"verify", done, total, t, t / static_cast<double>(done) * static_cast<double>(total - done)});
     }
   }
-  for (std::future<void>& judged : judging) judged.get();
+  while (!judging.empty()) judge_first();
   return verdicts;
 }
 

@@ -24,6 +24,8 @@ class GpuVerifier {
 
  private:
   class Memory;
+  // Also for what is left of the device's memory.
+  std::vector<CaseRun> run_watching_memory(const Kernel& kernel, Verdict& verdict);
 
   Description description_;
   VerifyOptions options_;

@@ -260,8 +260,8 @@ std::vector<int> search_order(Search search, std::vector<int> batches) {
 }
 
 std::unique_ptr<Strategy> make_strategy(Search search, const Description& description, const std::vector<Plan>& plans,
-                                        const std::vector<int>& batches, int sms) {
-  if (search == Search::halving) return std::make_unique<Halving>(plans.size(), batches);
+                                        std::size_t suited, const std::vector<int>& batches, int sms) {
+  if (search == Search::halving) return std::make_unique<Halving>(suited, batches);
   if (search == Search::model) return std::make_unique<ByModel>(description, plans, sms);
   return std::make_unique<Exhaustive>();
 }

@@ -30,12 +30,8 @@ class Strategy {
   std::map<int, Times> times_;
 };
 
-// In which order to visit the batches: as they are, or for strategies that go from a batch to its neighbours the least
-// and the greatest first, then the middle of what lies between, and so on.
-std::vector<int> search_order(Search search, std::vector<int> batches);
-
-// `plans` are all that may be asked for, `batches` all that will be visited; one mode, one description.
+// `plans` are all that there are, of which `suited` may be asked for; `batches` all that will be visited. One mode.
 std::unique_ptr<Strategy> make_strategy(Search search, const Description& description, const std::vector<Plan>& plans,
-                                        const std::vector<int>& batches, int sms);
+                                        std::size_t suited, const std::vector<int>& batches, int sms);
 
 }  // namespace ssmjit

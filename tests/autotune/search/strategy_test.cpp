@@ -52,7 +52,8 @@ struct Outcomes {
 };
 
 Outcomes search_recorded(const Recorded& r, Search search) {
-  const std::unique_ptr<Strategy> strategy = make_strategy(search, r.description, r.plans, r.batches, h200().sms);
+  const std::unique_ptr<Strategy> strategy =
+      make_strategy(search, r.description, r.plans, r.plans.size(), r.batches, h200().sms);
   std::set<std::size_t> compiled;
   std::vector<double> regrets;
   std::size_t timed = 0, all = 0;
@@ -124,7 +125,7 @@ TEST(Search, GoesFromTheEndsToTheMiddles) {
 TEST(Search, AsksForNothingThatIsNotOpen) {
   const Recorded r = recorded("ring-6-tokens-off");
   for (Search search : {Search::exhaustive, Search::halving, Search::model}) {
-    const auto strategy = make_strategy(search, r.description, r.plans, {1, 8}, 132);
+    const auto strategy = make_strategy(search, r.description, r.plans, r.plans.size(), {1, 8}, 132);
     EXPECT_THAT(strategy->ask(1, {}), IsEmpty()) << name(search);
     for (std::size_t plan : strategy->ask(1, {3, 5})) EXPECT_THAT(plan, testing::AnyOf(3, 5)) << name(search);
   }
@@ -133,7 +134,7 @@ TEST(Search, AsksForNothingThatIsNotOpen) {
 TEST(Search, EndsWhereNothingThatIsAskedForCanBeTimed) {
   const Recorded r = recorded("ring-6-tokens-off");
   for (Search search : {Search::exhaustive, Search::halving, Search::model}) {
-    const auto strategy = make_strategy(search, r.description, r.plans, r.batches, 132);
+    const auto strategy = make_strategy(search, r.description, r.plans, r.plans.size(), r.batches, 132);
     std::vector<std::size_t> open;
     for (std::size_t i = 0; i < r.plans.size(); ++i) open.push_back(i);
     int asks = 0;
@@ -148,8 +149,8 @@ TEST(Search, TheTimesOfAJournalAreAsGoodAsItsOwn) {
   const Recorded r = recorded("ring-1-token-off");
   std::vector<std::size_t> all;
   for (std::size_t i = 0; i < r.plans.size(); ++i) all.push_back(i);
-  const auto first = make_strategy(Search::halving, r.description, r.plans, r.batches, 132);
-  const auto second = make_strategy(Search::halving, r.description, r.plans, r.batches, 132);
+  const auto first = make_strategy(Search::halving, r.description, r.plans, r.plans.size(), r.batches, 132);
+  const auto second = make_strategy(Search::halving, r.description, r.plans, r.plans.size(), r.batches, 132);
   for (int batch : {1, 32, 1024}) {
     first->ask(batch, all);
     for (std::size_t i : all) {

@@ -28,6 +28,7 @@ namespace ssmjit {
 namespace {
 
 using testing::Each;
+using testing::ElementsAre;
 using testing::Field;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -299,7 +300,12 @@ class Sweep : public testing::Test {
     }
     ASSERT_EQ(options_.plans.size(), costs.size());
   }
-  std::vector<Measurement> run() { return sweep(world_.description, options_); }
+  // Without the lines that say that a plan is right.
+  std::vector<Measurement> run() {
+    std::vector<Measurement> all = sweep(world_.description, options_);
+    std::erase_if(all, [](const Measurement& m) { return m.phase == "verify" && m.outcome == Outcome::ok; });
+    return all;
+  }
 
   ScopedEnvironment driver_{"SSMJIT_LIBCUDA", SSMJIT_HOST_LIBCUDA};
   decltype(&host_bytes_in_use) bytes_in_use_ = nullptr;
@@ -344,6 +350,129 @@ TEST_F(Sweep, WhatAJournalHoldsIsNotMeasuredAgainUnlessTheAcceptanceChanges) {
   EXPECT_THAT(run(), IsEmpty());
   options_.accepted = Acceptance::constant(1);
   EXPECT_THAT(run(), SizeIs(2));
+}
+
+TEST_F(Sweep, WhatAJournalHoldsIsNotVerifiedAgain) {
+  options_.verify_only = true;
+  const std::vector<Measurement> verified = sweep(world_.description, options_);
+  ASSERT_THAT(verified, SizeIs(2));
+  for (const Measurement& m : verified) {
+    EXPECT_EQ(m.phase, "verify");
+    EXPECT_EQ(m.outcome, Outcome::ok) << m.reason;
+    EXPECT_GT(m.registers, 0);
+  }
+  EXPECT_THAT(fit_table(verified).rows, IsEmpty());
+  options_.known = {verified[0]};
+  EXPECT_THAT(sweep(world_.description, options_), ElementsAre(Field(&Measurement::plan, options_.plans[1])));
+  options_.known = verified;
+  world_.batches.clear();
+  EXPECT_THAT(sweep(world_.description, options_), IsEmpty());
+  EXPECT_THAT(world_.batches, IsEmpty());
+  options_.verify_only = false;
+  EXPECT_THAT(sweep(world_.description, options_), SizeIs(2));
+  EXPECT_THAT(world_.batches, Each(kBatch)) << "of no batch that verification has";
+}
+
+TEST_F(Sweep, TheWinnerIsTheLastLineOfItsCellAndTheOthersNearItAreTies) {
+  use(ring(), {{2, 9}, {2, 9}, {8, 8}});
+  const std::vector<Measurement> all = run();
+  ASSERT_THAT(all, SizeIs(3));
+  EXPECT_EQ(all[0].outcome, Outcome::dropped) << "45% slower after its first replays";
+  EXPECT_FALSE(all[0].tie);
+  EXPECT_EQ(all[1].outcome, Outcome::ok);
+  EXPECT_TRUE(all[1].tie);
+  EXPECT_EQ(all[2].outcome, Outcome::ok);
+  EXPECT_FALSE(all[2].tie);
+  EXPECT_TRUE(Measurement::from_json(all[1].json()).tie);
+}
+
+TEST_F(Sweep, WithRoundsEveryPlanIsTimedToTheEnd) {
+  use(ring(), {{2, 9}, {20, 90}, {4, 6}});
+  options_.known = run();
+  options_.rounds = 10;
+  const std::vector<Measurement> all = run();
+  ASSERT_THAT(all, SizeIs(3)) << "what was timed otherwise is another line";
+  for (const Measurement& m : all) {
+    EXPECT_EQ(m.outcome, Outcome::ok);
+    EXPECT_FALSE(m.tie);
+    EXPECT_THAT(m.policy, HasSubstr("median of 12 replays"));
+  }
+  EXPECT_EQ(all[2].plan, options_.plans[2]) << "the winner";
+}
+
+// Little enough that many plans are soon timed.
+Description little() { return mamba2({.nheads = 2, .head_dim = 16, .dstate = 32, .ngroups = 1}).state(DType::bf16); }
+std::vector<Cost> different_costs() {
+  std::vector<Cost> costs;
+  for (int i = 0; i < 26; ++i) costs.push_back({2.0 + 0.1 * (i * 7 % 26), 0});
+  return costs;
+}
+
+TEST_F(Sweep, WhatTheSearchDoesNotAskForIsNotTimed) {
+  use(little(), different_costs());
+  options_.batches = {1, 2, 3, 4};
+  std::map<int, int> lines;
+  for (const Measurement& m : sweep(world_.description, options_)) ++lines[m.batch];
+  EXPECT_EQ(lines[0], 26) << "verified, as they are all timed at the ends and in the middle";
+  EXPECT_EQ(lines[1] + lines[2] + lines[4], 3 * 26);
+  EXPECT_EQ(lines[3], 24) << "the least that halving leaves";
+}
+
+TEST_F(Sweep, WhatTheSearchNeverAsksForIsNotVerified) {
+  use(little(), different_costs());
+  options_.batches = {1};
+  options_.search = Search::model;
+  options_.known = run();  // a cell that is done
+  options_.batches = {1, 2};
+  std::size_t verified = 0, timed = 0;
+  for (const Measurement& m : sweep(world_.description, options_)) {
+    verified += m.phase == "verify" ? 1 : 0;
+    timed += m.batch == 2 ? 1 : 0;
+    EXPECT_NE(m.batch, 1);
+  }
+  EXPECT_GE(timed, 6u);
+  EXPECT_LE(timed, 26u);
+  EXPECT_EQ(verified, timed);
+}
+
+TEST_F(Sweep, AResumedSearchAsksForNothingNew) {
+  for (const Search search : {Search::halving, Search::model}) {
+    use(little(), different_costs());
+    options_.batches = {1, 2, 3, 4};
+    options_.search = search;
+    for (const Measurement& m : sweep(world_.description, options_))
+      options_.known.push_back(Measurement::from_json(m.json()));
+    world_.batches.clear();
+    EXPECT_THAT(run(), IsEmpty()) << name(search);
+    EXPECT_THAT(world_.batches, IsEmpty()) << name(search);
+  }
+}
+
+TEST_F(Sweep, SaysWhatItDoesNextAndToWhichPlan) {
+  std::vector<std::string> stages;
+  options_.plans.resize(1);
+  options_.on_doing = [&](const Doing& doing) {
+    if (stages.empty() || stages.back() != doing.stage) stages.push_back(doing.stage);
+    if (doing.line != nullptr) {
+      EXPECT_EQ(doing.line->plan, options_.plans[0]);
+    }
+  };
+  const std::vector<Measurement> all = sweep(world_.description, options_);
+  EXPECT_THAT(stages,
+              ElementsAre("floor", "compile", "verify", "verified", "compile", "load", "time", "check", "time"));
+}
+
+TEST_F(Sweep, Row26_APlanThatIsUnsoundAtOneSizeIsNotMeasuredAtTheNext) {
+  options_.batches = {kBatch, kBatch + 1};
+  options_.plans.resize(1);
+  world_.spoil = [&](const RingArgs& args, std::int64_t batch) {
+    if (batch == kBatch) encode(args.out.dtype, bytes_of(args.out), 0, NAN);
+  };
+  for (int i = 0; i < 2; ++i) {
+    const std::vector<Measurement> all = run();
+    ASSERT_THAT(all, SizeIs(i == 0 ? 1 : 0));
+    options_.known.insert(options_.known.end(), all.begin(), all.end());
+  }
 }
 
 TEST_F(Sweep, BehindAProducerItsPartIsTakenOff) {
