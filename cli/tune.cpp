@@ -1,6 +1,8 @@
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
+#include <string>
 
 #include <fmt/format.h>
 
@@ -15,6 +17,9 @@ struct Options {
   std::string batches = "1,2,4,8,16,32,64,128,256,512,1024";
   std::string pdl = "off";
   std::string accepted;
+  std::string strategy = name(Search::halving);
+  bool exhaustive = false;
+  int rounds = 30;
   std::string journal;
   std::string out;
   double budget_s = 0;
@@ -43,7 +48,15 @@ std::vector<Measurement> open_journal(const std::string& path, std::ofstream& ap
   return known;
 }
 
+// "few bytes in flight 512, spills 36": of lines that have no time.
+std::string counted(const std::map<std::string, int>& left_out) {
+  std::string text;
+  for (const auto& [reason, count] : left_out) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", reason, count);
+  return text;
+}
+
 int run(const Options& o) {
+  const Search search = parse_search(o.strategy);
   const Acceptance accepted = o.accepted.empty() ? Acceptance{} : Acceptance::parse(o.accepted);
   const DeviceFacts gpu = device(o.device);
   const std::vector<int> batches = parse_batches(o.batches);
@@ -66,6 +79,7 @@ int run(const Options& o) {
   if (!all.empty()) say(fmt::format("{}: {} measurements are there already", journal, all.size()));
 
   int measured = 0, failed = 0;
+  std::map<std::string, int> left_out;  // by reason
   for (const SpecOption::Kernel& kernel : kernels) {
     TuneOptions options;
     options.device = o.device;
@@ -73,6 +87,8 @@ int run(const Options& o) {
     options.modes.clear();
     for (const std::string& mode : split(o.pdl, ',')) options.modes.push_back(parse_pdl_mode(mode));
     options.accepted = accepted;
+    options.search = search;
+    options.rounds = o.exhaustive ? o.rounds : 0;
     options.seed = o.seed;
     options.budget_s = o.budget_s;
     options.known = all;
@@ -81,7 +97,10 @@ int run(const Options& o) {
     options.on_measurement = [&](const Measurement& m) {
       append << m.json() << '\n' << std::flush;
       if (!append) fail(ErrorKind::machine, "--journal: {} can't be written any more (is the disk full?)", journal);
-      ++(m.outcome == Outcome::ok ? measured : failed);
+      if (m.outcome == Outcome::pruned)
+        ++left_out[m.reason.substr(0, m.reason.find(':'))];
+      else if (m.phase != "verify" || m.outcome != Outcome::ok)
+        ++(m.outcome == Outcome::ok ? measured : failed);
       if (o.json) print_json(Json::parse(m.json()));
     };
     const std::vector<Measurement> fresh = sweep(kernel.description, options);
@@ -90,12 +109,17 @@ int run(const Options& o) {
   const Table table = fit_table(all);
   write_text(out, table.json());
   if (o.json) {
-    print_json(Json{
-        {"measured", measured}, {"failed", failed}, {"rows", table.rows.size()}, {"table", out}, {"journal", journal}});
+    print_json(Json{{"measured", measured},
+                    {"failed", failed},
+                    {"pruned", left_out},
+                    {"rows", table.rows.size()},
+                    {"table", out},
+                    {"journal", journal}});
   } else {
     for (const TableRow& row : table.rows)
       print(fmt::format("{} {} {:6} heads  {:8.2f} us  share {:.3f}  {}", row.kernel_digest, name(row.pdl),
                         row.total_heads, row.us, row.us > 0 ? row.floor_us / row.us : 0, row.plan.text()));
+    if (!left_out.empty()) print("pruned: " + counted(left_out));
     print(fmt::format("measured {}, failed {}; {} rows in {}, every measurement in {}", measured, failed,
                       table.rows.size(), out, journal));
   }
@@ -112,6 +136,11 @@ Verb tune_verb(CLI::App& root) {
   app->add_option("--pdl", o->pdl, "off, chain, or both: off,chain");
   app->add_option("--accepted", o->accepted,
                   "of a ring: tokens that a step keeps, 3 or 1:0.2,2:0.3,3:0.5 by chance; without it (tokens + 1) / 2");
+  app->add_option("--strategy", o->strategy, "which plans are timed at which batch: exhaustive, halving or model");
+  app->add_flag("--exhaustive", o->exhaustive,
+                "every plan at every batch, none pruned or dropped; for proofs of regret");
+  app->add_option("--rounds", o->rounds, "timed replays of each plan with --exhaustive, at least")
+      ->check(CLI::Range(1, 10000));
   app->add_option("--journal", o->journal, "every measurement, a line each; a run goes on where it stopped");
   app->add_option("--budget", o->budget_s, "seconds after which no new cell is started");
   app->add_option("--sample", o->sample, "that many of the legal plans, by --seed");
