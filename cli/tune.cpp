@@ -137,10 +137,11 @@ Verb tune_verb(CLI::App& root) {
   app->add_option("--accepted", o->accepted,
                   "of a ring: tokens that a step keeps, 3 or 1:0.2,2:0.3,3:0.5 by chance; without it (tokens + 1) / 2");
   app->add_option("--strategy", o->strategy, "which plans are timed at which batch: exhaustive, halving or model");
-  app->add_flag("--exhaustive", o->exhaustive,
-                "every plan at every batch, none pruned or dropped; for proofs of regret");
+  CLI::Option* exhaustive = app->add_flag("--exhaustive", o->exhaustive,
+                                          "every plan at every batch, none pruned or dropped; for proofs of regret");
   app->add_option("--rounds", o->rounds, "timed replays of each plan with --exhaustive, at least")
-      ->check(CLI::Range(1, 10000));
+      ->check(CLI::Range(1, 10000))
+      ->needs(exhaustive);
   app->add_option("--journal", o->journal, "every measurement, a line each; a run goes on where it stopped");
   app->add_option("--budget", o->budget_s, "seconds after which no new cell is started");
   app->add_option("--sample", o->sample, "that many of the legal plans, by --seed");

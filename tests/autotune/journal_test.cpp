@@ -159,7 +159,7 @@ TEST(Measurement, EveryMissingFieldOfARingIsNamed) {
 TEST(Measurement, EveryOutcomeRoundTripsWithItsReason) {
   for (Outcome o : {Outcome::ok, Outcome::dropped, Outcome::not_compiled, Outcome::spills, Outcome::wrong,
                     Outcome::nondeterministic, Outcome::faulty, Outcome::launch_failed, Outcome::memory_failed,
-                    Outcome::crashed, Outcome::hung, Outcome::leaked}) {
+                    Outcome::crashed, Outcome::hung, Outcome::leaked, Outcome::pruned}) {
     Measurement m = measurement();
     m.outcome = o;
     m.reason = o == Outcome::ok ? "" : "ptxas: \"no\"\nand a second line";
@@ -167,6 +167,14 @@ TEST(Measurement, EveryOutcomeRoundTripsWithItsReason) {
     EXPECT_EQ(back.outcome, o);
     EXPECT_EQ(back.reason, m.reason);
   }
+}
+
+TEST(Measurement, ATieRoundTripsAndIsWrittenOnlyWhereThereIsOne) {
+  Measurement m = measurement();
+  EXPECT_THAT(m.json(), testing::Not(HasSubstr("tie")));
+  m.tie = true;
+  EXPECT_TRUE(Measurement::from_json(m.json()).tie);
+  EXPECT_EQ(m.key(), measurement().key());
 }
 
 TEST(Measurement, KeyIsOfSourceShapePhaseModeDeviceDriverAndPolicyAndOfNoResult) {
@@ -288,8 +296,9 @@ TEST(Fit, TheLeastTimeWins) {
 
 TEST(Faults, Row26_AFailedCandidateNeverWins) {
   std::vector<Measurement> all = {measurement(8, 6, 0)};
-  for (Outcome o : {Outcome::not_compiled, Outcome::spills, Outcome::wrong, Outcome::nondeterministic,
-                    Outcome::launch_failed, Outcome::memory_failed, Outcome::crashed, Outcome::hung, Outcome::leaked}) {
+  for (Outcome o :
+       {Outcome::not_compiled, Outcome::spills, Outcome::wrong, Outcome::nondeterministic, Outcome::launch_failed,
+        Outcome::memory_failed, Outcome::crashed, Outcome::hung, Outcome::leaked, Outcome::pruned}) {
     all.push_back(measurement(8, 0.5, all.size()));
     all.back().outcome = o;
     all.push_back(measurement(64, 0.5, all.size()));
