@@ -538,6 +538,20 @@ TEST_F(Sweep, AnUpdateHasOnePhase) {
   }
 }
 
+TEST_F(Sweep, APlanThatWritesItsInputsIsFoundInSmallAndLeavesNothingToTheNext) {
+  int launches = 0;
+  world_.spoil = [&](const RingArgs& args, std::int64_t batch) {
+    if (batch == 3 && ++launches == 1) encode(args.x.dtype, bytes_of(args.x), 7, 77);
+  };
+  const std::vector<Measurement> all = run();
+  ASSERT_THAT(all, SizeIs(2));
+  EXPECT_EQ(all[0].outcome, Outcome::nondeterministic) << "the second launch reads what the first has written";
+  EXPECT_EQ(all[0].phase, "verify");
+  EXPECT_EQ(all[0].plan, options_.plans[0]);
+  EXPECT_EQ(all[1].outcome, Outcome::ok) << all[1].reason;
+  EXPECT_EQ(all[1].plan, options_.plans[1]);
+}
+
 struct Spoiled {
   std::string name;
   std::function<void(const RingArgs&)> how;
