@@ -1,5 +1,6 @@
 #include "autotune/sweep_lines.h"
 
+#include <algorithm>
 #include <ctime>
 
 #include <fmt/chrono.h>
@@ -12,6 +13,24 @@
 
 namespace ssmjit {
 
+namespace {
+
+// The key but for the kernel.
+std::string cell_of(const Measurement& line) {
+  Measurement m;
+  m.batch = line.batch;
+  m.nheads = line.nheads;
+  m.phase = line.phase;
+  m.steps_per_flush = line.steps_per_flush;
+  m.pdl = line.pdl;
+  m.device = line.device;
+  m.driver = line.driver;
+  m.policy = line.policy;
+  return line.kernel_digest + m.key();
+}
+
+}  // namespace
+
 const char* const kTimingPolicy =
     "graph of layers, states past 4 x L2, median of 21 replays in 7 interleaved visits, each behind an untimed one; "
     "slower than the best by 15% after 2 replays, by 3% after 6: dropped";
@@ -22,6 +41,13 @@ std::vector<Phase> phases_of(const Description& description, const TuneOptions& 
       (options.phases.size() == 2 && options.phases[0] == options.phases[1]))
     fail(ErrorKind::invalid, "phases: got {} of them; wants no_flush, flush or both", options.phases.size());
   return options.phases;
+}
+
+double steps_between_flushes(const Description& description, const TuneOptions& options) {
+  if (description.op() != Op::ring || phases_of(description, options).size() != 2) return 0;
+  return steps_per_flush(
+      description.ring_window(), description.token_count,
+      options.accepted.chance.empty() ? Acceptance::usual(description.token_count) : options.accepted);
 }
 
 SweepLines::SweepLines(const Description& description, const TuneOptions& options, const DeviceFacts& gpu) {
@@ -49,10 +75,7 @@ SweepLines::SweepLines(const Description& description, const TuneOptions& option
       fmt::format("; {} rows in use without flush, {} with", timed_ring_count(description, Phase::no_flush),
                   timed_ring_count(description, Phase::flush));
   blank_.phase = phases.size() == 2 ? "weighted" : name(phases.front());
-  if (phases.size() == 2)
-    blank_.steps_per_flush = ssmjit::steps_per_flush(
-        description.ring_window(), description.token_count,
-        options.accepted.chance.empty() ? Acceptance::usual(description.token_count) : options.accepted);
+  blank_.steps_per_flush = steps_between_flushes(description, options);
 }
 
 bool SweepLines::suits(std::size_t plan, PdlMode mode) const {
@@ -90,6 +113,18 @@ void KnownLines::add(const Measurement& line) {
   if (line.outcome == Outcome::memory_failed) return;  // there may be room now
   (line.phase == "verify" && line.outcome == Outcome::ok ? right_ : keys_).insert(line.key());
   if (unsound(line.outcome)) never_.insert(line.candidate());
+  if (line.outcome == Outcome::dropped) dropped_.insert(line.key());
+  if (line.phase != "verify" && (line.outcome == Outcome::ok || unsound(line.outcome)))
+    ahead_[cell_of(line)].insert(line.candidate());
+}
+
+bool KnownLines::has(const Measurement& timed) const {
+  const std::string key = timed.key();
+  if (!keys_.contains(key)) return false;
+  if (!dropped_.contains(key)) return true;
+  const auto ahead = ahead_.find(cell_of(timed));
+  return ahead == ahead_.end() || std::any_of(ahead->second.begin(), ahead->second.end(),
+                                              [&](const std::string& kernel) { return !never_.contains(kernel); });
 }
 
 }  // namespace ssmjit
