@@ -284,8 +284,9 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         return {};
       };
       std::vector<Racer> racers;
+      double best_us = 0;  // of those that are right
       for (const First& first : order) {
-        if (options.rounds == 0 && (racers.size() == kKept || first.us > order.front().us * kWide)) {
+        if (options.rounds == 0 && (racers.size() == kKept || (!racers.empty() && first.us > best_us * kWide))) {
           finish(first.plan, Outcome::dropped, first.samples);
           continue;
         }
@@ -295,6 +296,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
           const Kernel& kernel = candidates.ready(first.plan)->kernel;
           Graph graph = timer.record(kernel);
           const std::string wrong = wrong_with(kernel, graph, outcome);
+          if (racers.empty()) best_us = first.us;
           if (wrong.empty())
             racers.push_back({first.plan, std::move(graph), Samples(phases.size())});
           else

@@ -1,5 +1,6 @@
 #include "autotune/sweep_lines.h"
 
+#include <algorithm>
 #include <ctime>
 
 #include <fmt/chrono.h>
@@ -23,14 +24,21 @@ std::string timing_policy(const TuneOptions& options) {
                        (options.rounds + kReplays - 1) / kReplays * kReplays, kReplays);
   return common +
          "median of 15 to 30 replays in interleaved visits of 3, each behind an untimed one; slower than the best by "
-         "15% "
-         "after 2 replays, or with 95% confidence after 9 or more: dropped";
+         "15% after 2 replays, or with 95% confidence after 9 or more: dropped";
 }
 
-// What the lines of a cell have in common.
-std::string cell_key(const Measurement& m) {
-  return fmt::format("{}|{}|{}|{}|{:.4f}|{}|{}|{}|{}", m.kernel_digest, m.batch, m.nheads, m.phase, m.steps_per_flush,
-                     name(m.pdl), m.device, m.driver, m.policy);
+// The key but for the kernel.
+std::string cell_of(const Measurement& line) {
+  Measurement m;
+  m.batch = line.batch;
+  m.nheads = line.nheads;
+  m.phase = line.phase;
+  m.steps_per_flush = line.steps_per_flush;
+  m.pdl = line.pdl;
+  m.device = line.device;
+  m.driver = line.driver;
+  m.policy = line.policy;
+  return line.kernel_digest + m.key();
 }
 
 }  // namespace
@@ -41,6 +49,13 @@ std::vector<Phase> phases_of(const Description& description, const TuneOptions& 
       (options.phases.size() == 2 && options.phases[0] == options.phases[1]))
     fail(ErrorKind::invalid, "phases: got {} of them; wants no_flush, flush or both", options.phases.size());
   return options.phases;
+}
+
+double steps_between_flushes(const Description& description, const TuneOptions& options) {
+  if (description.op() != Op::ring || phases_of(description, options).size() != 2) return 0;
+  return steps_per_flush(
+      description.ring_window(), description.token_count,
+      options.accepted.chance.empty() ? Acceptance::usual(description.token_count) : options.accepted);
 }
 
 SweepLines::SweepLines(const Description& description, const TuneOptions& options, const DeviceFacts& gpu) {
@@ -68,10 +83,7 @@ SweepLines::SweepLines(const Description& description, const TuneOptions& option
       fmt::format("; {} rows in use without flush, {} with", timed_ring_count(description, Phase::no_flush),
                   timed_ring_count(description, Phase::flush));
   blank_.phase = phases.size() == 2 ? "weighted" : name(phases.front());
-  if (phases.size() == 2)
-    blank_.steps_per_flush = ssmjit::steps_per_flush(
-        description.ring_window(), description.token_count,
-        options.accepted.chance.empty() ? Acceptance::usual(description.token_count) : options.accepted);
+  blank_.steps_per_flush = steps_between_flushes(description, options);
 }
 
 bool SweepLines::suits(std::size_t plan, PdlMode mode) const {
@@ -109,9 +121,25 @@ void KnownLines::add(const Measurement& line) {
   if (line.outcome == Outcome::memory_failed) return;  // there may be room now
   (line.phase == "verify" && line.outcome == Outcome::ok ? right_ : keys_).insert(line.key());
   if (unsound(line.outcome)) never_.insert(line.candidate());
-  if (line.phase != "verify" && line.outcome == Outcome::ok && !line.tie) won_.insert(cell_key(line));
+  if (line.outcome == Outcome::dropped) dropped_.insert(line.key());
+  if (line.phase != "verify" && line.outcome == Outcome::ok && !line.tie) won_[cell_of(line)].insert(line.candidate());
+  if (line.phase != "verify" && (line.outcome == Outcome::ok || unsound(line.outcome)))
+    ahead_[cell_of(line)].insert(line.candidate());
 }
 
-bool KnownLines::has_winner(const Measurement& timed) const { return won_.contains(cell_key(timed)); }
+bool KnownLines::has(const Measurement& timed) const {
+  const std::string key = timed.key();
+  if (!keys_.contains(key)) return false;
+  if (!dropped_.contains(key)) return true;
+  const auto ahead = ahead_.find(cell_of(timed));
+  return ahead == ahead_.end() || std::any_of(ahead->second.begin(), ahead->second.end(),
+                                              [&](const std::string& kernel) { return !never_.contains(kernel); });
+}
+
+bool KnownLines::has_winner(const Measurement& timed) const {
+  const auto won = won_.find(cell_of(timed));
+  return won != won_.end() && std::any_of(won->second.begin(), won->second.end(),
+                                          [&](const std::string& kernel) { return !never_.contains(kernel); });
+}
 
 }  // namespace ssmjit

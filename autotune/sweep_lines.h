@@ -1,6 +1,7 @@
 // The journal lines of a sweep before they are measured: which there can be, and which a journal lacks.
 #pragma once
 
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -14,6 +15,9 @@ namespace ssmjit {
 constexpr int kReplays = 3;
 // What is timed of a description: an update has one phase. Fails: ErrorKind::invalid.
 std::vector<Phase> phases_of(const Description& description, const TuneOptions& options);
+
+// n of a ring that is timed in both phases, else 0. Fails: ErrorKind::invalid where the acceptance does not fit.
+double steps_between_flushes(const Description& description, const TuneOptions& options);
 
 class SweepLines {
  public:
@@ -51,12 +55,16 @@ class KnownLines {
   bool is_out(const Measurement& verified) const {
     return keys_.contains(verified.key()) || never_.contains(verified.candidate());
   }
-  bool has(const Measurement& timed) const { return keys_.contains(timed.key()); }
-  // Whether a plan has won the line's cell: the last line of a cell that is done.
+  // One that need not be timed again. What was dropped must be, where all that was faster has turned out to be unsound.
+  bool has(const Measurement& timed) const;
+  // Whether a plan that is sound has won the line's cell: the last line of a cell that is done.
   bool has_winner(const Measurement& timed) const;
 
  private:
-  std::set<std::string> right_, keys_, never_, won_;
+  std::set<std::string> right_, keys_, never_;
+  std::set<std::string> dropped_;                       // of keys_
+  std::map<std::string, std::set<std::string>> ahead_;  // by cell: kernels that were timed in full, or unsound there
+  std::map<std::string, std::set<std::string>> won_;    // by cell
 };
 
 }  // namespace ssmjit

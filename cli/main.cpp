@@ -30,8 +30,8 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.failure_message(CLI::FailureMessage::help);
   std::vector<Verb> verbs;
-  for (const auto& verb :
-       {describe_verb, emit_verb, compile_verb, verify_verb, bench_verb, tune_verb, table_verb, doctor_verb})
+  for (const auto& verb : {describe_verb, emit_verb, compile_verb, verify_verb, bench_verb, tune_verb, table_verb,
+                           doctor_verb, worker_verb})
     verbs.push_back(verb(app));
   ssmjit::set_log([](ssmjit::LogLevel level, std::string_view text) {
     if (level == ssmjit::LogLevel::warning) say(fmt::format("warning: {}", text));

@@ -32,6 +32,7 @@ Verb bench_verb(CLI::App& root);
 Verb tune_verb(CLI::App& root);
 Verb table_verb(CLI::App& root);
 Verb doctor_verb(CLI::App& root);
+Verb worker_verb(CLI::App& root);
 
 // SPEC and --set, as every verb takes them.
 struct SpecOption {
