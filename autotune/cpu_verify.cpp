@@ -36,8 +36,8 @@ class CpuTarget : public Target {
     buffers_.push_back(cpu_buffer(block, *memory_.back()));
     return memory_.back()->data();
   }
-  void write(std::byte* address, const std::vector<std::byte>& contents) override {
-    std::copy(contents.begin(), contents.end(), address);
+  void restore(std::byte* address, const KernelCase::Block& block) override {
+    std::copy(block.before.begin(), block.before.end(), address);
   }
   void read(const std::byte* address, std::vector<std::byte>& contents) override {
     const auto found =

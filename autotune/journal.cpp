@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 #include <tuple>
 
 #include <fmt/format.h>
@@ -15,9 +16,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr Outcome kOutcomes[] = {Outcome::ok,     Outcome::dropped,       Outcome::not_compiled,
-                                 Outcome::spills, Outcome::wrong,         Outcome::nondeterministic,
-                                 Outcome::faulty, Outcome::launch_failed, Outcome::memory_failed};
+constexpr Outcome kOutcomes[] = {Outcome::ok,      Outcome::dropped,       Outcome::not_compiled,
+                                 Outcome::spills,  Outcome::wrong,         Outcome::nondeterministic,
+                                 Outcome::faulty,  Outcome::launch_failed, Outcome::memory_failed,
+                                 Outcome::crashed, Outcome::hung,          Outcome::leaked,
+                                 Outcome::pruned};
 
 // A rate as it is worth writing down: nanoseconds.
 double tidy(double us) { return std::round(us * 1e3) / 1e3; }
@@ -53,6 +56,27 @@ PhaseMeasurement read_phase(const Json& json) {
   return p;
 }
 
+// One line of each key, at the place of its first: the latest, so that the order of journals that were put together
+// does not matter. What speaks against the kernel is never given up; a line of too little memory gives way to any
+// other.
+std::vector<Measurement> latest_of_each(std::vector<Measurement> lines) {
+  const auto rank = [](const Measurement& m) {
+    return std::tuple(unsound(m.outcome), m.outcome != Outcome::memory_failed, std::string_view(m.measured));
+  };
+  std::vector<Measurement> all;
+  std::map<std::string, std::size_t> place;
+  for (Measurement& m : lines) {
+    const auto [at, added] = place.emplace(m.kernel_digest + m.key(), all.size());
+    if (added) {
+      all.push_back(std::move(m));
+      continue;
+    }
+    Measurement& there = all[at->second];
+    if (rank(there) < rank(m) || (rank(there) == rank(m) && there.json() < m.json())) there = std::move(m);
+  }
+  return all;
+}
+
 }  // namespace
 
 const char* name(Outcome outcome) {
@@ -75,8 +99,30 @@ const char* name(Outcome outcome) {
       return "launch_failed";
     case Outcome::memory_failed:
       return "memory_failed";
+    case Outcome::crashed:
+      return "crashed";
+    case Outcome::hung:
+      return "hung";
+    case Outcome::leaked:
+      return "leaked";
+    case Outcome::pruned:
+      return "pruned";
   }
   return "?";
+}
+
+bool unsound(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::wrong:
+    case Outcome::nondeterministic:
+    case Outcome::faulty:
+    case Outcome::crashed:
+    case Outcome::hung:
+    case Outcome::leaked:
+      return true;
+    default:
+      return false;
+  }
 }
 
 void Measurement::weigh() {
@@ -97,6 +143,10 @@ std::string Measurement::key() const {
   const std::string step = steps_per_flush > 0 ? fmt::format("{} {:.4f}", phase, steps_per_flush) : phase;
   return fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}", source_digest, plan.text(), batch, nheads, step, name(pdl), device,
                      driver, policy);
+}
+
+std::string Measurement::candidate() const {
+  return fmt::format("{}|{}|{}|{}", source_digest, plan.text(), device, driver);
 }
 
 std::string Measurement::json() const {
@@ -121,6 +171,7 @@ std::string Measurement::json() const {
   json["policy"] = policy;
   json["outcome"] = name(outcome);
   if (!reason.empty()) json["reason"] = reason;
+  if (tie) json["tie"] = true;
   json["us"] = tidy(us);
   json["us_min"] = tidy(us_min);
   json["us_max"] = tidy(us_max);
@@ -188,6 +239,7 @@ Measurement Measurement::from_json(std::string_view line) {
     if (outcome == std::end(kOutcomes)) fail(ErrorKind::invalid, "journal: outcome: got {}", in_quotes(text));
     m.outcome = *outcome;
     if (json.contains("reason")) get("reason", m.reason);
+    if (json.contains("tie")) get("tie", m.tie);
     get("us", m.us);
     get("us_min", m.us_min);
     get("us_max", m.us_max);
@@ -212,7 +264,6 @@ Measurement Measurement::from_json(std::string_view line) {
 
 std::vector<Measurement> parse_journal(std::string_view text, int* skipped) {
   std::vector<Measurement> all;
-  std::map<std::string, std::size_t> place;
   int bad = 0;
   // Not by place in the text: journals are merged in any order.
   const auto age = [](const Measurement& m) { return std::tuple(m.measured, m.outcome, m.json()); };
@@ -223,18 +274,13 @@ std::vector<Measurement> parse_journal(std::string_view text, int* skipped) {
     text.remove_prefix(end + 1);
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     try {
-      Measurement m = Measurement::from_json(line);
-      const auto [at, added] = place.emplace(m.key(), all.size());
-      if (added)
-        all.push_back(std::move(m));
-      else if (age(all[at->second]) < age(m))
-        all[at->second] = std::move(m);
+      all.push_back(Measurement::from_json(line));
     } catch (const Error&) {
       ++bad;
     }
   }
   if (skipped != nullptr) *skipped = bad;
-  return all;
+  return latest_of_each(std::move(all));
 }
 
 }  // namespace ssmjit

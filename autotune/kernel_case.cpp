@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <future>
 #include <numeric>
 
 #include <fmt/format.h>
@@ -48,9 +49,12 @@ std::unique_ptr<KernelCase> make_case(const Description& description, const Case
 }
 
 KernelCases standard_cases(const Description& description, int sms, std::uint64_t seed) {
-  KernelCases cases;
+  // Each takes its references in double: a thread each.
+  std::vector<std::future<std::unique_ptr<KernelCase>>> making;
   for (const CaseLayout& layout : standard_layouts(description, sms))
-    cases.push_back(make_case(description, layout, seed + cases.size()));
+    making.push_back(std::async(std::launch::async, make_case, description, layout, seed + making.size()));
+  KernelCases cases;
+  for (auto& made : making) cases.push_back(made.get());
   return cases;
 }
 

@@ -1,19 +1,20 @@
 #include <algorithm>
 #include <chrono>
-#include <ctime>
 #include <memory>
-#include <set>
 #include <tuple>
 
-#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <ssmjit/source.h>
 #include <ssmjit/tune.h>
 
-#include "autotune/compile_pool.h"
+#include "autotune/candidates.h"
 #include "autotune/layers.h"
+#include "autotune/search/cell_search.h"
+#include "autotune/search/prune.h"
+#include "autotune/search/race.h"
 #include "autotune/spot_check.h"
+#include "autotune/sweep_lines.h"
 #include "autotune/timer.h"
 #include "codegen/fail.h"
 #include "codegen/log.h"
@@ -22,19 +23,11 @@
 namespace ssmjit {
 namespace {
 
-// A candidate further from the best than kWide after its first replays is not looked at again; nor, of those that are,
-// one further than kClose after kFirstVisits. A visit is kReplays timed replays behind one that is not timed, since the
-// first after another candidate's finds the instruction and constant caches cold.
+// A candidate further from the best than kWide after its first replays does not go into the race, nor one behind the
+// kKept fastest. A visit of the race is kReplays timed replays behind one that is not timed, since the first after
+// another candidate's finds the instruction and constant caches cold.
 constexpr double kWide = 1.15;
-constexpr double kClose = 1.03;
 constexpr std::size_t kKept = 24;
-constexpr int kFirstVisits = 2;
-constexpr int kVisits = 7;
-constexpr int kReplays = 3;
-constexpr const char* kPolicy =
-    "graph of layers, states past 4 x L2, median of 21 replays in 7 interleaved visits, each behind an untimed one; "
-    "slower than the best by 15% after 2 replays, by 3% after 6: dropped";
-std::string now() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))); }
 
 // A chain whose step reads its inputs before their producer has written them gives other outputs than the same steps
 // launched one by one: the inputs are NaN until they are produced.
@@ -48,46 +41,36 @@ bool waits_for_producer(const Layers& layers, const Kernel& kernel, const Graph&
   return layers.hash_all() == alone;
 }
 
-// Whether plan i is timed in `mode`: in chain those that ask for the state early, in off the others; where there are
-// none of the kind, all.
-bool suits(const std::vector<Plan>& plans, std::size_t i, PdlMode mode) {
-  const auto of_its_kind = [&](const Plan& plan) { return plan.early_state == (mode == PdlMode::chain); };
-  return of_its_kind(plans[i]) || std::none_of(plans.begin(), plans.end(), of_its_kind);
-}
-
-// What is timed of a description: an update has one phase.
-std::vector<Phase> phases_of(const Description& description, const TuneOptions& options) {
-  if (description.op() != Op::ring) return {Phase::no_flush};
-  if (options.phases.empty() || options.phases.size() > 2 ||
-      (options.phases.size() == 2 && options.phases[0] == options.phases[1]))
-    fail(ErrorKind::invalid, "phases: got {} of them; wants no_flush, flush or both", options.phases.size());
-  return options.phases;
-}
-
 using Samples = std::vector<std::vector<double>>;  // us of replays, by phase
 
-struct Candidate {
+struct Racer {
   std::size_t plan = 0;
   Graph graph;
   Samples samples;
 };
+
+RaceRules race_rules(const TuneOptions& options) {
+  RaceRules rules;
+  if (options.rounds > 0) {
+    rules.drops = false;
+    rules.most_rounds = (options.rounds + kReplays - 1) / kReplays;
+  }
+  return rules;
+}
 
 }  // namespace
 
 std::vector<Measurement> sweep(const Description& description, const TuneOptions& options) {
   description.validate();
   const auto turn = measuring_turn();
-  use_device(options.device);
   const DeviceFacts gpu = device(options.device);
+  const SweepLines lines(description, options, gpu);
+  const std::vector<Plan>& plans = lines.plans();
   const Arch arch = gpu.arch();
-  const std::vector<Plan> plans = options.plans.empty() ? plan_space(description, arch) : options.plans;
-  for (const Plan& plan : plans) check_plan(plan, description, arch);
   const bool ring = description.op() == Op::ring;
   const std::vector<Phase> phases = phases_of(description, options);
 
-  std::set<std::string> known;
-  for (const Measurement& m : options.known)
-    if (m.outcome != Outcome::memory_failed) known.insert(m.key());  // there may be room now
+  KnownLines known(options.known);
 
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
@@ -100,122 +83,54 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     options.progress({stage, done, of, t, left});
   };
 
-  Measurement blank;
-  blank.kernel_digest = description.kernel_digest();
-  blank.cost_digest = description.cost_digest();
-  blank.kernel = description.summary();
-  blank.nheads = description.nheads;
-  blank.device = gpu.key;
-  blank.device_name = gpu.name;
-  blank.driver = gpu.driver;
-  blank.nvrtc = nvrtc_version();
-  blank.policy = kPolicy;
-  if (ring) {
-    const auto count = [&](Phase phase) { return timed_ring_count(description, phase); };
-    blank.op = Op::ring;
-    blank.policy += fmt::format("; {} rows in use without flush, {} with", count(Phase::no_flush), count(Phase::flush));
-    blank.phase = phases.size() == 2 ? "weighted" : name(phases.front());
-    if (phases.size() == 2)
-      blank.steps_per_flush = steps_per_flush(
-          description.ring_window(), description.token_count,
-          options.accepted.chance.empty() ? Acceptance::usual(description.token_count) : options.accepted);
-  }
-
-  const auto line_of = [&](std::size_t plan, const std::string& source_digest, int batch, PdlMode mode) {
-    Measurement m = blank;
-    m.plan = plans[plan];
-    m.source_digest = source_digest;
-    m.batch = batch;
-    m.pdl = mode;
-    m.measured = now();
-    return m;
-  };
-  const auto failed_line = [&](std::size_t plan, const std::string& source_digest) {
-    Measurement m = line_of(plan, source_digest, 0, PdlMode::off);
-    m.phase = "verify";
-    m.steps_per_flush = 0;
-    return m;
+  const auto doing = [&](const char* stage, const Measurement* line) {
+    if (options.on_doing) options.on_doing({stage, line});
   };
 
   // A step by the medians of its phases.
   const auto step_us = [&](const Samples& samples) {
     Measurement m;
-    m.steps_per_flush = blank.steps_per_flush;
+    m.steps_per_flush = lines.steps_per_flush();
     for (std::size_t p = 0; p < phases.size(); ++p) m.phases.push_back({.phase = phases[p], .us = median(samples[p])});
     m.weigh();
     return m.us;
   };
 
-  // What is still to be measured: of a resumed journal, nothing twice.
-  std::vector<std::string> digests;
-  std::vector<std::size_t> wanted;
-  std::vector<Plan> wanted_plans;
-  for (std::size_t i = 0; i < plans.size(); ++i) {
-    digests.push_back(emit(description, plans[i], arch).digest);
-    if (known.contains(failed_line(i, digests[i]).key())) continue;
-    bool open = false;
-    for (int batch : options.batches)
+  // What is still to be measured: of a resumed journal, nothing twice, and without the GPU where there is nothing.
+  const std::vector<int> batches =
+      search_order(options.rounds > 0 ? Search::exhaustive : options.search, options.batches);
+  std::vector<std::size_t> unverified;
+  for (std::size_t i = 0; options.verify_only && i < plans.size(); ++i)
+    if (!known.is_out(lines.verified(i)) && !known.is_right(lines.verified(i))) unverified.push_back(i);
+  const auto is_done = [&] {
+    if (options.verify_only) return unverified.empty();
+    CellSearch search(description, lines, options, known, gpu.sms);
+    for (int batch : batches)
       for (PdlMode mode : options.modes)
-        open = open || (suits(plans, i, mode) && !known.contains(line_of(i, digests[i], batch, mode).key()));
-    if (!open) continue;
-    wanted.push_back(i);
-    wanted_plans.push_back(plans[i]);
-  }
-
-  // Compile, verify in small, drop what spills: once a plan, whatever the batch.
-  struct Ready {
-    Kernel kernel;
-    int registers = 0;
-    int smem_bytes = 0;
+        if (!search.ask(batch, mode, search.open(batch, mode)).empty()) return false;
+    return true;
   };
-  std::vector<std::unique_ptr<Ready>> ready(plans.size());
   std::vector<Measurement> results;
+  if (is_done()) return results;
+
+  CellSearch search(description, lines, options, known, gpu.sms);
   const auto record = [&](const Measurement& m) {
     results.push_back(m);
+    known.add(m);
+    search.tell(m);
     if (options.on_measurement) options.on_measurement(m);
   };
-  if (wanted.empty()) return results;
-  {
-    VerifyOptions verify_options;
-    verify_options.device = options.device;
-    verify_options.seed = options.seed;
-    verify_options.compile = options.compile;
-    verify_options.progress = options.progress;
-    // A kernel does not know nheads, so a few heads stand for all: two groups, so that a wrong one shows.
-    Description few = description;
-    few.ngroups = std::min(2, description.ngroups);
-    few.nheads = few.ngroups * description.heads_per_group();
-    const std::vector<Verdict> verdicts = verify(few, wanted_plans, verify_options);
-    // After a fault that kills the context every later launch fails: not a word about the plans that came after.
-    check_device();
-    CompilePool pool(description, wanted_plans, arch, options.compile);
-    for (std::size_t w = 0; w < wanted.size(); ++w) {
-      const std::size_t i = wanted[w];
-      const Verdict& verdict = verdicts[w];
-      const CompilePool::Result& compiled = pool.get(w);
-      Measurement failed = failed_line(i, digests[i]);
-      failed.registers = verdict.registers;
-      failed.outcome = verdict.outcome;
-      if (failed.outcome == Outcome::ok && verdict.spill_bytes > 0) {
-        failed.outcome = Outcome::spills;
-        failed.reason = fmt::format("{} bytes of registers spill", verdict.spill_bytes);
-      } else if (failed.outcome != Outcome::ok) {
-        failed.reason = verdict.failures.empty() ? "" : verdict.failures.front();
-      }
-      if (failed.outcome != Outcome::ok) {
-        record(failed);
-        continue;
-      }
-      ready[i] = std::make_unique<Ready>(
-          Ready{Kernel::load(description, plans[i], compiled.source, compiled.cubin), compiled.cubin.registers,
-                launch_shape(plans[i], description, 1).smem_bytes + compiled.cubin.smem_bytes});
-    }
+  use_device(options.device);
+  Candidates candidates(description, lines, options, gpu, known, record);
+  if (options.verify_only) {
+    candidates.verify(unverified);
+    return results;
   }
 
   const BenchKernels kernels(arch, gpu.sms, options.compile);
   const Stream& stream = measuring_stream();
   const double timing_since = elapsed();
-  for (int batch : options.batches) {
+  for (int batch : batches) {
     for (PdlMode mode : options.modes) {
       if (options.budget_s > 0 && elapsed() > options.budget_s) {
         warn(fmt::format("tune: the budget of {:.0f} s is spent; batch {} ({}) is left out", options.budget_s, batch,
@@ -224,9 +139,11 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       }
       Measurement cell;  // what the lines of this batch and mode share
       const auto line = [&](std::size_t plan) {
-        Measurement m = line_of(plan, digests[plan], batch, mode);
-        m.registers = ready[plan]->registers;
-        m.smem_bytes = ready[plan]->smem_bytes;
+        Measurement m = lines.timed(plan, batch, mode);
+        if (const Candidates::Ready* ready = candidates.ready(plan); ready != nullptr) {
+          m.registers = ready->registers;
+          m.smem_bytes = ready->smem_bytes;
+        }
         m.floor_us = cell.floor_us;
         m.layers = cell.layers;
         m.bytes = cell.bytes;
@@ -234,11 +151,9 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         if (ring) m.weigh();
         return m;
       };
-      std::vector<std::size_t> open;
-      for (std::size_t i = 0; i < plans.size(); ++i)
-        if (ready[i] != nullptr && suits(plans, i, mode) && !known.contains(line(i).key())) open.push_back(i);
+      std::vector<std::size_t> open = search.open(batch, mode);
       ++cells_done;
-      if (open.empty()) continue;
+      if (search.ask(batch, mode, open).empty()) continue;
       report(fmt::format("batch {} {}", batch, name(mode)), cells_done - 1, total, timing_since);
 
       const auto fail_line = [&](std::size_t plan, Outcome outcome, const std::string& reason) {
@@ -246,7 +161,18 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         m.outcome = outcome;
         m.reason = reason;
         record(m);
+        if (unsound(outcome)) candidates.give_up(plan);
       };
+      const auto launch_failed = [&](std::size_t plan, const Error& e) {
+        check_device();  // a lost context is no failure of one plan
+        fail_line(plan, Outcome::launch_failed, e.what());
+      };
+      const auto timing = [&](const char* stage, std::size_t plan) {
+        if (!options.on_doing) return;
+        const Measurement at_work = line(plan);
+        doing(stage, &at_work);
+      };
+      doing("floor", nullptr);
       std::unique_ptr<Layers> layers;
       try {
         layers = std::make_unique<Layers>(description, batch, gpu, kernels, stream, options.seed);
@@ -277,33 +203,52 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       }
       layers->refill_all();
 
-      // First replays of all, then rounds over those near the best.
-      std::vector<Candidate> candidates;
+      // Whether it was pruned: left out with a line that says why.
+      const auto prune = [&](std::size_t plan, const Compiled& compiled) {
+        if (options.rounds > 0) return false;
+        const FloorRate floor = ring ? FloorRate{cell.phases.front().floor_us, cell.phases.front().bytes.read}
+                                     : FloorRate{cell.floor_us, cell.bytes.read};
+        const std::string why = why_pruned(plans[plan], description, batch, gpu, floor, compiled);
+        if (!why.empty()) fail_line(plan, Outcome::pruned, why);
+        return !why.empty();
+      };
+      std::erase_if(open, [&](std::size_t plan) { return prune(plan, {}); });
+
+      // First replays of what the search asks for, then a race of those near the best.
       struct First {
         double us = 0;
         std::size_t plan = 0;
         Samples samples;
       };
       std::vector<First> order;
-      for (std::size_t i : open) {
-        try {
-          const Graph graph = timer.record(ready[i]->kernel);
-          First first{.plan = i, .samples = Samples(phases.size())};
-          for (std::size_t p = 0; p < phases.size(); ++p) {
-            enter(p);
-            first.samples[p] = {least(timer.replays_us(graph, 2))};
+      for (std::vector<std::size_t> asked; !(asked = search.ask(batch, mode, open)).empty();) {
+        candidates.prepare(asked);
+        for (std::size_t i : asked) {
+          std::erase(open, i);
+          const Candidates::Ready* ready = candidates.ready(i);
+          if (ready == nullptr || prune(i, {ready->registers, ready->smem_bytes})) continue;
+          try {
+            timing("time", i);
+            const Graph graph = timer.record(ready->kernel);
+            First first{.plan = i, .samples = Samples(phases.size())};
+            for (std::size_t p = 0; p < phases.size(); ++p) {
+              enter(p);
+              first.samples[p] = {least(timer.replays_us(graph, 2))};
+            }
+            first.us = step_us(first.samples);
+            search.tell(batch, mode, i, first.us);
+            order.push_back(std::move(first));
+          } catch (const Error& e) {
+            launch_failed(i, e);
           }
-          first.us = step_us(first.samples);
-          order.push_back(std::move(first));
-        } catch (const Error& e) {
-          fail_line(i, Outcome::launch_failed, e.what());
         }
       }
       std::sort(order.begin(), order.end(),
                 [](const First& a, const First& b) { return std::tie(a.us, a.plan) < std::tie(b.us, b.plan); });
-      const auto finish = [&](std::size_t plan, Outcome outcome, const Samples& samples) {
+      const auto finish = [&](std::size_t plan, Outcome outcome, const Samples& samples, bool tie = false) {
         Measurement m = line(plan);
         m.outcome = outcome;
+        m.tie = tie;
         const auto fill = [](auto& to, const std::vector<double>& of) {
           to.us = median(of);
           to.us_min = least(of);
@@ -339,44 +284,50 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         }
         return {};
       };
+      std::vector<Racer> racers;
+      double best_us = 0;  // of those that are right
       for (const First& first : order) {
-        if (candidates.size() < kKept && first.us <= order.front().us * kWide) {
-          try {
-            Outcome outcome = Outcome::ok;
-            Graph graph = timer.record(ready[first.plan]->kernel);
-            const std::string wrong = wrong_with(ready[first.plan]->kernel, graph, outcome);
-            if (wrong.empty())
-              candidates.push_back({first.plan, std::move(graph), Samples(phases.size())});
-            else
-              fail_line(first.plan, outcome, wrong);
-          } catch (const Error& e) {
-            fail_line(first.plan, Outcome::launch_failed, e.what());
-          }
-        } else {
+        if (options.rounds == 0 && (racers.size() == kKept || (!racers.empty() && first.us > best_us * kWide))) {
           finish(first.plan, Outcome::dropped, first.samples);
+          continue;
+        }
+        try {
+          timing("check", first.plan);
+          Outcome outcome = Outcome::ok;
+          const Kernel& kernel = candidates.ready(first.plan)->kernel;
+          Graph graph = timer.record(kernel);
+          const std::string wrong = wrong_with(kernel, graph, outcome);
+          if (racers.empty()) best_us = first.us;
+          if (wrong.empty())
+            racers.push_back({first.plan, std::move(graph), Samples(phases.size())});
+          else
+            fail_line(first.plan, outcome, wrong);
+        } catch (const Error& e) {
+          launch_failed(first.plan, e);
         }
       }
-      for (int visit = 0; visit < kVisits && !candidates.empty(); ++visit) {
-        for (std::size_t p = 0; p < phases.size(); ++p) {
-          enter(p);
-          for (Candidate& c : candidates) {
-            const std::vector<double> samples = timer.replays_us(c.graph, kReplays);
-            c.samples[p].insert(c.samples[p].end(), samples.begin(), samples.end());
+      if (!racers.empty()) {
+        Race race(racers.size(), race_rules(options));
+        while (!race.over()) {
+          std::vector<Samples> visit(racers.size(), Samples(phases.size()));
+          for (std::size_t p = 0; p < phases.size(); ++p) {
+            enter(p);
+            for (std::size_t r = 0; r < racers.size(); ++r) {
+              if (!race.running(r)) continue;
+              timing("time", racers[r].plan);
+              visit[r][p] = timer.replays_us(racers[r].graph, kReplays);
+              racers[r].samples[p].insert(racers[r].samples[p].end(), visit[r][p].begin(), visit[r][p].end());
+            }
           }
+          for (std::size_t r = 0; r < racers.size(); ++r)
+            if (race.running(r)) race.add(r, step_us(visit[r]));
+          for (std::size_t r : race.end_round()) finish(racers[r].plan, Outcome::dropped, racers[r].samples);
         }
-        if (visit + 1 != kFirstVisits) continue;
-        double best = step_us(candidates.front().samples);
-        for (const Candidate& c : candidates) best = std::min(best, step_us(c.samples));
-        for (std::size_t i = 0; i < candidates.size();) {
-          if (step_us(candidates[i].samples) > best * kClose) {
-            finish(candidates[i].plan, Outcome::dropped, candidates[i].samples);
-            candidates.erase(candidates.begin() + static_cast<std::ptrdiff_t>(i));
-          } else {
-            ++i;
-          }
-        }
+        // The winner's line is the last of its cell.
+        for (std::size_t r = 0; r < racers.size(); ++r)
+          if (race.running(r) && r != race.best()) finish(racers[r].plan, Outcome::ok, racers[r].samples, race.tied(r));
+        finish(racers[race.best()].plan, Outcome::ok, racers[race.best()].samples);
       }
-      for (const Candidate& c : candidates) finish(c.plan, Outcome::ok, c.samples);
       report(fmt::format("batch {} {}", batch, name(mode)), cells_done, total, timing_since);
     }
   }

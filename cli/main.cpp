@@ -31,7 +31,7 @@ int main(int argc, char** argv) {
   app.failure_message(CLI::FailureMessage::help);
   std::vector<Verb> verbs;
   for (const auto& verb : {describe_verb, emit_verb, compile_verb, verify_verb, bench_verb, tune_verb, table_verb,
-                           report_verb, doctor_verb})
+                           report_verb, doctor_verb, worker_verb})
     verbs.push_back(verb(app));
   ssmjit::set_log([](ssmjit::LogLevel level, std::string_view text) {
     if (level == ssmjit::LogLevel::warning) say(fmt::format("warning: {}", text));

@@ -1,11 +1,16 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
-#include <fstream>
+#include <map>
 #include <memory>
+#include <string>
 
 #include <fmt/format.h>
 
+#include "autotune/fleet/fleet.h"
+#include "autotune/fleet/journal_file.h"
+#include "autotune/fleet/worker_process.h"
 #include "cli/live_table.h"
 #include "cli/verb.h"
 #include "codegen/fail.h"
@@ -18,46 +23,96 @@ struct Options {
   std::string batches = "1,2,4,8,16,32,64,128,256,512,1024";
   std::string pdl = "off";
   std::string accepted;
+  std::string strategy = name(Search::halving);
+  bool exhaustive = false;
+  int rounds = 30;
   std::string journal;
   std::string out;
   double budget_s = 0;
   std::size_t sample = 0;
   std::uint64_t seed = 1;
   int device = 0;
+  std::string gpus;
+  std::string shard;
+  std::string replay;
+  double watchdog_s = Watchdog{}.device_s;
+  bool in_process = false;
   bool json = false;
 };
 
-// The lines that a journal holds; a line that was torn at the end of the file is cut off, so that appending is safe.
-std::vector<Measurement> open_journal(const std::string& path, std::ofstream& append) {
-  std::vector<Measurement> known;
-  if (std::filesystem::exists(path)) {
-    const std::string text = read_text(path);
-    int skipped = 0;
-    known = parse_journal(text, &skipped);
-    if (skipped > 0) say(fmt::format("warning: {}: {} lines could not be read and were passed over", path, skipped));
-    const std::size_t whole = text.rfind('\n') == std::string::npos ? 0 : text.rfind('\n') + 1;
-    if (whole != text.size()) std::filesystem::resize_file(path, whole);
-  } else if (std::filesystem::path(path).has_parent_path()) {
-    std::error_code error;
-    std::filesystem::create_directories(std::filesystem::path(path).parent_path(), error);
+// Ordinals of the GPUs to measure on.
+std::vector<int> gpus_of(const Options& o) {
+  std::vector<int> all;
+  if (o.gpus.empty() && o.shard != "auto") return {o.device};
+  if (o.gpus.empty() || o.gpus == "all") {
+    std::string why;
+    for (const DeviceFacts& gpu : devices(&why)) all.push_back(gpu.ordinal);
+    if (all.empty()) fail(ErrorKind::missing, "{}", why);
+    // Of the processes that a launcher started on this host each has a GPU.
+    if (o.gpus.empty()) return {all[static_cast<std::size_t>(local_rank()) % all.size()]};
+    return all;
   }
-  append.open(path, std::ios::app | std::ios::binary);
-  if (!append) fail(ErrorKind::invalid, "--journal: {} can't be written", path);
-  return known;
+  for (const std::string& part : split(o.gpus, ',')) {
+    const bool number = !part.empty() && part.size() < 4 && std::all_of(part.begin(), part.end(), isdigit);
+    if (!number || std::find(all.begin(), all.end(), std::stoi(part)) != all.end())
+      fail(ErrorKind::invalid, "--gpus: got {}; wants all, or numbers from 0 with commas between, none twice",
+           in_quotes(o.gpus));
+    all.push_back(std::stoi(part));
+  }
+  return all;
+}
+
+// Who measures, and what tables call the kind of GPU.
+struct Crew {
+  std::vector<std::unique_ptr<Measurer>> members;
+  std::string device_key;
+};
+Crew crew_of(const Options& o) {
+  Crew crew;
+  if (!o.replay.empty()) {
+    auto recorded = std::make_unique<Recorded>(o.replay, parse_journal(read_text(o.replay)));
+    crew.device_key = recorded->device_key();
+    crew.members.push_back(std::move(recorded));
+    return crew;
+  }
+  const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
+  for (const int ordinal : gpus_of(o)) {
+    const DeviceFacts gpu = device(ordinal);
+    if (!crew.device_key.empty() && gpu.key != crew.device_key)
+      fail(ErrorKind::invalid, "--gpus: got a {} beside a {}; wants one kind: tune each kind in a run of its own",
+           gpu.key, crew.device_key);
+    crew.device_key = gpu.key;
+    if (o.in_process)
+      crew.members.push_back(std::make_unique<InProcess>(ordinal));
+    else
+      crew.members.push_back(std::make_unique<WorkerProcess>(ordinal, std::vector<std::string>{self, "worker"},
+                                                             Watchdog{.device_s = o.watchdog_s}));
+  }
+  if (o.in_process && crew.members.size() > 1)
+    fail(ErrorKind::invalid, "--in-process: got {} GPUs; wants one", crew.members.size());
+  return crew;
+}
+
+// "few bytes in flight 512, spills 36": of lines that have no time.
+std::string counted(const std::map<std::string, int>& left_out) {
+  std::string text;
+  for (const auto& [reason, count] : left_out) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", reason, count);
+  return text;
 }
 
 // The table that is redrawn on a terminal while a sweep runs, with what the journal holds already; none elsewhere, nor
 // where JSON goes to the same terminal. What is said meanwhile stands above it.
-std::shared_ptr<LiveTable> live_table(const Options& o, const DeviceFacts& gpu, const std::vector<int>& batches,
+std::shared_ptr<LiveTable> live_table(const Options& o, const Crew& crew, const std::vector<int>& batches,
                                       const std::vector<PdlMode>& modes, const std::vector<SpecOption::Kernel>& kernels,
                                       const std::vector<Measurement>& known) {
   if (!can_draw_live() || (o.json && isatty(STDOUT_FILENO) != 0)) return nullptr;
-  LiveState state{.title = "tune on " + gpu.name, .modes = modes, .batches = batches};
+  LiveState state{.title = "tune on " + crew.device_key, .modes = modes, .batches = batches};
   for (std::size_t k = 0; k < kernels.size(); ++k) {
     state.kernels.push_back({.label = kernels[k].label});
     const Description& d = kernels[k].description;
     for (const Measurement& m : known)
-      if (m.device == gpu.key && m.kernel_digest == d.kernel_digest() && m.nheads == d.nheads) advance(state, k, m);
+      if (m.device == crew.device_key && m.kernel_digest == d.kernel_digest() && m.nheads == d.nheads)
+        advance(state, k, m);
   }
   state.at = 0;
   state.at_work.clear();
@@ -70,64 +125,92 @@ std::shared_ptr<LiveTable> live_table(const Options& o, const DeviceFacts& gpu, 
 }
 
 int run(const Options& o) {
+  const Search search = parse_search(o.strategy);
   const Acceptance accepted = o.accepted.empty() ? Acceptance{} : Acceptance::parse(o.accepted);
-  const DeviceFacts gpu = device(o.device);
+  FleetOptions fleet;
+  if (!o.shard.empty()) fleet.shard = Shard::parse(o.shard);
+  fleet.budget_s = o.budget_s;
   const std::vector<int> batches = parse_batches(o.batches);
+  std::vector<PdlMode> modes;
+  for (const std::string& mode : split(o.pdl, ',')) modes.push_back(parse_pdl_mode(mode));
   const std::vector<SpecOption::Kernel> kernels = o.spec.kernels();
   for (const SpecOption::Kernel& kernel : kernels) {
     const Description& d = kernel.description;
     if (d.op() == Op::ring && !accepted.chance.empty()) steps_per_flush(d.ring_window(), d.token_count, accepted);
   }
+  const Crew crew = crew_of(o);
   std::string out = o.out;
   if (out.empty()) {
     const std::string folder = user_table_dir();
     if (folder.empty()) fail(ErrorKind::invalid, "tune: no folder for tables (HOME is unset); name a file with -o");
     std::string model = kernels.front().label.substr(0, kernels.front().label.find(':'));
-    out = fmt::format("{}/{}/{}.json", folder, gpu.key, std::filesystem::path(model).stem().string());
+    out = fmt::format("{}/{}/{}.json", folder, crew.device_key, std::filesystem::path(model).stem().string());
   }
-  const std::string journal =
-      !o.journal.empty() ? o.journal : std::filesystem::path(out).replace_extension(".jsonl").string();
-  std::ofstream append;
-  std::vector<Measurement> all = open_journal(journal, append);
+  const std::string journal = fleet.shard.journal(
+      !o.journal.empty() ? o.journal : std::filesystem::path(out).replace_extension(".jsonl").string());
+  JournalFile file(journal);
+  std::vector<Measurement> all = file.found();
   if (!all.empty()) say(fmt::format("{}: {} measurements are there already", journal, all.size()));
 
-  std::vector<PdlMode> modes;
-  for (const std::string& mode : split(o.pdl, ',')) modes.push_back(parse_pdl_mode(mode));
-
   int measured = 0, failed = 0;
-  std::shared_ptr<LiveTable> live = live_table(o, gpu, batches, modes, kernels, all);
+  std::shared_ptr<LiveTable> live = live_table(o, crew, batches, modes, kernels, all);
+  std::map<std::string, int> left_out;  // by reason
+  std::vector<KernelSweep> sweeps;
   for (std::size_t k = 0; k < kernels.size(); ++k) {
     const SpecOption::Kernel& kernel = kernels[k];
     TuneOptions options;
-    options.device = o.device;
     options.batches = batches;
     options.modes = modes;
     options.accepted = accepted;
+    options.search = search;
+    options.rounds = o.exhaustive ? o.rounds : 0;
     options.seed = o.seed;
-    options.budget_s = o.budget_s;
     options.known = all;
-    options.plans = sample_plans(plan_space(kernel.description, gpu.arch()), o.sample, o.seed);
+    if (o.sample > 0)
+      options.plans =
+          sample_plans(plan_space(kernel.description, arch_of_device_key(crew.device_key)), o.sample, o.seed);
     options.progress = live ? [&, k](const Progress& p) { live->progress(k, p); } : progress_line();
-    options.on_measurement = [&](const Measurement& m) {
-      append << m.json() << '\n' << std::flush;
-      if (!append) fail(ErrorKind::machine, "--journal: {} can't be written any more (is the disk full?)", journal);
-      ++(m.outcome == Outcome::ok ? measured : failed);
+    options.on_measurement = [&, k](const Measurement& m) {
+      file.append(m);
+      all.push_back(m);
+      if (m.outcome == Outcome::pruned)
+        ++left_out[m.reason.substr(0, m.reason.find(':'))];
+      else if (m.outcome != Outcome::ok || m.phase != "verify")
+        ++(m.outcome == Outcome::ok ? measured : failed);
       if (live) live->measured(k, m);
       if (o.json) print_json(Json::parse(m.json()));
     };
-    const std::vector<Measurement> fresh = sweep(kernel.description, options);
-    all.insert(all.end(), fresh.begin(), fresh.end());
+    sweeps.push_back({kernel.description, std::move(options)});
   }
+  std::vector<Measurer*> members;
+  for (const auto& member : crew.members) members.push_back(member.get());
+  sweep_on(members, sweeps, fleet);
   live.reset();
+
+  if (fleet.shard.count > 1) {
+    if (o.json)
+      print_json(Json{{"measured", measured}, {"failed", failed}, {"journal", journal}});
+    else
+      print(
+          fmt::format("measured {}, failed {} as shard {} of {}; every measurement in {}; the table: ssmjit table fit "
+                      "JOURNALS of all shards -o {}",
+                      measured, failed, fleet.shard.index, fleet.shard.count, journal, out));
+    return measured == 0 && failed > 0 ? kFellShort : kOk;
+  }
   const Table table = fit_table(all);
   write_text(out, table.json());
   if (o.json) {
-    print_json(Json{
-        {"measured", measured}, {"failed", failed}, {"rows", table.rows.size()}, {"table", out}, {"journal", journal}});
+    print_json(Json{{"measured", measured},
+                    {"failed", failed},
+                    {"pruned", left_out},
+                    {"rows", table.rows.size()},
+                    {"table", out},
+                    {"journal", journal}});
   } else {
     for (const TableRow& row : table.rows)
       print(fmt::format("{} {} {:6} heads  {:8.2f} us  share {:.3f}  {}", row.kernel_digest, name(row.pdl),
                         row.total_heads, row.us, row.us > 0 ? row.floor_us / row.us : 0, row.plan.text()));
+    if (!left_out.empty()) print("pruned: " + counted(left_out));
     print(fmt::format("measured {}, failed {}; {} rows in {}, every measurement in {}", measured, failed,
                       table.rows.size(), out, journal));
   }
@@ -144,11 +227,27 @@ Verb tune_verb(CLI::App& root) {
   app->add_option("--pdl", o->pdl, "off, chain, or both: off,chain");
   app->add_option("--accepted", o->accepted,
                   "of a ring: tokens that a step keeps, 3 or 1:0.2,2:0.3,3:0.5 by chance; without it (tokens + 1) / 2");
+  app->add_option("--strategy", o->strategy, "which plans are timed at which batch: exhaustive, halving or model");
+  CLI::Option* exhaustive = app->add_flag("--exhaustive", o->exhaustive,
+                                          "every plan at every batch, none pruned or dropped; for proofs of regret");
+  app->add_option("--rounds", o->rounds, "timed replays of each plan with --exhaustive, at least")
+      ->check(CLI::Range(1, 10000))
+      ->needs(exhaustive);
   app->add_option("--journal", o->journal, "every measurement, a line each; a run goes on where it stopped");
   app->add_option("--budget", o->budget_s, "seconds after which no new cell is started");
   app->add_option("--sample", o->sample, "that many of the legal plans, by --seed");
   app->add_option("--seed", o->seed, "of the inputs and the sample");
-  app->add_option("--device", o->device, "GPU ordinal");
+  CLI::Option* device = app->add_option("--device", o->device, "GPU ordinal");
+  CLI::Option* gpus = app->add_option("--gpus", o->gpus, "all, or ordinals, 0,1: a process for each, one journal");
+  app->add_option("--shard", o->shard,
+                  "0/4: of the batches, modes and kernels every fourth, into a journal of its own; auto: by the place "
+                  "that Slurm, MPI or torchrun gives, on a GPU by the place on this host");
+  CLI::Option* replay = app->add_option("--replay", o->replay, "a journal that answers in place of a GPU");
+  app->add_option("--watchdog", o->watchdog_s, "seconds after which a kernel that says nothing has hung")
+      ->check(CLI::PositiveNumber);
+  app->add_flag("--in-process", o->in_process, "measure in this process, which a faulty kernel may take along");
+  device->excludes(gpus);
+  replay->excludes(gpus)->excludes(device);
   app->add_option("-o,--output", o->out, "the table; the user's folder without it");
   app->add_flag("--json", o->json, "one JSON object a line");
   return {app, [o] { return run(*o); }};

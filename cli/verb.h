@@ -33,6 +33,7 @@ Verb tune_verb(CLI::App& root);
 Verb table_verb(CLI::App& root);
 Verb report_verb(CLI::App& root);
 Verb doctor_verb(CLI::App& root);
+Verb worker_verb(CLI::App& root);
 
 // SPEC and --set, as every verb takes them.
 struct SpecOption {

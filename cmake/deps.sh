@@ -74,6 +74,9 @@ else
   echo "NVRTC: .venv"
 fi
 
+# mpirun, which one test runs ranks with. It skips, saying so, where it is missing.
+(install openmpi-bin) || echo "openmpi-bin for the tests could not be had; they will skip what needs it" >&2
+
 # An NVRTC of the release before, which the tests compile with too. They skip, saying so, where it is missing.
 older=.venv/nvrtc-12.9
 if ! compgen -G "$older/nvidia/cuda_nvrtc/lib/libnvrtc.so.12" >/dev/null; then

@@ -15,9 +15,26 @@ namespace ssmjit {
 
 // How far a candidate came. Only `ok` was timed in full and checked at that size, and can win; `dropped` was slower
 // than the best from its first replays on, and has the time of those. `faulty`: the CPU executor saw a race or the
-// like.
-enum class Outcome { ok, dropped, not_compiled, spills, wrong, nondeterministic, faulty, launch_failed, memory_failed };
+// like. `crashed`, `hung`: the process that measured it died, or gave no sign of life for too long. `leaked`: device
+// memory was gone after it ran. `pruned`: left out, since it can't win by what it has in flight.
+enum class Outcome {
+  ok,
+  dropped,
+  not_compiled,
+  spills,
+  wrong,
+  nondeterministic,
+  faulty,
+  launch_failed,
+  memory_failed,
+  crashed,
+  hung,
+  leaked,
+  pruned
+};
 const char* name(Outcome outcome);
+// Whether it speaks against the plan at any size: it is not measured any more, and wins nowhere.
+bool unsound(Outcome outcome);
 
 // One phase of a ring step.
 struct PhaseMeasurement {
@@ -42,7 +59,7 @@ struct Measurement {
   int batch = 0;
   int nheads = 0;
   // "step": an in-place update has one. "weighted": both of a ring, or "no_flush" or "flush" where one was measured
-  // alone. "verify" where a plan failed before it was timed.
+  // alone. "verify", of no batch: whether the plan may be timed at all.
   std::string phase = "step";
   double steps_per_flush = 0;  // n of a weighted ring step
   PdlMode pdl = PdlMode::off;
@@ -54,6 +71,7 @@ struct Measurement {
 
   Outcome outcome = Outcome::ok;
   std::string reason;  // in words, when not ok
+  bool tie = false;    // ok, and not told from the cell's winner by its times
   // A step: median over rounds. Weighted: ((n - 1) * no_flush + flush) / n of this and of the four below.
   double us = 0;
   double us_min = 0;
@@ -70,6 +88,8 @@ struct Measurement {
   std::int64_t total_heads() const { return std::int64_t{batch} * nheads; }
   // A stable text of the key.
   std::string key() const;
+  // That of the kernel alone: source digest, plan, GPU, driver.
+  std::string candidate() const;
   // us, floor_us and share from the phases: of one its own, of two by steps_per_flush.
   void weigh();
   // One line of JSON: {"schema": 1, "op": "update", "store": "in_place", ...}.
@@ -78,8 +98,8 @@ struct Measurement {
   static Measurement from_json(std::string_view line);
 };
 
-// Everything in a journal's text that is whole: a torn last line is dropped, a bad line is skipped; `skipped` counts
-// the latter. Of lines with one key the one that was measured last counts; of those of one second a failure.
+// Everything in a journal's text that is whole: a torn last line is dropped, a line that is bad or of another schema is
+// skipped; `skipped` counts the latter. Of lines with one key the latest counts, by its date.
 std::vector<Measurement> parse_journal(std::string_view text, int* skipped = nullptr);
 
 struct FitOptions {

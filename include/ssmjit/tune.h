@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <ssmjit/cpu.h>
@@ -49,6 +50,11 @@ struct VerifyOptions {
   std::uint64_t seed = 1;
   CompileOptions compile;
   ProgressCallback progress;
+  // Told what is done to which plan next, by its place: "compile", "verify" (the first launch), "verified" (after the
+  // last). What it throws ends the verification.
+  std::function<void(const char* stage, std::size_t plan)> on_step;
+  // Each verdict as soon as there is one.
+  std::function<void(std::size_t plan, const Verdict& verdict)> on_verdict;
   // A kernel of the caller's in place of what emit() gives: its text, with the banner's plan.
   std::string source;
   std::string source_name;  // what findings call it
@@ -83,6 +89,21 @@ double steps_per_flush(int window, int tokens, const Acceptance& accepted);
 // tokens, or 4 rows at most; with flush the last before it must be.
 int timed_ring_count(const Description& description, Phase phase);
 
+// Which plans of a space are timed at which batch: docs/ARCHITECTURE.md, "Searching".
+enum class Search { exhaustive, halving, model };
+const char* name(Search search);
+// Fails: ErrorKind::invalid with those that there are.
+Search parse_search(std::string_view text);
+// In which order to visit the batches: as they are, or for a search that goes from a batch to its neighbours the least
+// and the greatest first, then the middle of what lies between, and so on.
+std::vector<int> search_order(Search search, std::vector<int> batches);
+
+// What a sweep does next, told before it does it: the kernel at work may keep it from coming back.
+struct Doing {
+  std::string stage;                  // "compile", "verify", "load", "floor", "time", "check"
+  const Measurement* line = nullptr;  // the journal line that it would be if it failed; null while no plan is at work
+};
+
 struct TuneOptions {
   int device = 0;
   std::vector<int> batches = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024};
@@ -92,17 +113,28 @@ struct TuneOptions {
   Acceptance accepted;
   std::uint64_t seed = 1;
   double budget_s = 0;  // stop starting cells after this; 0: none
+  Search search = Search::halving;
+  // All batches that are to be measured, where `batches` are some of them: halving goes by their order. Empty: those.
+  std::vector<int> search_batches;
+  // Not 0: every plan at every batch gets at least that many timed replays, none is pruned or dropped. For proofs of
+  // regret; `search` does not matter then.
+  int rounds = 0;
   // Empty: the whole space. Those with early_state are timed in mode chain, the others in mode off; all of them in a
   // mode that none is for.
   std::vector<Plan> plans;
+  bool verify_only = false;  // of every plan its line of phase "verify", and nothing timed
   CompileOptions compile;
-  std::vector<Measurement> known;                          // from a journal: not measured again
+  std::vector<Measurement> known;                          // from a journal: not verified or measured again
   std::function<void(const Measurement&)> on_measurement;  // as each comes; a journal's next line
+  std::function<void(const Doing&)> on_doing;
   ProgressCallback progress;
 };
 
-// Measures every plan at every batch and mode: verified before it is timed, timed in interleaved rounds with the slow
-// dropped early, the floor in the same run. Returns what is new. A failed candidate is a line, never an exception.
+// Measures the plans that the search asks for at every batch and mode: verified before it is timed, timed in
+// interleaved rounds with the slow dropped early, the floor in the same run. Returns what is new. A failed candidate is
+// a line, never an exception; but a kernel that breaks the device's context ends the sweep with ErrorKind::machine, and
+// one that takes the process with it or never ends does just that. `ssmjit tune` has a process for the GPU, and goes on
+// with the next plan.
 std::vector<Measurement> sweep(const Description& description, const TuneOptions& options = {});
 
 struct SteadyOptions {

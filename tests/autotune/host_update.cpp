@@ -95,8 +95,8 @@ std::byte* HostTarget::allocate(const KernelCase::Block& block) {
   return memory_.back()->data();
 }
 
-void HostTarget::write(std::byte* address, const std::vector<std::byte>& contents) {
-  std::memcpy(address, contents.data(), contents.size());
+void HostTarget::restore(std::byte* address, const KernelCase::Block& block) {
+  std::memcpy(address, block.before.data(), block.before.size());
 }
 
 void HostTarget::read(const std::byte* address, std::vector<std::byte>& contents) {

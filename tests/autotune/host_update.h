@@ -49,7 +49,7 @@ class HostTarget : public Target {
   HostTarget(const Description& description, Mutation mutation) : description_(description), mutation_(mutation) {}
 
   std::byte* allocate(const KernelCase::Block& block) override;
-  void write(std::byte* address, const std::vector<std::byte>& contents) override;
+  void restore(std::byte* address, const KernelCase::Block& block) override;
   void read(const std::byte* address, std::vector<std::byte>& contents) override;
   void release_all() override { memory_.clear(); }
   // The description's maths must be mamba2()'s, with or without silu(z).

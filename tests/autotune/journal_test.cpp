@@ -158,7 +158,8 @@ TEST(Measurement, EveryMissingFieldOfARingIsNamed) {
 
 TEST(Measurement, EveryOutcomeRoundTripsWithItsReason) {
   for (Outcome o : {Outcome::ok, Outcome::dropped, Outcome::not_compiled, Outcome::spills, Outcome::wrong,
-                    Outcome::nondeterministic, Outcome::launch_failed, Outcome::memory_failed}) {
+                    Outcome::nondeterministic, Outcome::faulty, Outcome::launch_failed, Outcome::memory_failed,
+                    Outcome::crashed, Outcome::hung, Outcome::leaked, Outcome::pruned}) {
     Measurement m = measurement();
     m.outcome = o;
     m.reason = o == Outcome::ok ? "" : "ptxas: \"no\"\nand a second line";
@@ -166,6 +167,14 @@ TEST(Measurement, EveryOutcomeRoundTripsWithItsReason) {
     EXPECT_EQ(back.outcome, o);
     EXPECT_EQ(back.reason, m.reason);
   }
+}
+
+TEST(Measurement, ATieRoundTripsAndIsWrittenOnlyWhereThereIsOne) {
+  Measurement m = measurement();
+  EXPECT_THAT(m.json(), testing::Not(HasSubstr("tie")));
+  m.tie = true;
+  EXPECT_TRUE(Measurement::from_json(m.json()).tie);
+  EXPECT_EQ(m.key(), measurement().key());
 }
 
 TEST(Measurement, KeyIsOfSourceShapePhaseModeDeviceDriverAndPolicyAndOfNoResult) {
@@ -236,15 +245,38 @@ TEST(Journal, LinesEndedTheWindowsWayAreRead) {
   EXPECT_THAT(parse_journal(measurement().json() + "\r\n\r\n"), SizeIs(1));
 }
 
-TEST(Journal, OfLinesWithOneKeyTheLastCounts) {
-  Measurement failed = measurement(1, 4);
+TEST(Journal, OfLinesWithOneKeyTheLatestCountsInAnyOrder) {
+  Measurement failed = measurement(1, 4), full = measurement(3, 0), later = measurement(2, 4);
   failed.outcome = Outcome::wrong;
   failed.reason = "wrong";
-  const std::vector<Measurement> all =
-      parse_journal(lines({measurement(1, 9), measurement(2), failed, measurement(2, 6)}));
-  ASSERT_THAT(all, SizeIs(2));
-  EXPECT_EQ(all[0].outcome, Outcome::wrong);
-  EXPECT_EQ(all[1].us, 6);
+  full.outcome = Outcome::memory_failed;
+  full.measured = later.measured = "2026-08-02T10:00:00Z";
+  std::vector<Measurement> written = {measurement(1, 9), failed,         later, measurement(2, 6),
+                                      measurement(2, 5), measurement(3), full};
+  std::mt19937 random(1);
+  for (int turn = 0; turn < 20; ++turn) {
+    std::shuffle(written.begin(), written.end(), random);
+    std::vector<Measurement> all = parse_journal(lines(written));
+    ASSERT_THAT(all, SizeIs(3));
+    std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.batch < b.batch; });
+    EXPECT_EQ(all[0].outcome, Outcome::wrong) << "what was seen to be wrong stays so";
+    EXPECT_EQ(all[1].us, 4);
+    EXPECT_EQ(all[2].outcome, Outcome::ok) << "there was room at another time";
+  }
+}
+
+TEST(Faults, Row26_APlanThatIsUnsoundAtOneSizeWinsAtNone) {
+  for (Outcome o :
+       {Outcome::wrong, Outcome::nondeterministic, Outcome::faulty, Outcome::crashed, Outcome::hung, Outcome::leaked}) {
+    Measurement bad = measurement(64, 0, 1);
+    bad.outcome = o;
+    const Table table = fit_table({measurement(8, 5, 0), measurement(8, 4, 1), bad});
+    ASSERT_THAT(table.rows, SizeIs(1));
+    EXPECT_EQ(table.rows[0].plan, plans()[0]) << name(o);
+  }
+  Measurement full = measurement(64, 0, 1);
+  full.outcome = Outcome::launch_failed;
+  EXPECT_EQ(fit_table({measurement(8, 5, 0), measurement(8, 4, 1), full}).rows[0].plan, plans()[1]);
 }
 
 TEST(Journal, EmptyTextHoldsNothing) {
@@ -264,8 +296,9 @@ TEST(Fit, TheLeastTimeWins) {
 
 TEST(Faults, Row26_AFailedCandidateNeverWins) {
   std::vector<Measurement> all = {measurement(8, 6, 0)};
-  for (Outcome o : {Outcome::not_compiled, Outcome::spills, Outcome::wrong, Outcome::nondeterministic,
-                    Outcome::launch_failed, Outcome::memory_failed}) {
+  for (Outcome o :
+       {Outcome::not_compiled, Outcome::spills, Outcome::wrong, Outcome::nondeterministic, Outcome::launch_failed,
+        Outcome::memory_failed, Outcome::crashed, Outcome::hung, Outcome::leaked, Outcome::pruned}) {
     all.push_back(measurement(8, 0.5, all.size()));
     all.back().outcome = o;
     all.push_back(measurement(64, 0.5, all.size()));

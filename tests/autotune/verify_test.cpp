@@ -254,6 +254,44 @@ TEST(Verifier, KeepsTheReasonNondeterministicWhenValuesAreWrongToo) {
   EXPECT_THAT(verdict.failures, testing::SizeIs(2));
 }
 
+TEST(Verifier, BitsThatWereFoundRightAreNeitherReadNorJudgedAgain) {
+  const KernelCases cases = standard_cases(small(), kMultiprocessors, 1);
+  RightRuns known;
+  Verdict first, second;
+  HostTarget target(small(), Mutation::none), same(small(), Mutation::none);
+  judge_runs(run_cases(target, cases, first, &known), first, &known);
+  ASSERT_EQ(first.outcome, Outcome::ok);
+  const std::vector<CaseRun> runs = run_cases(same, cases, second, &known);
+  ASSERT_EQ(runs.size(), cases.size());
+  for (const CaseRun& run : runs) {
+    EXPECT_TRUE(run.right.has_value());
+    EXPECT_THAT(run.after, IsEmpty());
+  }
+  judge_runs(runs, second);
+  EXPECT_EQ(second.outcome, Outcome::ok);
+  EXPECT_EQ(second.y_error, first.y_error);
+  EXPECT_EQ(second.state_error, first.state_error);
+}
+
+TEST(Verifier, WhatWasFoundRightExcusesNoOtherKernel) {
+  const KernelCases cases = standard_cases(small(), kMultiprocessors, 1);
+  RightRuns known;
+  Verdict right;
+  HostTarget target(small(), Mutation::none);
+  judge_runs(run_cases(target, cases, right, &known), right, &known);
+  for (Mutation mutation : {Mutation::wrong_group, Mutation::past_the_end, Mutation::one_nan, Mutation::head_not_stored,
+                            Mutation::pad_state_written, Mutation::negative_zero, Mutation::differs_from_third_on}) {
+    for (int turn = 0; turn < 2; ++turn) {
+      HostTarget mutant(small(), mutation);
+      Verdict verdict;
+      judge_runs(run_cases(mutant, cases, verdict, &known), verdict, &known);
+      EXPECT_EQ(verdict.outcome,
+                mutation == Mutation::differs_from_third_on ? Outcome::nondeterministic : Outcome::wrong)
+          << static_cast<int>(mutation) << ", turn " << turn;
+    }
+  }
+}
+
 TEST(Verifier, SaysWhichTensorChangedWhere) {
   const Verdict verdict = judge_host(small(), Mutation::past_the_end);
   const std::int64_t bytes = 1 * 6 * 16 * 2;

@@ -552,6 +552,14 @@ TEST_F(Cli, BenchAndTuneRefuseAnAcceptanceThatDoesNotFitAndRingOptionsWithoutARi
   EXPECT_THAT(ssmjit("bench " + kModel + " --steady").err, HasSubstr("has no ring; name one as SPEC:ring"));
 }
 
+TEST_F(Cli, TuneRefusesAStrategyThatThereIsNotAndRoundsOfNothing) {
+  const Ran ran = ssmjit("tune " + kModel + " --strategy fast");
+  EXPECT_EQ(ran.exit, kWrongUse);
+  EXPECT_THAT(ran.err, HasSubstr("wants exhaustive, halving or model"));
+  EXPECT_EQ(ssmjit("tune " + kModel + " --rounds 30").exit, kWrongUse) << "without --exhaustive";
+  EXPECT_EQ(ssmjit("tune " + kModel + " --exhaustive --rounds 0").exit, kWrongUse);
+}
+
 // ---- tables ----
 
 class CliTables : public Cli {

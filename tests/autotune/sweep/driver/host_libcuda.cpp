@@ -28,6 +28,7 @@ HostKernels kernels;
 HostGraph* capturing = nullptr;
 double now_us = 0;
 std::map<CUdeviceptr, std::size_t> memory;
+CUresult broken = CUDA_SUCCESS;
 int context, module, stream;
 std::map<std::string, std::string> functions;  // by name; addresses of the entries are the handles
 
@@ -38,6 +39,7 @@ void run(const Launch& launch) { now_us += kernels.launch(launch.name.c_str(), l
 extern "C" {
 
 void host_kernels(const HostKernels& with) { kernels = with; }
+void host_break(CUresult with) { broken = with; }
 std::size_t host_bytes_in_use() {
   std::size_t sum = 0;
   for (const auto& [address, bytes] : memory) sum += bytes;
@@ -48,7 +50,10 @@ CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
 CUresult cuDriverGetVersion(int* version) { return *version = 13000, CUDA_SUCCESS; }
 CUresult cuGetErrorName(CUresult, const char** text) { return *text = "an error", CUDA_SUCCESS; }
 CUresult cuGetErrorString(CUresult, const char** text) { return *text = "of the host's driver", CUDA_SUCCESS; }
-CUresult cuDeviceGetCount(int* count) { return *count = 1, CUDA_SUCCESS; }
+CUresult cuDeviceGetCount(int* count) {
+  const char* gpus = std::getenv("SSMJIT_HOST_GPUS");
+  return *count = gpus != nullptr ? std::atoi(gpus) : 1, CUDA_SUCCESS;
+}
 CUresult cuDeviceGet(CUdevice* device, int ordinal) { return *device = ordinal, CUDA_SUCCESS; }
 CUresult cuDeviceGetName(char* name, int size, CUdevice) {
   std::strncpy(name, "NVIDIA H200", static_cast<std::size_t>(size));
@@ -83,7 +88,7 @@ CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
 CUresult cuCtxPushCurrent_v2(CUcontext) { return CUDA_SUCCESS; }
 CUresult cuCtxPopCurrent_v2(CUcontext* out) { return cuCtxGetCurrent(out); }
 CUresult cuCtxGetDevice(CUdevice* device) { return *device = 0, CUDA_SUCCESS; }
-CUresult cuCtxSynchronize() { return CUDA_SUCCESS; }
+CUresult cuCtxSynchronize() { return broken; }
 
 CUresult cuModuleLoadData(CUmodule* out, const void*) {
   return *out = reinterpret_cast<CUmodule>(&module), CUDA_SUCCESS;
@@ -96,6 +101,7 @@ CUresult cuModuleGetFunction(CUfunction* out, CUmodule, const char* name) {
 CUresult cuFuncGetAttribute(int* value, CUfunction_attribute, CUfunction) { return *value = 0, CUDA_SUCCESS; }
 CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction which, void** parameters, void**) {
+  if (broken != CUDA_SUCCESS) return broken;
   Launch launch{*reinterpret_cast<const std::string*>(which), *config, {}};
   const auto* argument = static_cast<const unsigned char*>(parameters[0]);
   launch.config.attrs = nullptr;  // they end with the call
@@ -109,7 +115,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction which, void**
 
 CUresult cuStreamCreate(CUstream* out, unsigned) { return *out = reinterpret_cast<CUstream>(&stream), CUDA_SUCCESS; }
 CUresult cuStreamDestroy_v2(CUstream) { return CUDA_SUCCESS; }
-CUresult cuStreamSynchronize(CUstream) { return CUDA_SUCCESS; }
+CUresult cuStreamSynchronize(CUstream) { return broken; }
 CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* status) {
   *status = capturing != nullptr ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
   return CUDA_SUCCESS;
@@ -127,7 +133,7 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec* out, CUgraph graph, unsigned l
 }
 CUresult cuGraphLaunch(CUgraphExec graph, CUstream) {
   for (const Launch& launch : reinterpret_cast<const HostGraph*>(graph)->launches) run(launch);
-  return CUDA_SUCCESS;
+  return broken;
 }
 CUresult cuGraphDestroy(CUgraph graph) { return delete reinterpret_cast<HostGraph*>(graph), CUDA_SUCCESS; }
 CUresult cuGraphExecDestroy(CUgraphExec graph) { return delete reinterpret_cast<HostGraph*>(graph), CUDA_SUCCESS; }
@@ -137,7 +143,7 @@ CUresult cuEventDestroy_v2(CUevent event) { return delete reinterpret_cast<HostE
 CUresult cuEventRecord(CUevent event, CUstream) {
   return reinterpret_cast<HostEvent*>(event)->us = now_us, CUDA_SUCCESS;
 }
-CUresult cuEventSynchronize(CUevent) { return CUDA_SUCCESS; }
+CUresult cuEventSynchronize(CUevent) { return broken; }
 CUresult cuEventElapsedTime(float* ms, CUevent begin, CUevent end) {
   *ms = static_cast<float>((reinterpret_cast<HostEvent*>(end)->us - reinterpret_cast<HostEvent*>(begin)->us) * 1e-3);
   return CUDA_SUCCESS;

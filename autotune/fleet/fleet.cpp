@@ -1,0 +1,271 @@
+#include "autotune/fleet/fleet.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "codegen/log.h"
+
+namespace ssmjit {
+namespace {
+
+// Chunks of plans that a measurer verifies in one go, so that none is left with much when the others are done. One
+// alone takes all plans at once: it compiles ahead of what it verifies.
+constexpr std::size_t kChunksEach = 4;
+
+class Dispatch {
+ public:
+  Dispatch(const std::vector<Measurer*>& measurers, const std::vector<KernelSweep>& kernels,
+           const FleetOptions& options)
+      : measurers_(measurers), budget_s_(options.budget_s) {
+    std::size_t place = 0;
+    for (const KernelSweep& kernel : kernels) {
+      Part& part = parts_.emplace_back();
+      part.kernel = &kernel;
+      for (const int batch : kernel.options.batches)
+        for (const PdlMode mode : kernel.options.modes)
+          if (options.shard.takes(place++)) part.cells.push_back({batch, mode});
+      for (const Cell& cell : part.cells) part.batches.push_back(cell.batch);
+      part.batches = search_order(kernel.options.search, std::move(part.batches));
+      const auto turn = [&](const Cell& cell) {
+        return std::find(part.batches.begin(), part.batches.end(), cell.batch) - part.batches.begin();
+      };
+      std::stable_sort(part.cells.begin(), part.cells.end(),
+                       [&](const Cell& a, const Cell& b) { return turn(a) < turn(b); });
+      part.known = kernel.options.known;
+      open(part);
+    }
+  }
+
+  void run() {
+    do {
+      run_once();
+      for (const Part& part : parts_)
+        if (const std::size_t left = part.work.cells.size() - part.next_cell; left > 0)
+          warn(fmt::format("tune: the budget of {:.0f} s is spent; {} of {} cells are left out of {}", budget_s_, left,
+                           part.work.cells.size(), part.kernel->description.summary()));
+    } while (reopen());
+  }
+
+ private:
+  void run_once() {
+    std::vector<std::thread> threads;
+    running_ = measurers_.size();
+    for (Measurer* measurer : measurers_) threads.emplace_back([this, measurer] { serve(*measurer); });
+    std::exception_ptr error;
+    try {
+      tell();
+    } catch (...) {
+      error = std::current_exception();
+      stop();
+    }
+    for (std::thread& thread : threads) thread.join();
+    if (error) std::rethrow_exception(error);
+    if (error_) std::rethrow_exception(error_);
+  }
+
+  struct Part {
+    const KernelSweep* kernel = nullptr;
+    std::vector<Cell> cells;
+    std::vector<int> batches;  // of those, in the order of the search
+    OpenWork work;             // of those
+    std::vector<Measurement> known;
+    std::size_t chunk = 0;
+    std::size_t next_plan = 0, chunks_at_work = 0, plans_done = 0;
+    std::size_t next_cell = 0, cells_done = 0;
+    double cells_since = -1;  // seconds from the start
+
+    bool verified() const { return next_plan == work.to_verify.size() && chunks_at_work == 0; }
+  };
+  void open(Part& part) const {
+    TuneOptions options = part.kernel->options;
+    options.known = part.known;
+    options.search_batches = part.batches;
+    part.work = measurers_.front()->open_work(part.kernel->description, options, part.cells);
+    const std::size_t plans = part.work.to_verify.size();
+    part.chunk = measurers_.size() == 1 ? plans : (plans - 1) / (measurers_.size() * kChunksEach) + 1;
+    part.next_plan = part.plans_done = part.next_cell = part.cells_done = 0;
+  }
+  // A cell's winner may have turned out to be unsound in another: what it beat is then to be timed again. Whether there
+  // is any such cell.
+  bool reopen() {
+    if (!unsound_seen_ || (budget_s_ > 0 && elapsed() > budget_s_)) return false;
+    unsound_seen_ = false;
+    bool again = false;
+    for (Part& part : parts_) {
+      if (part.next_cell == 0) continue;
+      open(part);
+      again = again || !part.work.cells.empty();
+    }
+    return again;
+  }
+
+  struct Job {
+    Part* part = nullptr;
+    TuneOptions options;
+    std::string stage;
+  };
+
+  double elapsed() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+  // Everything below but serve() and tell() is under the mutex.
+
+  std::optional<Job> verification() {
+    for (Part& part : parts_) {
+      const std::vector<Plan>& plans = part.work.to_verify;
+      if (part.next_plan == plans.size()) continue;
+      Job job = blank(part);
+      const std::size_t end = std::min(plans.size(), part.next_plan + part.chunk);
+      job.options.plans = {plans.begin() + static_cast<std::ptrdiff_t>(part.next_plan),
+                           plans.begin() + static_cast<std::ptrdiff_t>(end)};
+      job.options.verify_only = true;
+      job.options.batches.clear();
+      job.stage = "verify";
+      part.next_plan = end;
+      ++part.chunks_at_work;
+      return job;
+    }
+    return std::nullopt;
+  }
+  std::optional<Job> measurement() {
+    if (budget_s_ > 0 && elapsed() > budget_s_) return std::nullopt;
+    for (Part& part : parts_) {
+      if (!part.verified() || part.next_cell == part.work.cells.size()) continue;
+      const Cell cell = part.work.cells[part.next_cell++];
+      if (part.cells_since < 0) part.cells_since = elapsed();
+      Job job = blank(part);
+      job.options.plans = part.work.plans;
+      job.options.batches = {cell.batch};
+      job.options.modes = {cell.mode};
+      job.stage = fmt::format("batch {} {}", cell.batch, name(cell.mode));
+      return job;
+    }
+    return std::nullopt;
+  }
+  Job blank(Part& part) const {
+    Job job;
+    job.part = &part;
+    job.options = part.kernel->options;
+    job.options.known = part.known;
+    job.options.search_batches = part.batches;
+    job.options.budget_s = 0;
+    job.options.progress = nullptr;
+    return job;
+  }
+  void report(const Part& part, const std::string& stage) {
+    const auto& callback = part.kernel->options.progress;
+    if (!callback) return;
+    const bool verify = stage == "verify";
+    Progress p{stage, static_cast<std::int64_t>(verify ? part.plans_done : part.cells_done),
+               static_cast<std::int64_t>(verify ? part.work.to_verify.size() : part.work.cells.size()), elapsed(), 0};
+    const double since = verify ? 0 : part.cells_since;
+    if (p.done > 0)
+      p.remaining_s = (p.elapsed_s - since) / static_cast<double>(p.done) * static_cast<double>(p.total - p.done);
+    post([&callback, p] { callback(p); });
+  }
+  void post(std::function<void()> event) {
+    events_.push_back(std::move(event));
+    news_.notify_all();
+  }
+  // A chunk is being verified whose kernel has cells: there may be more to do.
+  bool more_may_come() const {
+    return std::any_of(parts_.begin(), parts_.end(),
+                       [](const Part& part) { return part.chunks_at_work > 0 && !part.work.cells.empty(); });
+  }
+
+  void stop() {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    for (Measurer* measurer : measurers_) measurer->stop();
+    news_.notify_all();
+  }
+
+  // A measurer's thread.
+  void serve(Measurer& measurer) {
+    try {
+      while (std::optional<Job> job = next()) {
+        Part& part = *job->part;
+        job->options.on_measurement = [&](const Measurement& line) {
+          const std::lock_guard lock(mutex_);
+          part.known.push_back(line);
+          unsound_seen_ = unsound_seen_ || (line.phase != "verify" && unsound(line.outcome));
+          if (const auto& callback = part.kernel->options.on_measurement) post([&callback, line] { callback(line); });
+          if (line.phase != "verify") return;
+          ++part.plans_done;
+          report(part, "verify");
+        };
+        measurer.run(part.kernel->description, job->options);
+        const std::lock_guard lock(mutex_);
+        if (job->options.verify_only)
+          --part.chunks_at_work;
+        else
+          ++part.cells_done;
+        if (!job->options.verify_only) report(part, job->stage);
+        news_.notify_all();
+      }
+    } catch (...) {
+      {
+        const std::lock_guard lock(mutex_);
+        if (!error_) error_ = std::current_exception();
+      }
+      stop();
+    }
+    const std::lock_guard lock(mutex_);
+    --running_;
+    news_.notify_all();
+  }
+  std::optional<Job> next() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      if (stopping_) return std::nullopt;
+      std::optional<Job> job = verification();
+      if (!job) job = measurement();
+      if (job && !job->options.verify_only) report(*job->part, job->stage);
+      if (job || !more_may_come()) return job;
+      news_.wait(lock);
+    }
+  }
+
+  // The caller's thread: what there is to tell, until all measurers have ended.
+  void tell() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      news_.wait(lock, [&] { return !events_.empty() || running_ == 0; });
+      if (events_.empty()) return;
+      const std::function<void()> event = std::move(events_.front());
+      events_.pop_front();
+      lock.unlock();
+      event();
+      lock.lock();
+    }
+  }
+
+  const std::vector<Measurer*>& measurers_;
+  double budget_s_;
+  std::deque<Part> parts_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::mutex mutex_;
+  std::condition_variable news_;
+  std::deque<std::function<void()>> events_;
+  std::size_t running_ = 0;
+  bool stopping_ = false;
+  bool unsound_seen_ = false;  // at a size
+  std::exception_ptr error_;
+};
+
+}  // namespace
+
+void sweep_on(const std::vector<Measurer*>& measurers, const std::vector<KernelSweep>& kernels,
+              const FleetOptions& options) {
+  Dispatch(measurers, kernels, options).run();
+}
+
+}  // namespace ssmjit

@@ -1,0 +1,28 @@
+// A sweep of several kernels on several GPUs: one queue of jobs, the next to whoever is free.
+#pragma once
+
+#include <vector>
+
+#include "autotune/fleet/measurer.h"
+#include "autotune/fleet/shard.h"
+
+namespace ssmjit {
+
+struct KernelSweep {
+  Description description;
+  TuneOptions options;  // batches and modes: all of the sweep's; known: what the journal has; budget_s: not read
+};
+
+struct FleetOptions {
+  Shard shard;          // of the cells of all kernels together, in their order
+  double budget_s = 0;  // stop starting cells after this; 0: none
+};
+
+// Plans are verified first, a kernel's cells are measured once all of its plans are. Each kernel's callbacks are called
+// from this thread; progress counts its plans (stage "verify"), then its cells ("batch 8 off"). An error of a measurer
+// or of a callback stops all and is thrown here; what was measured until then has been told.
+
+void sweep_on(const std::vector<Measurer*>& measurers, const std::vector<KernelSweep>& kernels,
+              const FleetOptions& options = {});
+
+}  // namespace ssmjit

@@ -1,0 +1,65 @@
+// A measurer whose kernels run in a process of their own, so that one that traps, hangs or breaks the device costs a
+// journal line.
+#pragma once
+
+#include <sys/types.h>
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "autotune/fleet/measurer.h"
+
+namespace ssmjit {
+
+// How long a worker may say nothing, seconds.
+struct Watchdog {
+  double device_s = 60;  // while a kernel runs
+  double host_s = 600;   // while it starts, compiles or compares
+};
+
+class WorkerProcess : public Measurer {
+ public:
+  // `command`: the executable and its arguments, which speaks as work() does. It starts with the first job.
+  // Fails: ErrorKind::missing without the GPU.
+  WorkerProcess(int device, std::vector<std::string> command, const Watchdog& watchdog = {});
+  ~WorkerProcess() override;
+
+  std::string name() const override;
+  OpenWork open_work(const Description& description, const TuneOptions& options,
+                     const std::vector<Cell>& cells) const override {
+    return open_work_on(gpu_, description, options, cells);
+  }
+  const DeviceFacts& gpu() const { return gpu_; }
+  // A worker that dies or hangs over a plan makes the plan's line crashed or hung, and another goes on with the rest.
+  // Fails: ErrorKind::machine when kDeathsAtMost workers in a row die over no plan, or kPlansAtMost over plans without
+  // one that was right in between; what an invalid job fails with.
+  void run(const Description& description, const TuneOptions& options) override;
+
+  static constexpr int kDeathsAtMost = 3;
+  static constexpr int kPlansAtMost = 32;
+
+ private:
+  struct End;  // of a job, or of the worker
+  void start();
+  void end_process();
+  // Hands the job over and reads what comes until it ends.
+  End follow(const Description& description, const TuneOptions& options, const std::vector<Measurement>& known);
+  void send(const std::string& line) const;
+  // Reads from the worker's two pipes for up to `seconds`; false when both have ended.
+  bool listen(double seconds);
+  // How it ended, in words; waits for it.
+  std::string fate();
+
+  DeviceFacts gpu_;
+  std::vector<std::string> command_;
+  Watchdog watchdog_;
+  pid_t process_ = -1;
+  int to_ = -1, from_ = -1, errors_ = -1;
+  std::string heard_;           // of the worker's lines, what is not read yet
+  std::string last_words_;      // the end of its stderr
+  std::set<std::string> told_;  // keys of the lines it knows
+  int deaths_ = 0, lost_plans_ = 0;
+};
+
+}  // namespace ssmjit

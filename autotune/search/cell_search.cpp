@@ -1,0 +1,48 @@
+#include "autotune/search/cell_search.h"
+
+#include <cmath>
+
+namespace ssmjit {
+
+CellSearch::CellSearch(const Description& description, const SweepLines& lines, const TuneOptions& options,
+                       const KnownLines& known, int sms)
+    : lines_(lines), known_(known) {
+  const Search search = options.rounds > 0 ? Search::exhaustive : options.search;
+  ends_with_winner_ = search == Search::model;
+  const std::vector<int>& batches = options.search_batches.empty() ? options.batches : options.search_batches;
+  for (PdlMode mode : options.modes) {
+    std::size_t suited = 0;
+    for (std::size_t i = 0; i < lines.plans().size(); ++i) suited += lines.suits(i, mode) ? 1 : 0;
+    strategies_[mode] = make_strategy(search, description, lines.plans(), suited, batches, sms);
+  }
+  for (std::size_t i = 0; i < lines.plans().size(); ++i) plans_[lines.plans()[i].text()] = i;
+  for (const Measurement& line : options.known) tell(line);
+}
+
+std::vector<std::size_t> CellSearch::open(int batch, PdlMode mode) const {
+  std::vector<std::size_t> open;
+  for (std::size_t i = 0; i < lines_.plans().size(); ++i)
+    if (lines_.suits(i, mode) && !known_.is_out(lines_.verified(i)) && !known_.has(lines_.timed(i, batch, mode)))
+      open.push_back(i);
+  return open;
+}
+
+std::vector<std::size_t> CellSearch::ask(int batch, PdlMode mode, const std::vector<std::size_t>& open) {
+  if (open.empty()) return {};
+  if (ends_with_winner_ && known_.has_winner(lines_.timed(open.front(), batch, mode))) return {};
+  return strategies_.at(mode)->ask(batch, open);
+}
+
+void CellSearch::tell(const Measurement& line) {
+  if (!(line.us > 0)) return;
+  const auto plan = plans_.find(line.plan.text());
+  if (plan == plans_.end() || !strategies_.contains(line.pdl)) return;
+  if (lines_.timed(plan->second, line.batch, line.pdl).key() != line.key()) return;
+  tell(line.batch, line.pdl, plan->second, std::round(line.us * 1e3) / 1e3);  // as journals have it
+}
+
+void CellSearch::tell(int batch, PdlMode mode, std::size_t plan, double us) {
+  strategies_.at(mode)->tell(batch, plan, us);
+}
+
+}  // namespace ssmjit

@@ -1,0 +1,193 @@
+// The worker process: what a kernel does to it costs one journal line.
+#include <chrono>
+#include <initializer_list>
+#include <map>
+#include <set>
+#include <tuple>
+
+#include <gmock/gmock.h>
+
+#include "autotune/fleet/fleet.h"
+#include "autotune/fleet/worker_process.h"
+#include "autotune/sweep_lines.h"
+#include "tests/autotune/fleet/planted.h"
+
+namespace ssmjit {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+constexpr Watchdog kWatchdog{.device_s = 2, .host_s = 120};
+
+class Worker : public PlantedSweep {
+ protected:
+  // Runs the sweep on `gpus` worker processes; what is new.
+  std::vector<Measurement> run(int gpus = 1, const std::vector<Measurement>& known = {}) {
+    std::vector<std::unique_ptr<Measurer>> crew;
+    std::vector<Measurer*> members;
+    for (int gpu = 0; gpu < gpus; ++gpu) {
+      crew.push_back(std::make_unique<WorkerProcess>(gpu, command_, kWatchdog));
+      members.push_back(crew.back().get());
+    }
+    std::vector<Measurement> fresh;
+    TuneOptions options;
+    options.plans = plans_;
+    options.batches = batches_;
+    options.known = known;
+    options.on_measurement = [&](const Measurement& m) { fresh.push_back(m); };
+    options.progress = [&](const Progress& p) { stages_.insert(p.stage); };
+    sweep_on(members, {{update(), options}});
+    return fresh;
+  }
+  std::string refusal() {
+    try {
+      run();
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::machine);
+      return e.what();
+    }
+    return "none";
+  }
+
+  std::vector<std::string> command_ = {SSMJIT_CLI_PATH, "worker"};
+  std::vector<Plan> plans_;
+  std::vector<int> batches_ = {9};  // none that verification has
+  std::set<std::string> stages_;
+};
+
+TEST_F(Worker, MeasuresAsTheProcessItselfDoes) {
+  plans_ = plans(2);
+  plant(plans_, {{3}, {2}});
+  std::vector<Measurement> all = run();
+  ASSERT_THAT(all, SizeIs(4)) << "two are verified, two are timed";
+  const Table table = fit_table(all);
+  ASSERT_THAT(table.rows, SizeIs(1));
+  EXPECT_EQ(table.rows[0].plan, plans_[1]);
+  EXPECT_EQ(table.rows[0].us, 2);
+  EXPECT_THAT(stages_, testing::ElementsAre("batch 9 off", "verify"));
+  EXPECT_THAT(run(1, all), IsEmpty());
+}
+
+TEST_F(Worker, Row26_APlantedCandidateCostsOneLineWithItsReasonAndNeverWins) {
+  struct Case {
+    PlantedKernel kernel;
+    Outcome outcome;
+    std::string reason;
+  };
+  std::vector<Case> cases;
+  for (const auto& [us, fault, batch, outcome, reason] :
+       std::initializer_list<std::tuple<double, const char*, int, Outcome, const char*>>{
+           {3, "", 0, Outcome::ok, ""},
+           {1, "crash", 0, Outcome::crashed,
+            "verify: the worker was ended by signal 6 (Aborted); its last words: a trap in"},
+           {1, "hang", 0, Outcome::hung, "verify: no sign of life for 2.0 s"},
+           {1, "wrong", 0, Outcome::wrong, "out"},
+           {1, "nondeterministic", 0, Outcome::nondeterministic, "other bits than the first"},
+           {1, "leak", 0, Outcome::leaked, "bytes of device memory are gone"},
+           {1, "sticky", 0, Outcome::crashed, "verified: cuCtxSynchronize failed"},
+           {1, "exit", 0, Outcome::crashed, "the worker exited with code 7"},
+           {1, "crash", 9, Outcome::crashed, "time: the worker was ended by signal 6"},
+           {1, "hang", 9, Outcome::hung, "time: no sign of life"},
+           {1, "sticky", 9, Outcome::crashed, "cuCtxSynchronize failed"},
+           {1, "wrong", 9, Outcome::wrong, "batch 9"},
+           {2, "", 0, Outcome::ok, ""}})
+    cases.push_back({{us, fault, batch}, outcome, reason});
+  plans_ = plans(cases.size());
+  batches_ = {9, 10};
+  std::vector<PlantedKernel> kernels;
+  for (const Case& c : cases) kernels.push_back(c.kernel);
+  plant(plans_, kernels);
+  const std::vector<Measurement> all = run();
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    std::vector<Measurement> bad;
+    for (const Measurement& m : all)
+      if (m.plan == plans_[i] && unsound(m.outcome)) bad.push_back(m);
+    if (cases[i].outcome == Outcome::ok) {
+      EXPECT_THAT(bad, IsEmpty()) << i;
+      continue;
+    }
+    ASSERT_THAT(bad, SizeIs(1)) << i << " " << cases[i].kernel.fault;
+    EXPECT_EQ(bad[0].outcome, cases[i].outcome) << i << " " << bad[0].reason;
+    EXPECT_THAT(bad[0].reason, HasSubstr(cases[i].reason)) << i;
+    EXPECT_EQ(bad[0].us, 0) << i;
+    EXPECT_EQ(bad[0].batch, cases[i].kernel.batch) << i;
+  }
+  const Table table = fit_table(all);
+  ASSERT_THAT(table.rows, SizeIs(2));
+  for (const TableRow& row : table.rows) EXPECT_EQ(row.plan, plans_.back());
+  std::map<std::string, int> seen;
+  for (const Measurement& m : all) EXPECT_EQ(++seen[m.key()], 1) << m.json();
+  EXPECT_THAT(run(1, all), IsEmpty()) << "a resume tries none of them again";
+}
+
+TEST_F(Worker, ThatDiesBeforeItHasDoneAnythingThreeTimesEndsTheSweepWithItsLastWords) {
+  plans_ = plans(1);
+  plant(plans_, {{3}});
+  command_ = {"/bin/sh", "-c", "echo no GPU today >&2; exit 3"};
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("3 workers in a row"), HasSubstr("exited with code 3"),
+                               HasSubstr("no GPU today"), HasSubstr("GPU 0")));
+}
+
+TEST_F(Worker, ThatIsNoExecutableIsNamed) {
+  plans_ = plans(1);
+  plant(plans_, {{3}});
+  command_ = {"/nowhere/ssmjit", "worker"};
+  EXPECT_THAT(refusal(), HasSubstr("/nowhere/ssmjit"));
+}
+
+TEST_F(Worker, OfEachGpuTakesJobsFromOneQueueAndNoneTwice) {
+  const ScopedEnvironment gpus("SSMJIT_HOST_GPUS", "2");
+  plans_ = plans(6);
+  batches_ = {9, 10, 11, 12};
+  plant(plans_, {{3}, {2}, {1, "crash", 10}});
+  const std::vector<Measurement> all = run(2);
+  std::map<std::string, int> seen;
+  for (const Measurement& m : all)
+    if (m.outcome == Outcome::ok) {
+      EXPECT_EQ(++seen[m.key()], 1) << m.json();
+    }
+  const Table table = fit_table(all);
+  ASSERT_THAT(table.rows, SizeIs(4)) << "of the batch too whose winner crashed at another";
+  for (const TableRow& row : table.rows) EXPECT_EQ(row.us, 2);
+}
+
+TEST(KnownLines, WhatWasDroppedIsTimedAgainWhereAllThatBeatItTurnedOutUnsound) {
+  Measurement winner, second, bad;
+  winner.kernel_digest = second.kernel_digest = "k";
+  winner.source_digest = "a";
+  second.source_digest = "b";
+  winner.batch = second.batch = 8;
+  second.outcome = Outcome::dropped;
+  bad = winner;
+  bad.batch = 16;
+  bad.outcome = Outcome::hung;
+  EXPECT_TRUE(KnownLines({second}).has(second)) << "the rest of the cell is still to come";
+  EXPECT_TRUE(KnownLines({second, winner}).has(second));
+  EXPECT_FALSE(KnownLines({second, winner, bad}).has(second));
+  Measurement third = winner;
+  third.source_digest = "c";
+  EXPECT_TRUE(KnownLines({second, winner, bad, third}).has(second));
+}
+
+TEST_F(Worker, StopsWhenALineCannotBeKept) {
+  plans_ = plans(2);
+  batches_ = {9, 10, 11, 12, 13, 14};
+  plant(plans_, {{3}, {2}});
+  WorkerProcess worker(0, command_, kWatchdog);
+  TuneOptions options;
+  options.plans = plans_;
+  options.batches = batches_;
+  options.on_measurement = [](const Measurement&) { throw Error(ErrorKind::machine, "the disk is full"); };
+  try {
+    sweep_on({&worker}, {{update(), options}});
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "the disk is full");
+  }
+}
+
+}  // namespace
+}  // namespace ssmjit

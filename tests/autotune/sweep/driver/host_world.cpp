@@ -1,0 +1,215 @@
+#include "tests/autotune/sweep/driver/host_world.h"
+
+#include <string_view>
+#include <variant>
+
+#include "autotune/host_numbers.h"
+#include "autotune/reference/ring_reference.h"
+#include "autotune/reference/update_reference.h"
+#include "jit/kernel_args.h"
+
+namespace ssmjit {
+
+World* world = nullptr;
+
+namespace {
+
+// The parameter structs of templates/bench.cuh.
+struct PassArgs {
+  std::byte* data;
+  std::byte* elsewhere;
+  std::byte* rows;
+  std::uint64_t read, written_back, written_new, appended;
+  std::uint32_t key;
+  int dependent;
+};
+struct ProduceArgs {
+  const void* source;
+  void* target;
+  std::uint64_t vectors;
+};
+struct FillArgs {
+  std::byte* data;
+  std::uint64_t count, seed;
+  float mean, deviation;
+  int dtype;
+};
+struct HashArgs {
+  const std::uint32_t* data;
+  std::uint64_t words;
+  std::uint64_t* result;
+};
+
+RingArgs of_device(const Description& d, const device_args::RingArgs& a, std::int64_t batch) {
+  const std::int64_t S = a.slots, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, L = d.ring_length();
+  RingArgs r;
+  r.state = strided(a.state, d.state_dtype, {S, H, P, N}, {a.state_stride, P * N, N, 1});
+  r.state_scale = strided(a.state_scale, DType::f32, {S, H, P}, {a.state_scale_stride, P, 1});
+  r.x_ring = strided(a.x_ring, d.input_dtype, {S, H, L, P}, {a.x_ring_stride, L * P, P, 1});
+  r.B_ring = strided(a.B_ring, d.input_dtype, {S, G, L, N}, {a.B_ring_stride, L * N, N, 1});
+  r.dt_ring = strided(a.dt_ring, DType::f32, {S, H, L}, {a.dt_ring_stride, L, 1});
+  r.ring_start = contiguous(a.ring_start, DType::i32, {S});
+  r.ring_count = contiguous(a.ring_count, DType::i32, {S});
+  r.cu_seqlens = contiguous(a.cu_seqlens, DType::i32, {batch + 1});
+  const auto rows = [&](const void* data, int stride, int token_stride, std::int64_t inner, std::int64_t width) {
+    return strided(data, d.input_dtype, {batch, d.token_count, inner, width}, {stride, token_stride, width, 1});
+  };
+  r.x = rows(a.x, a.x_stride, a.x_token_stride, H, P);
+  r.z = rows(a.z, a.z_stride, a.z_token_stride, H, P);
+  r.B = rows(a.B, a.B_stride, a.B_token_stride, G, N);
+  r.C = rows(a.C, a.C_stride, a.C_token_stride, G, N);
+  r.out = rows(a.out, a.out_stride, a.out_token_stride, H, P);
+  r.dt = strided(a.dt, d.dt_dtype, {batch, d.token_count, H}, {a.dt_stride, a.dt_token_stride, 1});
+  r.A = contiguous(a.A, DType::f32, {H});
+  r.D = contiguous(a.D, d.weight_dtype, {H});
+  r.dt_bias = contiguous(a.dt_bias, d.weight_dtype, {H});
+  const bool wide = a.wide_indices != 0;
+  if (a.indexed != 0)
+    r.state_batch_indices =
+        strided(a.state_batch_indices, wide ? DType::i64 : DType::i32, {batch}, {a.index_stride / (wide ? 2 : 1)});
+  r.rand_seed = contiguous(a.rand_seed, DType::i64, {1});
+  r.pad_slot_id = a.pad_slot_id;
+  return r;
+}
+
+// Share of the requests that flush.
+double ring_step(const Description& d, const RingArgs& a, std::int64_t batch) {
+  const int P = d.head_dim, N = d.dstate;
+  const auto write = [&](const Tensor& t, std::int64_t at, double v) { encode(t.dtype, bytes_of(t), at, v); };
+  const auto copy = [&](const Tensor& to, std::int64_t to_at, const Tensor& from, std::int64_t from_at, int count) {
+    const std::int64_t size = size_bytes(to.dtype);
+    std::memcpy(bytes_of(to) + to_at * size, bytes_of(from) + from_at * size, static_cast<std::size_t>(count * size));
+  };
+  double flushes = 0;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const RingRequest of = ring_request(d, a, b, read_host);
+    const auto row = [&](const Tensor& t, int token) { return token_offset(d, t, 2, b, of, token); };
+    if (!of.live) {
+      for (int t = 0; t < of.tokens; ++t)
+        for (int i = 0; i < d.nheads * P; ++i) write(a.out, row(a.out, t) + i, 0);
+      continue;
+    }
+    flushes += of.flush ? 1 : 0;
+    for (int h = 0; h < d.nheads; ++h) {
+      const RingHead head = ring_reference(d, a, b, of, h, ring_operands(d), read_host);
+      for (int t = 0; t < of.tokens; ++t) {
+        for (int p = 0; p < P; ++p)
+          write(a.out, row(a.out, t) + h * P + p, head.y_operands[static_cast<std::size_t>(t * P + p)]);
+        copy(a.x_ring, ring_offset(a.x_ring, of, h, of.count + t), a.x, row(a.x, t) + h * P, P);
+        write(a.dt_ring, ring_offset(a.dt_ring, of, h, of.count + t), head.delta[static_cast<std::size_t>(t)]);
+      }
+      for (int p = 0; of.flush && p < P; ++p) {
+        const double scale = head.scale.empty() ? 1 : head.scale[static_cast<std::size_t>(p)];
+        if (!head.scale.empty()) write(a.state_scale, of.slot * a.state_scale.stride[0] + h * P + p, scale);
+        for (int n = 0; n < N; ++n) {
+          double v = head.state[static_cast<std::size_t>(p * N + n)] / scale;
+          if (std::holds_alternative<Stochastic>(d.rounding_kind))
+            v = stored_stochastically(d, v, static_cast<std::uint64_t>(stored_index(a.rand_seed, 0, read_host)),
+                                      of.slot, h, p, n);
+          write(a.state, of.slot * a.state.stride[0] + (std::int64_t{h} * P + p) * N + n, v);
+        }
+      }
+    }
+    for (int g = 0; g < d.ngroups; ++g)
+      for (int t = 0; t < of.tokens; ++t)
+        copy(a.B_ring, ring_offset(a.B_ring, of, g, of.count + t), a.B, row(a.B, t) + g * N, N);
+  }
+  return flushes / static_cast<double>(batch);
+}
+
+void update_step(const Description& d, const device_args::UpdateArgs& a, std::int64_t batch) {
+  const std::int64_t S = a.slots, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
+  UpdateArgs r;
+  r.state = strided(a.state, d.state_dtype, {S, H, P, N}, {a.state_stride, P * N, N, 1});
+  r.x = strided(a.x, d.input_dtype, {batch, H, P}, {a.x_stride, P, 1});
+  r.dt = strided(a.dt, d.dt_dtype, {batch, H}, {a.dt_stride, 1});
+  r.B = strided(a.B, d.input_dtype, {batch, G, N}, {a.B_stride, N, 1});
+  r.C = strided(a.C, d.input_dtype, {batch, G, N}, {a.C_stride, N, 1});
+  r.A = contiguous(a.A, DType::f32, {H});
+  r.D = contiguous(a.D, d.weight_dtype, {H});
+  r.dt_bias = contiguous(a.dt_bias, d.weight_dtype, {H});
+  const DType index = a.wide_indices != 0 ? DType::i64 : DType::i32;
+  r.state_batch_indices = strided(a.state_batch_indices, index, {batch}, {a.index_stride});
+  r.pad_slot_id = a.pad_slot_id;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const RowSlots slots = row_slots(d, r, b, read_host);
+    for (int h = 0; h < d.nheads; ++h) {
+      const HeadResult head = slots.live ? update_reference(d, r, b, h, slots, read_host) : HeadResult{};
+      for (int p = 0; p < d.head_dim; ++p)
+        encode(d.input_dtype, static_cast<std::byte*>(a.out), b * a.out_stride + h * P + p,
+               slots.live ? head.y[static_cast<std::size_t>(p)] : 0.0);
+      for (std::int64_t i = 0; slots.store && i < P * N; ++i)
+        encode(d.state_dtype, bytes_of(r.state), slots.target * a.state_stride + h * P * N + i,
+               head.state[static_cast<std::size_t>(i)]);
+    }
+  }
+}
+
+std::uint64_t mixed(std::uint64_t v) {
+  v = (v ^ (v >> 30)) * 0xbf58476d1ce4e5b9ull;
+  v = (v ^ (v >> 27)) * 0x94d049bb133111ebull;
+  return v ^ (v >> 31);
+}
+
+}  // namespace
+
+std::size_t argument_bytes(const char* name) {
+  const std::string_view kernel = name;
+  if (kernel.starts_with("ssmjit_pass_")) return sizeof(PassArgs);
+  if (kernel == "ssmjit_produce") return sizeof(ProduceArgs);
+  if (kernel == "ssmjit_fill") return sizeof(FillArgs);
+  if (kernel == "ssmjit_hash") return sizeof(HashArgs);
+  return kernel.starts_with("ssmjit_ring_") ? sizeof(device_args::RingArgs) : sizeof(device_args::UpdateArgs);
+}
+
+double launch(const char* name, const CUlaunchConfig& config, const void* argument) {
+  const std::string kernel = name;
+  if (kernel.starts_with("ssmjit_pass_")) {
+    const auto a = read_argument<PassArgs>(argument);
+    // Every byte that it says it touches must be there.
+    std::uint64_t seen = 0;
+    for (std::uint64_t i = 0; i < 16 * a.read; ++i) seen += static_cast<std::uint64_t>(a.data[i]);
+    std::memset(a.data, static_cast<int>(seen & 0xff), 16 * a.written_back);
+    std::memset(a.elsewhere, 0x5a, 16 * a.written_new);
+    if (a.appended > 0) std::memset(a.rows, 0x5a, 16 * a.appended);
+    world->passed.push_back(16 * (a.read + a.written_back + a.written_new + a.appended));
+    return 1;
+  }
+  if (kernel == "ssmjit_produce") {
+    const auto a = read_argument<ProduceArgs>(argument);
+    std::memcpy(a.target, a.source, 16 * a.vectors);
+    return 0.5;
+  }
+  if (kernel == "ssmjit_fill") {
+    const auto a = read_argument<FillArgs>(argument);
+    const DType dtypes[] = {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8};
+    for (std::uint64_t i = 0; i < a.count; ++i) {
+      const double uniform = static_cast<double>(mixed(a.seed * 0x9e3779b97f4a7c15ull + i) >> 11) * 0x1p-53;
+      encode(dtypes[a.dtype], a.data, static_cast<std::int64_t>(i), a.mean + a.deviation * (2 * uniform - 1) * 1.7);
+    }
+    return 1;
+  }
+  if (kernel == "ssmjit_hash") {
+    const auto a = read_argument<HashArgs>(argument);
+    for (std::uint64_t i = 0; i < a.words; ++i) *a.result += mixed(a.data[i] + (i << 32));
+    return 1;
+  }
+  const Cost cost = world->cost[kernel];
+  const auto batch = static_cast<std::int64_t>(config.gridDimY);
+  world->batches.push_back(static_cast<int>(batch));
+  if (world->description.op() == Op::update) {
+    update_step(world->description, read_argument<device_args::UpdateArgs>(argument), batch);
+    return cost.no_flush;
+  }
+  // Verification takes a few of the description's heads.
+  const auto device = read_argument<device_args::RingArgs>(argument);
+  Description d = world->description;
+  d.ngroups = device.nheads / d.heads_per_group();
+  d.nheads = device.nheads;
+  const RingArgs args = of_device(d, device, batch);
+  const double flushed = ring_step(d, args, batch);
+  if (world->spoil) world->spoil(args, batch);
+  return cost.no_flush + flushed * (cost.flush - cost.no_flush);
+}
+
+}  // namespace ssmjit
