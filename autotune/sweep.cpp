@@ -120,6 +120,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
   };
   if (wanted.empty()) return results;
   use_device(options.device);
+  refuse_during_capture("tune");
   if (!unverified.empty()) {
     VerifyOptions verify_options;
     verify_options.device = options.device;
