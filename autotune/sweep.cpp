@@ -121,6 +121,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     if (options.on_measurement) options.on_measurement(m);
   };
   use_device(options.device);
+  refuse_during_capture("tune");
   Candidates candidates(description, lines, options, gpu, known, record);
   if (options.verify_only) {
     candidates.verify(unverified);

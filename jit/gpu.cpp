@@ -74,6 +74,15 @@ void DeviceBuffer::copy_from(const DeviceBuffer& other, void* stream) const {
                  "cuMemcpyDtoDAsync");
 }
 
+void refuse_during_capture(const char* what) {
+  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+  const CUresult result = driver().stream_is_capturing(nullptr, &status);
+  if (result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT || status != CU_STREAM_CAPTURE_STATUS_NONE)
+    fail(ErrorKind::invalid, "{}: a stream of this process is being captured; end the capture first, or do it before",
+         what);
+  driver().check(result, "cuStreamIsCapturing");
+}
+
 void check_device() { driver().check(driver().context_synchronize(), "cuCtxSynchronize"); }
 
 std::int64_t free_device_bytes() {

@@ -42,6 +42,10 @@ class DeviceBuffer {
   std::size_t bytes_ = 0;
 };
 
+// Fails: ErrorKind::invalid while a stream of this process that waits for the legacy stream is being captured: waiting
+// and taking memory would end its capture. (Others the driver does not tell of.)
+void refuse_during_capture(const char* what);
+
 // Waits for the device. Fails: ErrorKind::machine when an earlier launch broke the context.
 void check_device();
 

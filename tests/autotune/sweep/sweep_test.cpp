@@ -55,6 +55,9 @@ class Sweep : public testing::Test {
     ASSERT_NE(handle, nullptr) << dlerror();
     auto* kernels = reinterpret_cast<decltype(&host_kernels)>(dlsym(handle, "host_kernels"));
     bytes_in_use_ = reinterpret_cast<decltype(&host_bytes_in_use)>(dlsym(handle, "host_bytes_in_use"));
+    memory_ = reinterpret_cast<decltype(&host_memory)>(dlsym(handle, "host_memory"));
+    begin_capture_ = reinterpret_cast<decltype(&cuStreamBeginCapture)>(dlsym(handle, "cuStreamBeginCapture_v2"));
+    end_capture_ = reinterpret_cast<decltype(&cuStreamEndCapture)>(dlsym(handle, "cuStreamEndCapture"));
     ASSERT_NE(kernels, nullptr);
     kernels({argument_bytes, launch});
     world = &world_;
@@ -86,6 +89,9 @@ class Sweep : public testing::Test {
 
   ScopedEnvironment driver_{"SSMJIT_LIBCUDA", SSMJIT_HOST_LIBCUDA};
   decltype(&host_bytes_in_use) bytes_in_use_ = nullptr;
+  decltype(&host_memory) memory_ = nullptr;
+  decltype(&cuStreamBeginCapture) begin_capture_ = nullptr;
+  decltype(&cuStreamEndCapture) end_capture_ = nullptr;
   World world_;
   TuneOptions options_;
 };
@@ -247,6 +253,34 @@ TEST_F(Sweep, SaysWhatItDoesNextAndToWhichPlan) {
   const std::vector<Measurement> all = sweep(world_.description, options_);
   EXPECT_THAT(stages,
               ElementsAre("floor", "compile", "verify", "verified", "compile", "load", "time", "check", "time"));
+}
+
+TEST_F(Sweep, Row20_WhileAStreamIsBeingCapturedItIsRefusedAndTheCaptureGoesOn) {
+  begin_capture_(nullptr, CU_STREAM_CAPTURE_MODE_GLOBAL);
+  try {
+    sweep(world_.description, options_);
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::invalid);
+    EXPECT_THAT(e.what(), HasSubstr("end the capture first"));
+  }
+  CUgraph graph = nullptr;
+  EXPECT_EQ(end_capture_(nullptr, &graph), CUDA_SUCCESS);
+  EXPECT_NE(graph, nullptr);
+}
+
+TEST_F(Sweep, Row25_AGpuThatIsFullIsALineAndTheNextSweepTriesAgain) {
+  options_.verify_only = true;
+  options_.known = sweep(world_.description, options_);
+  options_.verify_only = false;
+  memory_(std::size_t{64} << 10);
+  const std::vector<Measurement> full = run();
+  memory_(std::size_t{1} << 30);
+  ASSERT_THAT(full, SizeIs(1));
+  EXPECT_EQ(full[0].outcome, Outcome::memory_failed);
+  EXPECT_FALSE(full[0].reason.empty());
+  options_.known.push_back(full[0]);
+  EXPECT_THAT(run(), SizeIs(2));
 }
 
 TEST_F(Sweep, Row26_APlanThatIsUnsoundAtOneSizeIsNotMeasuredAtTheNext) {

@@ -2,6 +2,7 @@
 // what those functions say. Graphs hold the launches that were captured. For SSMJIT_LIBCUDA.
 #include "host_libcuda.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -29,6 +30,7 @@ HostGraph* capturing = nullptr;
 double now_us = 0;
 std::map<CUdeviceptr, std::size_t> memory;
 CUresult broken = CUDA_SUCCESS;
+std::size_t all_memory = std::size_t{1} << 30;
 int context, module, stream;
 std::map<std::string, std::string> functions;  // by name; addresses of the entries are the handles
 
@@ -40,6 +42,7 @@ extern "C" {
 
 void host_kernels(const HostKernels& with) { kernels = with; }
 void host_break(CUresult with) { broken = with; }
+void host_memory(std::size_t bytes) { all_memory = bytes; }
 std::size_t host_bytes_in_use() {
   std::size_t sum = 0;
   for (const auto& [address, bytes] : memory) sum += bytes;
@@ -150,11 +153,12 @@ CUresult cuEventElapsedTime(float* ms, CUevent begin, CUevent end) {
 }
 
 CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
-  *total = std::size_t{1} << 30;
-  *free = *total - host_bytes_in_use();
+  *total = all_memory;
+  *free = *total - std::min(*total, host_bytes_in_use());
   return CUDA_SUCCESS;
 }
 CUresult cuMemAlloc_v2(CUdeviceptr* out, size_t bytes) {
+  if (host_bytes_in_use() + bytes > all_memory) return CUDA_ERROR_OUT_OF_MEMORY;
   void* p = std::aligned_alloc(512, (bytes + 511) / 512 * 512);
   std::memset(p, 0xa5, bytes);
   *out = reinterpret_cast<CUdeviceptr>(p);

@@ -17,6 +17,8 @@ struct HostKernels {
 void host_kernels(const HostKernels& kernels);
 // What launches and waits give from now on: a context that an earlier launch broke.
 void host_break(CUresult with);
+// Bytes of device memory that there are from now on.
+void host_memory(std::size_t bytes);
 // Bytes of device memory that are in use.
 std::size_t host_bytes_in_use();
 }
