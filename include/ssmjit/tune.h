@@ -115,10 +115,11 @@ struct TuneOptions {
 };
 
 // Measures every plan at every batch and mode: verified before it is timed, timed in interleaved rounds with the slow
-// dropped early, the floor in the same run. Returns what is new. Fails: ErrorKind::invalid for a description, option or
-// plan that is, and while a stream is being captured. A failed candidate is a line, never an exception; but
-// a kernel that breaks the device's context ends the sweep with ErrorKind::machine, and one that takes the process with
-// it or never ends does just that. `ssmjit tune` has a process for the GPU, and goes on with the next plan.
+// dropped early, the floor in the same run. Returns what is new, lines of plans that were verified too. Fails:
+// ErrorKind::invalid for a description, option or plan that is, and while a stream is being captured. A failed
+// candidate is a line, never an exception; but a kernel that breaks the device's context ends the sweep with
+// ErrorKind::machine, and one that takes the process with it or never ends does just that. `ssmjit tune` has a process
+// for the GPU, and goes on with the next plan.
 std::vector<Measurement> sweep(const Description& description, const TuneOptions& options = {});
 
 struct SteadyOptions {
