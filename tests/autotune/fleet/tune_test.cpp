@@ -271,6 +271,13 @@ TEST_F(Tune, Row25_AGpuThatIsNotThereIsMissing) {
     EXPECT_EQ(shell("$SSMJIT tune update.json -o t.json " + std::string(options)).exit, 3);
 }
 
+TEST_F(Tune, BenchShowsAPlanOnceAndNotItsVerification) {
+  const Ran ran = shell("$SSMJIT bench update.json --batches 9 --json");
+  EXPECT_EQ(ran.exit, 0) << ran.err;
+  EXPECT_EQ(std::count(ran.out.begin(), ran.out.end(), '\n'), 1) << ran.out;
+  EXPECT_THAT(ran.out, HasSubstr("\"phase\":\"step\""));
+}
+
 TEST_F(Tune, OnAllGpusGivesOneJournalAndATable) {
   const ScopedEnvironment gpus("SSMJIT_HOST_GPUS", "2");
   const Ran ran = shell("$SSMJIT " + kSweep + " --gpus all");
