@@ -42,12 +42,11 @@ Cells cells_of(const std::vector<Measurement>& measurements) {
       of_kernel = &m;
   }
 
-  std::set<std::tuple<std::string, std::string, std::string>> never;
+  std::set<std::string> never;
   for (const auto& [kernel, sizes] : cells)
     for (const auto& [total_heads, cell] : sizes)
       for (const auto& [plan, m] : cell)
-        if (m.outcome == Outcome::wrong || m.outcome == Outcome::nondeterministic || m.outcome == Outcome::faulty)
-          never.emplace(m.device, m.kernel_digest, plan);
+        if (unsound(m.outcome)) never.insert(m.candidate());
 
   for (auto& [kernel, sizes] : cells) {
     const Measurement* of_kernel = newest[kernel];
@@ -59,7 +58,7 @@ Cells cells_of(const std::vector<Measurement>& measurements) {
         const bool failed =
             verdict != verdicts.end() && verdict->second->outcome != Outcome::ok &&
             (m.measured <= verdict->second->measured || m.source_digest == verdict->second->source_digest);
-        if (failed || never.contains(key)) {
+        if (failed || never.contains(m.candidate())) {
           it = cell.erase(it);
           continue;
         }
