@@ -152,7 +152,7 @@ int run(const Options& o) {
   std::vector<Measurement> all = file.found();
   if (!all.empty()) say(fmt::format("{}: {} measurements are there already", journal, all.size()));
 
-  int measured = 0, failed = 0;
+  int measured = 0, slower = 0, failed = 0;
   std::shared_ptr<LiveTable> live = live_table(o, crew, batches, modes, kernels, all);
   std::map<std::string, int> left_out;  // by reason
   std::vector<KernelSweep> sweeps;
@@ -175,6 +175,8 @@ int run(const Options& o) {
       all.push_back(m);
       if (m.outcome == Outcome::pruned)
         ++left_out[m.reason.substr(0, m.reason.find(':'))];
+      else if (m.outcome == Outcome::dropped)
+        ++slower;
       else if (m.outcome != Outcome::ok || m.phase != "verify")
         ++(m.outcome == Outcome::ok ? measured : failed);
       if (live) live->measured(k, m);
@@ -189,18 +191,19 @@ int run(const Options& o) {
 
   if (fleet.shard.count > 1) {
     if (o.json)
-      print_json(Json{{"measured", measured}, {"failed", failed}, {"journal", journal}});
+      print_json(Json{{"measured", measured}, {"slower", slower}, {"failed", failed}, {"journal", journal}});
     else
-      print(
-          fmt::format("measured {}, failed {} as shard {} of {}; every measurement in {}; the table: ssmjit table fit "
-                      "JOURNALS of all shards -o {}",
-                      measured, failed, fleet.shard.index, fleet.shard.count, journal, out));
+      print(fmt::format(
+          "measured {}, slower {}, failed {} as shard {} of {}; every measurement in {}; the table: ssmjit table fit "
+          "JOURNALS of all shards -o {}",
+          measured, slower, failed, fleet.shard.index, fleet.shard.count, journal, out));
     return measured == 0 && failed > 0 ? kFellShort : kOk;
   }
   const Table table = fit_table(all);
   write_text(out, table.json());
   if (o.json) {
     print_json(Json{{"measured", measured},
+                    {"slower", slower},
                     {"failed", failed},
                     {"pruned", left_out},
                     {"rows", table.rows.size()},
@@ -211,8 +214,8 @@ int run(const Options& o) {
       print(fmt::format("{} {} {:6} heads  {:8.2f} us  share {:.3f}  {}", row.kernel_digest, name(row.pdl),
                         row.total_heads, row.us, row.us > 0 ? row.floor_us / row.us : 0, row.plan.text()));
     if (!left_out.empty()) print("pruned: " + counted(left_out));
-    print(fmt::format("measured {}, failed {}; {} rows in {}, every measurement in {}", measured, failed,
-                      table.rows.size(), out, journal));
+    print(fmt::format("measured {}, slower {}, failed {}; {} rows in {}, every measurement in {}", measured, slower,
+                      failed, table.rows.size(), out, journal));
   }
   return table.rows.empty() || (measured == 0 && failed > 0) ? kFellShort : kOk;
 }
