@@ -104,7 +104,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
     if (!known.is_out(lines.verified(i)) && !known.is_right(lines.verified(i))) unverified.push_back(i);
   const auto is_done = [&] {
     if (options.verify_only) return unverified.empty();
-    CellSearch search(description, lines, options, known, gpu.sms);
+    CellSearch search(description, lines, options, known, gpu);
     for (int batch : batches)
       for (PdlMode mode : options.modes)
         if (!search.ask(batch, mode, search.open(batch, mode)).empty()) return false;
@@ -113,7 +113,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
   std::vector<Measurement> results;
   if (is_done()) return results;
 
-  CellSearch search(description, lines, options, known, gpu.sms);
+  CellSearch search(description, lines, options, known, gpu);
   const auto record = [&](const Measurement& m) {
     results.push_back(m);
     known.add(m);
@@ -154,7 +154,8 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
       };
       std::vector<std::size_t> open = search.open(batch, mode);
       ++cells_done;
-      if (search.ask(batch, mode, open).empty()) continue;
+      std::vector<std::size_t> asked = search.ask(batch, mode, open);
+      if (asked.empty()) continue;
       report(fmt::format("batch {} {}", batch, name(mode)), cells_done - 1, total, timing_since);
 
       const auto fail_line = [&](std::size_t plan, Outcome outcome, const std::string& reason) {
@@ -214,6 +215,8 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         return !why.empty();
       };
       std::erase_if(open, [&](std::size_t plan) { return prune(plan, {}); });
+      std::erase_if(asked, [&](std::size_t plan) { return !std::binary_search(open.begin(), open.end(), plan); });
+      if (asked.empty()) asked = search.ask(batch, mode, open);
 
       // First replays of what the search asks for, then a race of those near the best.
       struct First {
@@ -222,7 +225,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         Samples samples;
       };
       std::vector<First> order;
-      for (std::vector<std::size_t> asked; !(asked = search.ask(batch, mode, open)).empty();) {
+      for (; !asked.empty(); asked = search.ask(batch, mode, open)) {
         candidates.prepare(asked);
         for (std::size_t i : asked) {
           std::erase(open, i);

@@ -142,4 +142,6 @@ bool KnownLines::has_winner(const Measurement& timed) const {
                                           [&](const std::string& kernel) { return !never_.contains(kernel); });
 }
 
+bool KnownLines::had_winner(const Measurement& timed) const { return won_.contains(cell_of(timed)); }
+
 }  // namespace ssmjit

@@ -59,6 +59,8 @@ class KnownLines {
   bool has(const Measurement& timed) const;
   // Whether a plan that is sound has won the line's cell: the last line of a cell that is done.
   bool has_winner(const Measurement& timed) const;
+  // The same, though the winner may have turned out to be unsound since.
+  bool had_winner(const Measurement& timed) const;
 
  private:
   std::set<std::string> right_, keys_, never_;

@@ -12,6 +12,7 @@
 
 #include <fmt/format.h>
 
+#include "autotune/search/strategy.h"
 #include "codegen/log.h"
 
 namespace ssmjit {
@@ -49,7 +50,7 @@ class Dispatch {
     do {
       run_once();
       for (const Part& part : parts_)
-        if (const std::size_t left = part.work.cells.size() - part.next_cell; left > 0)
+        if (const std::size_t left = part.count(State::open); left > 0)
           warn(fmt::format("tune: the budget of {:.0f} s is spent; {} of {} cells are left out of {}", budget_s_, left,
                            part.work.cells.size(), part.kernel->description.summary()));
     } while (reopen());
@@ -72,6 +73,7 @@ class Dispatch {
     if (error_) std::rethrow_exception(error_);
   }
 
+  enum class State { open, at_work, done };
   struct Part {
     const KernelSweep* kernel = nullptr;
     std::vector<Cell> cells;
@@ -80,19 +82,40 @@ class Dispatch {
     std::vector<Measurement> known;
     std::size_t chunk = 0;
     std::size_t next_plan = 0, chunks_at_work = 0, plans_done = 0;
-    std::size_t next_cell = 0, cells_done = 0;
-    double cells_since = -1;  // seconds from the start
+    std::vector<State> states;  // of work.cells
+    double cells_since = -1;    // seconds from the start
 
     bool verified() const { return next_plan == work.to_verify.size() && chunks_at_work == 0; }
+    std::size_t count(State state) const {
+      return static_cast<std::size_t>(std::count(states.begin(), states.end(), state));
+    }
+    // Whether all that the search goes by at a cell are done; of those that are not, one is before it.
+    bool may_start(const Cell& cell) const {
+      const TuneOptions& options = kernel->options;
+      if (options.rounds > 0) return true;
+      const std::vector<int> by = goes_by(options.search, batches, cell.batch);
+      for (std::size_t i = 0; i < states.size(); ++i)
+        if (states[i] != State::done && work.cells[i].mode == cell.mode &&
+            std::find(by.begin(), by.end(), work.cells[i].batch) != by.end())
+          return false;
+      return true;
+    }
   };
   void open(Part& part) const {
     TuneOptions options = part.kernel->options;
     options.known = part.known;
     options.search_batches = part.batches;
-    part.work = measurers_.front()->open_work(part.kernel->description, options, part.cells);
+    const Measurer& any = *measurers_.front();
+    part.work = any.open_work(part.kernel->description, options, part.cells);
+    // What the model asks for in the middle of a cell is verified there, by several at once where several ask.
+    if (options.search == Search::model && options.rounds == 0 && measurers_.size() > 1) {
+      options.search = Search::exhaustive;
+      part.work.to_verify = any.open_work(part.kernel->description, options, part.work.cells).to_verify;
+    }
     const std::size_t plans = part.work.to_verify.size();
     part.chunk = measurers_.size() == 1 ? plans : (plans - 1) / (measurers_.size() * kChunksEach) + 1;
-    part.next_plan = part.plans_done = part.next_cell = part.cells_done = 0;
+    part.next_plan = part.plans_done = 0;
+    part.states.assign(part.work.cells.size(), State::open);
   }
   // A cell's winner may have turned out to be unsound in another: what it beat is then to be timed again. Whether there
   // is any such cell.
@@ -101,7 +124,7 @@ class Dispatch {
     unsound_seen_ = false;
     bool again = false;
     for (Part& part : parts_) {
-      if (part.next_cell == 0) continue;
+      if (part.count(State::done) == 0) continue;
       open(part);
       again = again || !part.work.cells.empty();
     }
@@ -112,6 +135,7 @@ class Dispatch {
     Part* part = nullptr;
     TuneOptions options;
     std::string stage;
+    std::size_t cell = 0;  // of part->work.cells, where it is one
   };
 
   double elapsed() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
@@ -138,10 +162,15 @@ class Dispatch {
   std::optional<Job> measurement() {
     if (budget_s_ > 0 && elapsed() > budget_s_) return std::nullopt;
     for (Part& part : parts_) {
-      if (!part.verified() || part.next_cell == part.work.cells.size()) continue;
-      const Cell cell = part.work.cells[part.next_cell++];
+      if (!part.verified()) continue;
+      std::size_t at = 0;
+      while (at < part.states.size() && !(part.states[at] == State::open && part.may_start(part.work.cells[at]))) ++at;
+      if (at == part.states.size()) continue;
+      const Cell cell = part.work.cells[at];
+      part.states[at] = State::at_work;
       if (part.cells_since < 0) part.cells_since = elapsed();
       Job job = blank(part);
+      job.cell = at;
       job.options.plans = part.work.plans;
       job.options.batches = {cell.batch};
       job.options.modes = {cell.mode};
@@ -164,7 +193,7 @@ class Dispatch {
     const auto& callback = part.kernel->options.progress;
     if (!callback) return;
     const bool verify = stage == "verify";
-    Progress p{stage, static_cast<std::int64_t>(verify ? part.plans_done : part.cells_done),
+    Progress p{stage, static_cast<std::int64_t>(verify ? part.plans_done : part.count(State::done)),
                static_cast<std::int64_t>(verify ? part.work.to_verify.size() : part.work.cells.size()), elapsed(), 0};
     const double since = verify ? 0 : part.cells_since;
     if (p.done > 0)
@@ -175,10 +204,11 @@ class Dispatch {
     events_.push_back(std::move(event));
     news_.notify_all();
   }
-  // A chunk is being verified whose kernel has cells: there may be more to do.
+  // A kernel has cells left, and at work is what they wait for.
   bool more_may_come() const {
-    return std::any_of(parts_.begin(), parts_.end(),
-                       [](const Part& part) { return part.chunks_at_work > 0 && !part.work.cells.empty(); });
+    return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) {
+      return part.count(State::open) > 0 && (part.chunks_at_work > 0 || part.count(State::at_work) > 0);
+    });
   }
 
   void stop() {
@@ -198,7 +228,7 @@ class Dispatch {
           part.known.push_back(line);
           unsound_seen_ = unsound_seen_ || (line.phase != "verify" && unsound(line.outcome));
           if (const auto& callback = part.kernel->options.on_measurement) post([&callback, line] { callback(line); });
-          if (line.phase != "verify") return;
+          if (!job->options.verify_only) return;
           ++part.plans_done;
           report(part, "verify");
         };
@@ -207,7 +237,7 @@ class Dispatch {
         if (job->options.verify_only)
           --part.chunks_at_work;
         else
-          ++part.cells_done;
+          part.states[job->cell] = State::done;
         if (!job->options.verify_only) report(part, job->stage);
         news_.notify_all();
       }

@@ -18,10 +18,11 @@ struct FleetOptions {
   double budget_s = 0;  // stop starting cells after this; 0: none
 };
 
-// Plans are verified first, a kernel's cells are measured once all of its plans are. Each kernel's callbacks are called
-// from this thread; progress counts its plans (stage "verify"), then its cells ("batch 8 off"). An error of a measurer
-// or of a callback stops all and is thrown here; what was measured until then has been told.
-
+// Plans are verified first: those that a kernel's search asks for at first, on several measurers with Search::model all
+// that it may ask for. The kernel's cells are measured after them, each after those that its search goes by. Each
+// kernel's callbacks are called from this thread; progress counts the plans that are verified first (stage "verify"),
+// then its cells ("batch 8 off"). An error of a measurer or of a callback stops all and is thrown here; what was
+// measured until then has been told.
 void sweep_on(const std::vector<Measurer*>& measurers, const std::vector<KernelSweep>& kernels,
               const FleetOptions& options = {});
 

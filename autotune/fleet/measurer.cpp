@@ -16,7 +16,7 @@ OpenWork open_work_on(const DeviceFacts& gpu, const Description& description, co
                       const std::vector<Cell>& cells) {
   const SweepLines lines(description, options, gpu);
   const KnownLines known(options.known);
-  CellSearch search(description, lines, options, known, gpu.sms);
+  CellSearch search(description, lines, options, known, gpu);
   OpenWork work;
   work.plans = lines.plans();
   std::vector<char> asked(work.plans.size(), 0);

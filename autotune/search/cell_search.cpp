@@ -5,7 +5,7 @@
 namespace ssmjit {
 
 CellSearch::CellSearch(const Description& description, const SweepLines& lines, const TuneOptions& options,
-                       const KnownLines& known, int sms)
+                       const KnownLines& known, const DeviceFacts& gpu)
     : lines_(lines), known_(known) {
   const Search search = options.rounds > 0 ? Search::exhaustive : options.search;
   ends_with_winner_ = search == Search::model;
@@ -13,7 +13,7 @@ CellSearch::CellSearch(const Description& description, const SweepLines& lines, 
   for (PdlMode mode : options.modes) {
     std::size_t suited = 0;
     for (std::size_t i = 0; i < lines.plans().size(); ++i) suited += lines.suits(i, mode) ? 1 : 0;
-    strategies_[mode] = make_strategy(search, description, lines.plans(), suited, batches, sms);
+    strategies_[mode] = make_strategy(search, description, lines.plans(), suited, batches, gpu);
   }
   for (std::size_t i = 0; i < lines.plans().size(); ++i) plans_[lines.plans()[i].text()] = i;
   for (const Measurement& line : options.known) tell(line);
@@ -30,7 +30,10 @@ std::vector<std::size_t> CellSearch::open(int batch, PdlMode mode) const {
 std::vector<std::size_t> CellSearch::ask(int batch, PdlMode mode, const std::vector<std::size_t>& open) {
   if (open.empty()) return {};
   if (ends_with_winner_ && known_.has_winner(lines_.timed(open.front(), batch, mode))) return {};
-  return strategies_.at(mode)->ask(batch, open);
+  Strategy& strategy = *strategies_.at(mode);
+  for (const int other : timed_[mode])
+    if (known_.had_winner(lines_.timed(open.front(), other, mode))) strategy.finish(other);
+  return strategy.ask(batch, open);
 }
 
 void CellSearch::tell(const Measurement& line) {
@@ -42,6 +45,7 @@ void CellSearch::tell(const Measurement& line) {
 }
 
 void CellSearch::tell(int batch, PdlMode mode, std::size_t plan, double us) {
+  timed_[mode].insert(batch);
   strategies_.at(mode)->tell(batch, plan, us);
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -19,11 +20,11 @@ class CellSearch {
  public:
   // Takes the times of options.known. All it is given outlives it.
   CellSearch(const Description& description, const SweepLines& lines, const TuneOptions& options,
-             const KnownLines& known, int sms);
+             const KnownLines& known, const DeviceFacts& gpu);
 
   // The plans that may be timed there and have no line yet.
   std::vector<std::size_t> open(int batch, PdlMode mode) const;
-  // Which of `open` to time next; empty: the cell is done.
+  // Which of `open` to time next; empty: the cell is done. Times of other cells count once these have had a winner.
   std::vector<std::size_t> ask(int batch, PdlMode mode, const std::vector<std::size_t>& open);
   // A line of this sweep that has a time. What a strategy makes of it is the same now and from a journal.
   void tell(const Measurement& line);
@@ -33,7 +34,8 @@ class CellSearch {
  private:
   const SweepLines& lines_;
   const KnownLines& known_;
-  bool ends_with_winner_ = false;  // a cell with a winner is done, whatever else could be asked
+  bool ends_with_winner_ = false;           // a cell with a winner is done, whatever else could be asked
+  std::map<PdlMode, std::set<int>> timed_;  // batches that there are times of
   std::map<PdlMode, std::unique_ptr<Strategy>> strategies_;
   std::map<std::string, std::size_t> plans_;  // by text
 };

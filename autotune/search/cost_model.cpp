@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autotune/search/prune.h"
+
 namespace ssmjit {
 namespace {
 
@@ -19,6 +21,7 @@ double CostModel::target(double ratio) { return std::min(std::log(ratio), kMostT
 // The tunables and all products of two; and how blocks and bytes fit the SMs.
 std::vector<double> CostModel::features(const Plan& plan, int batch) const {
   const LaunchShape shape = launch_shape(plan, description_, batch);
+  const double blocks = static_cast<double>(shape.grid_x * shape.grid_y) / gpu_.sms;  // an SM, mean
   const double tunables[] = {octaves(plan.block_m),
                              octaves(plan.warps),
                              octaves(plan.lanes_per_row),
@@ -29,21 +32,16 @@ std::vector<double> CostModel::features(const Plan& plan, int batch) const {
                              plan.streaming ? 1.0 : 0.0,
                              static_cast<double>(plan.min_blocks_per_sm),
                              plan.ring_rows == RingRows::live ? 1.0 : 0.0,
-                             octaves(static_cast<double>(shape.grid_x * shape.grid_y) / sms_)};
+                             octaves(blocks)};
   constexpr std::size_t kTunables = std::size(tunables);
-  const double blocks = static_cast<double>(shape.grid_x * shape.grid_y) / sms_;  // an SM, mean
-  const double head_bytes =
-      static_cast<double>(plan.block_m) * description_.dstate * size_bytes(description_.state_dtype);
-  const int heads = plan.state_path != StatePath::direct ? plan.stages : plan.heads_per_block > 1 ? 2 : 1;
-  const double at_once = std::min({32.0, 64.0 / plan.warps, 228.0 * 1024 / (shape.smem_bytes + 2048)});
-  const double in_flight = octaves(std::min(blocks, at_once) * head_bytes * heads);
+  const double in_flight = octaves(std::max(1.0, bytes_in_flight_per_sm(plan, description_, batch, gpu_, {})));
   std::vector<double> all = {1.0,
                              std::max(0.0, -octaves(blocks)),
                              std::max(0.0, octaves(blocks)),
                              std::ceil(blocks) / blocks,
                              in_flight,
                              std::max(0.0, 15 - in_flight),  // 32 KiB an SM: enough on the GPUs there are
-                             octaves(head_bytes * heads)};
+                             octaves(static_cast<double>(block_bytes_in_flight(plan, description_)))};
   for (std::size_t i = 0; i < kTunables; ++i) {
     all.push_back(tunables[i]);
     for (std::size_t j = i; j < kTunables; ++j) all.push_back(tunables[i] * tunables[j]);

@@ -4,13 +4,14 @@
 #include <vector>
 
 #include <ssmjit/description.h>
+#include <ssmjit/device.h>
 #include <ssmjit/plan.h>
 
 namespace ssmjit {
 
 class CostModel {
  public:
-  CostModel(const Description& description, int sms) : description_(description), sms_(sms) {}
+  CostModel(const Description& description, const DeviceFacts& gpu) : description_(description), gpu_(gpu) {}
 
   // A plan took `ratio` times the best time at its batch (1 or more).
   void add(const Plan& plan, int batch, double ratio, double weight);
@@ -24,7 +25,7 @@ class CostModel {
   std::vector<double> features(const Plan& plan, int batch) const;
 
   Description description_;
-  int sms_;
+  DeviceFacts gpu_;
   struct Row {
     std::vector<double> features;
     double target = 0;

@@ -4,6 +4,9 @@
 
 #include <fmt/format.h>
 
+#include "codegen/plan_smem.h"
+#include "heuristics/gpus.h"
+
 namespace ssmjit {
 namespace {
 
@@ -12,13 +15,6 @@ namespace {
 constexpr double kAnswer_us = 1.13;
 constexpr int kRegistersAtOnce = 8;       // registers of a thread come in eights
 constexpr int kBlockOverheadSmem = 1024;  // shared memory of a block that the driver keeps
-
-// CUDA C++ Programming Guide, compute capabilities.
-int threads_per_sm(const Arch& arch) { return (arch.major == 8 && arch.minor > 0) || arch.major >= 12 ? 1536 : 2048; }
-int most_blocks_per_sm(const Arch& arch) {
-  if (arch.major == 8 && arch.minor > 0) return arch.minor == 9 ? 24 : 16;
-  return arch.major >= 12 ? 24 : 32;
-}
 
 // Heads whose state a block has asked for at once.
 int heads_in_flight(const Plan& plan) {
@@ -30,13 +26,19 @@ int heads_in_flight(const Plan& plan) {
 
 int blocks_per_sm(const Plan& plan, const Description& description, const DeviceFacts& gpu, const Compiled& compiled) {
   const int threads = 32 * plan.warps;
-  int blocks = std::min(most_blocks_per_sm(gpu.arch()), threads_per_sm(gpu.arch()) / threads);
+  const SmLimits sm = sm_limits(gpu.arch());
+  int blocks = std::min(sm.blocks, sm.threads / threads);
   if (compiled.registers > 0 && gpu.registers_per_sm > 0) {
     const int registers = (compiled.registers + kRegistersAtOnce - 1) / kRegistersAtOnce * kRegistersAtOnce;
     blocks = std::min(blocks, gpu.registers_per_sm / (registers * threads));
   }
-  const int smem = std::max(launch_shape(plan, description, 1).smem_bytes, compiled.smem_bytes) + kBlockOverheadSmem;
-  return std::min(blocks, gpu.smem_per_sm_bytes / smem);
+  const int smem =
+      compiled.smem_bytes > 0 ? compiled.smem_bytes : static_cast<int>(plan_smem_bytes(plan, description, gpu.arch()));
+  return std::min(blocks, gpu.smem_per_sm_bytes / (smem + kBlockOverheadSmem));
+}
+
+std::int64_t block_bytes_in_flight(const Plan& plan, const Description& description) {
+  return std::int64_t{plan.block_m} * description.dstate * size_bytes(description.state_dtype) * heads_in_flight(plan);
 }
 
 double bytes_in_flight_per_sm(const Plan& plan, const Description& description, int batch, const DeviceFacts& gpu,
@@ -44,9 +46,7 @@ double bytes_in_flight_per_sm(const Plan& plan, const Description& description, 
   const LaunchShape shape = launch_shape(plan, description, batch);
   const std::int64_t at_once =
       std::min(shape.grid_x * shape.grid_y, std::int64_t{blocks_per_sm(plan, description, gpu, compiled)} * gpu.sms);
-  const std::int64_t block_bytes =
-      std::int64_t{plan.block_m} * description.dstate * size_bytes(description.state_dtype) * heads_in_flight(plan);
-  return static_cast<double>(at_once * block_bytes) / gpu.sms;
+  return static_cast<double>(at_once * block_bytes_in_flight(plan, description)) / gpu.sms;
 }
 
 std::string why_pruned(const Plan& plan, const Description& description, int batch, const DeviceFacts& gpu,

@@ -19,6 +19,8 @@ struct Compiled {
 
 // Blocks that an SM holds at once by threads, shared memory and registers; 0: not even one.
 int blocks_per_sm(const Plan& plan, const Description& description, const DeviceFacts& gpu, const Compiled& compiled);
+// Bytes of state that a block has asked for at once.
+std::int64_t block_bytes_in_flight(const Plan& plan, const Description& description);
 // Bytes of state that a step has asked for at once, mean over the SMs of the GPU.
 double bytes_in_flight_per_sm(const Plan& plan, const Description& description, int batch, const DeviceFacts& gpu,
                               const Compiled& compiled);

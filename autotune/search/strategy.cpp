@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <utility>
 
@@ -47,6 +48,8 @@ class Exhaustive : public Strategy {
 
 // Every plan at the least, the middle and the greatest batch; then at the middles of what lies between those plans that
 // are nearest to the best at the next batch on either side: half of them, a quarter, an eighth, ...
+constexpr int kWholeLevels = 1;  // up to which every plan is asked for
+
 class Halving : public Strategy {
  public:
   Halving(std::size_t plans, const std::vector<int>& batches) : plans_(plans) {
@@ -79,17 +82,16 @@ class Halving : public Strategy {
   }
 
  private:
-  static constexpr int kWholeLevels = 1;
   static constexpr std::size_t kLeast = 24;
 
   // The nearest batches of lower levels on either side that have times: the same whatever else was measured by now.
   std::vector<const Times*> neighbours(int batch, int level) const {
     const Times *below = nullptr, *above = nullptr;
-    for (const auto& [other, of] : times()) {
+    for (const auto& [other, of] : times_at(batch)) {
       const auto at = levels_.find(other);
-      if (at == levels_.end() || at->second >= level || of.empty()) continue;
-      if (other < batch) below = &of;
-      if (other > batch && above == nullptr) above = &of;
+      if (at == levels_.end() || at->second >= level) continue;
+      if (other < batch) below = of;
+      if (other > batch && above == nullptr) above = of;
     }
     std::vector<const Times*> found;
     for (const Times* of : {below, above})
@@ -105,34 +107,34 @@ class Halving : public Strategy {
 // says are fastest, until the fastest that is left would win nothing, were it 1.5 deviations of the model's errors off.
 class ByModel : public Strategy {
  public:
-  ByModel(const Description& description, const std::vector<Plan>& plans, int sms)
-      : description_(description), plans_(plans), sms_(sms) {}
+  ByModel(const Description& description, const std::vector<Plan>& plans, const DeviceFacts& gpu)
+      : description_(description), plans_(plans), gpu_(gpu) {}
 
   std::vector<std::size_t> ask(int batch, const std::vector<std::size_t>& open) override {
     if (open.empty()) return {};
     Errors& errors = errors_[batch];
-    const auto here = times().find(batch);
-    const bool started = here != times().end() && !here->second.empty();
+    const std::map<int, const Times*> times = times_at(batch);
+    const bool started = times.contains(batch);
     if (!started && !seeded_.contains(batch)) {
       seeded_[batch] = true;
       if (std::vector<std::size_t> first = seeds(batch, open); !first.empty()) return first;
     }
     if (!started) return spread(open);
 
-    const double best = least_of(here->second);
+    const Times& here = *times.at(batch);
+    const double best = least_of(here);
     // What came of the last predictions.
     for (const auto& [plan, predicted] : errors.coming)
-      if (const auto us = here->second.find(plan); us != here->second.end())
-        errors.seen.push_back(predicted - std::log(us->second));
+      if (const auto us = here.find(plan); us != here.end()) errors.seen.push_back(predicted - std::log(us->second));
     errors.coming.clear();
 
-    CostModel model(description_, sms_);
-    for (const auto& [other, of] : times()) {
+    CostModel model(description_, gpu_);
+    for (const auto& [other, of] : times) {
       const double octaves = std::abs(std::log2(static_cast<double>(other) / batch));
       const double weight = other == batch ? 1.0 : 0.5 * std::pow(0.6, octaves);
       if (weight < 0.02) continue;
-      const double least = least_of(of);
-      for (const auto& [plan, us] : of) model.add(plans_[plan], other, us / least, weight);
+      const double least = least_of(*of);
+      for (const auto& [plan, us] : *of) model.add(plans_[plan], other, us / least, weight);
     }
     model.fit();
     std::vector<std::pair<double, std::size_t>> order;  // logarithm of the ratio to the best
@@ -144,7 +146,7 @@ class ByModel : public Strategy {
       for (std::size_t i = errors.seen.size() - last; i < errors.seen.size(); ++i)
         squares += errors.seen[i] * errors.seen[i] / static_cast<double>(last);
       double count = 0;
-      for (const auto& [plan, us] : here->second) {
+      for (const auto& [plan, us] : here) {
         const double ratio = std::log(us / best);
         if (ratio > kNear) continue;
         const double off = predicted(model, batch, plan) - ratio;
@@ -183,24 +185,25 @@ class ByModel : public Strategy {
   }
 
   // The two batches that are nearest, in octaves, and have times.
-  std::vector<int> nearest(int batch) const {
+  std::vector<std::pair<int, const Times*>> nearest(int batch) const {
     std::vector<std::pair<double, int>> order;
-    for (const auto& [other, of] : times())
-      if (other != batch && !of.empty())
-        order.emplace_back(std::abs(std::log2(static_cast<double>(other) / batch)), other);
+    const std::map<int, const Times*> times = times_at(batch);
+    for (const auto& [other, of] : times)
+      if (other != batch) order.emplace_back(std::abs(std::log2(static_cast<double>(other) / batch)), other);
     std::sort(order.begin(), order.end());
-    std::vector<int> nearest;
-    for (std::size_t i = 0; i < std::min<std::size_t>(2, order.size()); ++i) nearest.push_back(order[i].second);
+    std::vector<std::pair<int, const Times*>> nearest;
+    for (std::size_t i = 0; i < std::min<std::size_t>(2, order.size()); ++i)
+      nearest.emplace_back(order[i].second, times.at(order[i].second));
     return nearest;
   }
 
   std::vector<std::size_t> seeds(int batch, const std::vector<std::size_t>& open) const {
-    const std::vector<int> near = nearest(batch);
+    const auto near = nearest(batch);
     if (near.empty()) return spread(open);
     std::vector<bool> chosen(plans_.size());
-    for (int other : near) {
+    for (const auto& [other, of] : near) {
       std::vector<std::pair<double, std::size_t>> order;
-      for (const auto& [plan, us] : times().at(other)) order.emplace_back(us, plan);
+      for (const auto& [plan, us] : *of) order.emplace_back(us, plan);
       std::sort(order.begin(), order.end());
       for (std::size_t i = 0; i < std::min(kOfNeighbour, order.size()); ++i) chosen[order[i].second] = true;
     }
@@ -213,12 +216,11 @@ class ByModel : public Strategy {
   // The model's word, less what it misses of the plan at the neighbours.
   double predicted(const CostModel& model, int batch, std::size_t plan) const {
     double missed = 0, weights = 0, most = 0;
-    for (int other : nearest(batch)) {
-      const Times& of = times().at(other);
-      const auto us = of.find(plan);
-      if (us == of.end()) continue;
+    for (const auto& [other, of] : nearest(batch)) {
+      const auto us = of->find(plan);
+      if (us == of->end()) continue;
       const double weight = std::pow(kOctave, std::abs(std::log2(static_cast<double>(other) / batch)));
-      missed += weight * (CostModel::target(us->second / least_of(of)) - model.log_ratio(plans_[plan], other));
+      missed += weight * (CostModel::target(us->second / least_of(*of)) - model.log_ratio(plans_[plan], other));
       weights += weight;
       most = std::max(most, weight);
     }
@@ -227,7 +229,7 @@ class ByModel : public Strategy {
 
   Description description_;
   std::vector<Plan> plans_;
-  int sms_;
+  DeviceFacts gpu_;
   std::map<int, Errors> errors_;
   std::map<int, bool> seeded_;
 };
@@ -259,10 +261,24 @@ std::vector<int> search_order(Search search, std::vector<int> batches) {
   return order;
 }
 
+std::vector<int> goes_by(Search search, const std::vector<int>& batches, int batch) {
+  if (search != Search::halving) return {};
+  std::map<int, int> level_of;
+  for (const auto& [other, level] : levels(batches)) level_of[other] = level;
+  const auto here = level_of.find(batch);
+  if (here == level_of.end() || here->second <= kWholeLevels) return {};
+  std::vector<int> found;
+  const auto lower = [&](const auto& other) { return other.second < here->second; };
+  // Between the least and the greatest batch there is one on either side.
+  found.push_back(std::find_if(std::make_reverse_iterator(here), level_of.rend(), lower)->first);
+  found.push_back(std::find_if(here, level_of.end(), lower)->first);
+  return found;
+}
+
 std::unique_ptr<Strategy> make_strategy(Search search, const Description& description, const std::vector<Plan>& plans,
-                                        std::size_t suited, const std::vector<int>& batches, int sms) {
+                                        std::size_t suited, const std::vector<int>& batches, const DeviceFacts& gpu) {
   if (search == Search::halving) return std::make_unique<Halving>(suited, batches);
-  if (search == Search::model) return std::make_unique<ByModel>(description, plans, sms);
+  if (search == Search::model) return std::make_unique<ByModel>(description, plans, gpu);
   return std::make_unique<Exhaustive>();
 }
 

@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include <ssmjit/description.h>
+#include <ssmjit/device.h>
 #include <ssmjit/plan.h>
 #include <ssmjit/tune.h>
 
@@ -21,17 +23,29 @@ class Strategy {
   virtual std::vector<std::size_t> ask(int batch, const std::vector<std::size_t>& open) = 0;
   // What a plan took at a batch, us; the times of a journal are told the same way.
   void tell(int batch, std::size_t plan, double us) { times_[batch][plan] = us; }
+  // A batch that is done: what it showed counts at others too. Before, its fastest plans may have no time yet.
+  void finish(int batch) { finished_.insert(batch); }
 
  protected:
   using Times = std::map<std::size_t, double>;  // us by plan
-  const std::map<int, Times>& times() const { return times_; }
+  // Of the batches that are done, and of `batch` itself.
+  std::map<int, const Times*> times_at(int batch) const {
+    std::map<int, const Times*> found;
+    for (const auto& [other, of] : times_)
+      if (other == batch || finished_.contains(other)) found[other] = &of;
+    return found;
+  }
 
  private:
   std::map<int, Times> times_;
+  std::set<int> finished_;
 };
+
+// The batches whose times say what is asked for at `batch`: to be done before it. `batches`: all that will be visited.
+std::vector<int> goes_by(Search search, const std::vector<int>& batches, int batch);
 
 // `plans` are all that there are, of which `suited` may be asked for; `batches` all that will be visited. One mode.
 std::unique_ptr<Strategy> make_strategy(Search search, const Description& description, const std::vector<Plan>& plans,
-                                        std::size_t suited, const std::vector<int>& batches, int sms);
+                                        std::size_t suited, const std::vector<int>& batches, const DeviceFacts& gpu);
 
 }  // namespace ssmjit

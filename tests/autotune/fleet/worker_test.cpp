@@ -38,7 +38,11 @@ class Worker : public PlantedSweep {
     options.batches = batches_;
     options.known = known;
     options.on_measurement = [&](const Measurement& m) { fresh.push_back(m); };
-    options.progress = [&](const Progress& p) { stages_.insert(p.stage); };
+    options.search = search_;
+    options.progress = [&](const Progress& p) {
+      stages_.insert(p.stage);
+      EXPECT_LE(p.done, p.total) << p.stage;
+    };
     sweep_on(members, {{update(), options}});
     return fresh;
   }
@@ -55,6 +59,7 @@ class Worker : public PlantedSweep {
   std::vector<std::string> command_ = {SSMJIT_CLI_PATH, "worker"};
   std::vector<Plan> plans_;
   std::vector<int> batches_ = {9};  // none that verification has
+  Search search_ = Search::halving;
   std::set<std::string> stages_;
 };
 
@@ -152,6 +157,16 @@ TEST_F(Worker, OfEachGpuTakesJobsFromOneQueueAndNoneTwice) {
   const Table table = fit_table(all);
   ASSERT_THAT(table.rows, SizeIs(4)) << "of the batch too whose winner crashed at another";
   for (const TableRow& row : table.rows) EXPECT_EQ(row.us, 2);
+}
+
+TEST_F(Worker, OfEachGpuVerifiesNoPlanThatAnotherDoesWhereTheModelAsksInTheMiddleOfACell) {
+  const ScopedEnvironment gpus("SSMJIT_HOST_GPUS", "2");
+  search_ = Search::model;
+  plans_ = plans(60);  // a spread of which it asks for at first
+  batches_ = {9, 10, 11, 12};
+  plant(plans_, {{3}, {2.5}, {2}, {4}, {2.2}});
+  std::map<std::string, int> seen;
+  for (const Measurement& m : run(2)) EXPECT_EQ(++seen[m.key()], 1) << m.json();
 }
 
 TEST(KnownLines, WhatWasDroppedIsTimedAgainWhereAllThatBeatItTurnedOutUnsound) {

@@ -19,7 +19,7 @@
 
 namespace ssmjit {
 
-struct Recorded {
+struct RecordedSpace {
   std::string name;
   Description description;
   std::vector<int> batches;
@@ -42,8 +42,8 @@ inline DeviceFacts h200() {
   return gpu;
 }
 
-inline Recorded recorded(const std::string& name) {
-  Recorded r;
+inline RecordedSpace recorded(const std::string& name) {
+  RecordedSpace r;
   r.name = name;
   const bool ring = name.starts_with("ring");
   r.description = mamba2({.nheads = 64, .head_dim = 64, .dstate = 128, .ngroups = 8}).state(DType::bf16);

@@ -27,7 +27,7 @@ INSTANTIATE_TEST_SUITE_P(Journals, OnRecorded, testing::ValuesIn(recorded_names(
 });
 
 TEST_P(OnRecorded, PruningKeepsWhateverIsWithinOnePercentOfTheBestOfAnyBatch) {
-  const Recorded r = recorded(GetParam());
+  const RecordedSpace r = recorded(GetParam());
   int pruned = 0, all = 0;
   for (std::size_t i = 0; i < r.plans.size(); ++i) {
     for (const auto& [batch, us] : r.us[i]) {
@@ -51,21 +51,27 @@ struct Outcomes {
   double worst = 0, median = 0;
 };
 
-Outcomes search_recorded(const Recorded& r, Search search) {
+Outcomes search_recorded(const RecordedSpace& r, Search search) {
   const std::unique_ptr<Strategy> strategy =
-      make_strategy(search, r.description, r.plans, r.plans.size(), r.batches, h200().sms);
+      make_strategy(search, r.description, r.plans, r.plans.size(), r.batches, h200());
   std::set<std::size_t> compiled;
   std::vector<double> regrets;
   std::size_t timed = 0, all = 0;
   for (int batch : search_order(search, r.batches)) {
     std::vector<std::size_t> open;
-    for (std::size_t i = 0; i < r.plans.size(); ++i) {
-      if (!r.us[i].contains(batch)) continue;
-      ++all;
-      if (why_pruned(r.plans[i], r.description, batch, h200(), r.floors.at(batch)).empty()) open.push_back(i);
-    }
+    for (std::size_t i = 0; i < r.plans.size(); ++i)
+      if (r.us[i].contains(batch)) open.push_back(i);
+    all += open.size();
+    // As a sweep does: asked before the floor is known, so the first answer has plans that are pruned then.
+    std::vector<std::size_t> asked = strategy->ask(batch, open);
+    const auto pruned = [&](std::size_t plan) {
+      return !why_pruned(r.plans[plan], r.description, batch, h200(), r.floors.at(batch)).empty();
+    };
+    std::erase_if(open, pruned);
+    std::erase_if(asked, pruned);
+    if (asked.empty()) asked = strategy->ask(batch, open);
     double best = std::numeric_limits<double>::infinity();
-    for (std::vector<std::size_t> asked; !(asked = strategy->ask(batch, open)).empty();) {
+    for (; !asked.empty(); asked = strategy->ask(batch, open)) {
       for (std::size_t plan : asked) {
         EXPECT_EQ(std::erase(open, plan), 1u) << "asked for one that is not open";
         compiled.insert(plan);
@@ -77,6 +83,7 @@ Outcomes search_recorded(const Recorded& r, Search search) {
         strategy->tell(batch, plan, us);
       }
     }
+    strategy->finish(batch);
     regrets.push_back(std::max(0.0, best / r.best.at(batch) - 1));
   }
   std::sort(regrets.begin(), regrets.end());
@@ -85,13 +92,13 @@ Outcomes search_recorded(const Recorded& r, Search search) {
           regrets[regrets.size() / 2]};
 }
 
-void say(const Recorded& r, Search search, const Outcomes& o) {
+void say(const RecordedSpace& r, Search search, const Outcomes& o) {
   std::cout << r.name << " " << name(search) << ": timed " << o.timed << ", compiled " << o.compiled
             << ", worst regret " << o.worst << ", median " << o.median << "\n";
 }
 
 TEST_P(OnRecorded, HalvingTimesHalfAndLosesNothing) {
-  const Recorded r = recorded(GetParam());
+  const RecordedSpace r = recorded(GetParam());
   const Outcomes o = search_recorded(r, Search::halving);
   say(r, Search::halving, o);
   EXPECT_LE(o.timed, 0.52);
@@ -100,7 +107,7 @@ TEST_P(OnRecorded, HalvingTimesHalfAndLosesNothing) {
 }
 
 TEST_P(OnRecorded, TheModelTimesAThirdAndLosesLittle) {
-  const Recorded r = recorded(GetParam());
+  const RecordedSpace r = recorded(GetParam());
   const Outcomes o = search_recorded(r, Search::model);
   say(r, Search::model, o);
   EXPECT_LE(o.timed, 0.40);
@@ -123,18 +130,18 @@ TEST(Search, GoesFromTheEndsToTheMiddles) {
 }
 
 TEST(Search, AsksForNothingThatIsNotOpen) {
-  const Recorded r = recorded("ring-6-tokens-off");
+  const RecordedSpace r = recorded("ring-6-tokens-off");
   for (Search search : {Search::exhaustive, Search::halving, Search::model}) {
-    const auto strategy = make_strategy(search, r.description, r.plans, r.plans.size(), {1, 8}, 132);
+    const auto strategy = make_strategy(search, r.description, r.plans, r.plans.size(), {1, 8}, h200());
     EXPECT_THAT(strategy->ask(1, {}), IsEmpty()) << name(search);
     for (std::size_t plan : strategy->ask(1, {3, 5})) EXPECT_THAT(plan, testing::AnyOf(3, 5)) << name(search);
   }
 }
 
 TEST(Search, EndsWhereNothingThatIsAskedForCanBeTimed) {
-  const Recorded r = recorded("ring-6-tokens-off");
+  const RecordedSpace r = recorded("ring-6-tokens-off");
   for (Search search : {Search::exhaustive, Search::halving, Search::model}) {
-    const auto strategy = make_strategy(search, r.description, r.plans, r.plans.size(), r.batches, 132);
+    const auto strategy = make_strategy(search, r.description, r.plans, r.plans.size(), r.batches, h200());
     std::vector<std::size_t> open;
     for (std::size_t i = 0; i < r.plans.size(); ++i) open.push_back(i);
     int asks = 0;
@@ -146,20 +153,43 @@ TEST(Search, EndsWhereNothingThatIsAskedForCanBeTimed) {
 
 TEST(Search, TheTimesOfAJournalAreAsGoodAsItsOwn) {
   // Told of all lower levels by a journal, halving asks for the same as after its own times.
-  const Recorded r = recorded("ring-1-token-off");
+  const RecordedSpace r = recorded("ring-1-token-off");
   std::vector<std::size_t> all;
   for (std::size_t i = 0; i < r.plans.size(); ++i) all.push_back(i);
-  const auto first = make_strategy(Search::halving, r.description, r.plans, r.plans.size(), r.batches, 132);
-  const auto second = make_strategy(Search::halving, r.description, r.plans, r.plans.size(), r.batches, 132);
+  const auto first = make_strategy(Search::halving, r.description, r.plans, r.plans.size(), r.batches, h200());
+  const auto second = make_strategy(Search::halving, r.description, r.plans, r.plans.size(), r.batches, h200());
   for (int batch : {1, 32, 1024}) {
     first->ask(batch, all);
     for (std::size_t i : all) {
       first->tell(batch, i, r.us[i].at(batch));
       second->tell(batch, i, r.us[i].at(batch));
     }
+    first->finish(batch);
+    second->finish(batch);
   }
   EXPECT_EQ(first->ask(8, all), second->ask(8, all));
   EXPECT_THAT(first->ask(8, all).size(), testing::Lt(all.size()));
+}
+
+TEST(Search, ABatchThatIsNotDoneSaysNothingOfAnother) {
+  const RecordedSpace r = recorded("ring-1-token-off");
+  std::vector<std::size_t> all;
+  for (std::size_t i = 0; i < r.plans.size(); ++i) all.push_back(i);
+  const auto strategy = make_strategy(Search::halving, r.description, r.plans, r.plans.size(), r.batches, h200());
+  for (int batch : {1, 32}) strategy->tell(batch, 0, 9);
+  EXPECT_EQ(strategy->ask(8, all), all) << "the slow ones of it are told first";
+  for (int batch : {1, 32}) strategy->finish(batch);
+  EXPECT_THAT(strategy->ask(8, all), ElementsAre(0));
+}
+
+TEST(Search, HalvingGoesByTheNearestBatchOfALowerLevelOnEitherSide) {
+  const std::vector<int> batches = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024};
+  for (int batch : {1, 32, 1024}) EXPECT_THAT(goes_by(Search::halving, batches, batch), IsEmpty()) << batch;
+  EXPECT_THAT(goes_by(Search::halving, batches, 4), ElementsAre(1, 32));
+  EXPECT_THAT(goes_by(Search::halving, batches, 2), ElementsAre(1, 4));
+  EXPECT_THAT(goes_by(Search::halving, batches, 16), ElementsAre(8, 32));
+  EXPECT_THAT(goes_by(Search::halving, batches, 3), IsEmpty()) << "none of the sweep's";
+  EXPECT_THAT(goes_by(Search::exhaustive, batches, 4), IsEmpty());
 }
 
 TEST(Search, NamesOfStrategiesAreReadBack) {
