@@ -162,11 +162,20 @@ TEST_F(Worker, OfEachGpuTakesJobsFromOneQueueAndNoneTwice) {
 TEST_F(Worker, OfEachGpuVerifiesNoPlanThatAnotherDoesWhereTheModelAsksInTheMiddleOfACell) {
   const ScopedEnvironment gpus("SSMJIT_HOST_GPUS", "2");
   search_ = Search::model;
-  plans_ = plans(60);  // a spread of which it asks for at first
-  batches_ = {9, 10, 11, 12};
+  plans_ = plans(48);  // of which it asks for a spread of 24 at first
+  batches_ = {9, 10};
   plant(plans_, {{3}, {2.5}, {2}, {4}, {2.2}});
   std::map<std::string, int> seen;
   for (const Measurement& m : run(2)) EXPECT_EQ(++seen[m.key()], 1) << m.json();
+}
+
+TEST_F(Worker, CountsNoPlanThatItVerifiesInTheMiddleOfACellAsOneOfTheFirst) {
+  search_ = Search::model;
+  plans_ = plans(48);
+  plant(plans_, {{3}, {2.5}, {2}, {4}, {2.2}});
+  std::size_t verified = 0;
+  for (const Measurement& m : run()) verified += m.phase == "verify" ? 1 : 0;  // run() looks at what progress says
+  EXPECT_GT(verified, 24u) << "it asked for more than the spread";
 }
 
 TEST(KnownLines, WhatWasDroppedIsTimedAgainWhereAllThatBeatItTurnedOutUnsound) {
