@@ -89,7 +89,7 @@ class Dispatch {
     std::size_t count(State state) const {
       return static_cast<std::size_t>(std::count(states.begin(), states.end(), state));
     }
-    // Whether all that the search goes by at a cell are done; of those that are not, one is before it.
+    // Whether all that the search goes by at a cell are done. Those come before it, so that some cell always may start.
     bool may_start(const Cell& cell) const {
       const TuneOptions& options = kernel->options;
       if (options.rounds > 0) return true;
