@@ -201,9 +201,7 @@ std::string cpp(const Table& table) {
     const Plan& p = r.plan;
     return fmt::format(
         "    {{{}, {}, {}, Pdl::{}, {}, {},\n     {{{}, {}, {}, {}, {}, StatePath::{}, {}, {}, {}, RingRows::{}}}, {}, "
-        "{}, "
-        "{}, "
-        "{}}},",
+        "{}, {}, {}}},",
         quoted(r.device), quoted(r.kernel_digest), quoted(r.cost_digest), name(r.pdl), r.total_heads, r.until,
         p.block_m, p.warps, p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path), p.streaming,
         p.early_state, p.min_blocks_per_sm, name(p.ring_rows), number(r.us), number(r.floor_us), r.predicted,
@@ -294,9 +292,9 @@ std::string python(const Table& table) {
     const Plan& p = r.plan;
     text += fmt::format(
         "        {}: {{\"until\": {}, \"plan\": {{\"block_m\": {}, \"warps\": {}, \"lanes_per_row\": {}, "
-        "\"heads_per_block\": {}, "
-        "\"stages\": {}, \"state_path\": \"{}\", \"streaming\": {}, \"early_state\": {}, \"min_blocks_per_sm\": {}, "
-        "\"ring_rows\": \"{}\"}}, \"us\": {}, \"floor_us\": {}, \"cost_digest\": {}, \"predicted\": {}}},\n",
+        "\"heads_per_block\": {}, \"stages\": {}, \"state_path\": \"{}\", \"streaming\": {}, "
+        "\"early_state\": {}, \"min_blocks_per_sm\": {}, \"ring_rows\": \"{}\"}}, \"us\": {}, \"floor_us\": {}, "
+        "\"cost_digest\": {}, \"predicted\": {}}},\n",
         r.total_heads, r.until, p.block_m, p.warps, p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path),
         flag(p.streaming), flag(p.early_state), p.min_blocks_per_sm, name(p.ring_rows), number(r.us),
         number(r.floor_us), quoted(r.cost_digest), flag(r.predicted));
