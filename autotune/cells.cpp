@@ -18,6 +18,15 @@ void tidy(Measurement& m) {
 
 }  // namespace
 
+bool has_time(const Measurement& m) { return (m.outcome == Outcome::ok || m.outcome == Outcome::dropped) && m.us > 0; }
+
+const Measurement* fastest(const Cell& cell) {
+  const Measurement* best = nullptr;
+  for (const auto& [plan, m] : cell)
+    if (m.outcome == Outcome::ok && m.us > 0 && (best == nullptr || m.us < best->us)) best = &m;
+  return best;
+}
+
 double tidy_us(double us) { return std::round(us * 1e3) / 1e3; }
 
 Cells cells_of(const std::vector<Measurement>& measurements) {

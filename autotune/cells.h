@@ -23,6 +23,11 @@ using Cells = std::map<RowKernel, std::map<std::int64_t, Cell>>;  // by total_he
 // are rounded as a journal holds them.
 Cells cells_of(const std::vector<Measurement>& measurements);
 
+// Whether it took a time, though of a few replays only.
+bool has_time(const Measurement& m);
+// Of what was timed in full; none where nothing was.
+const Measurement* fastest(const Cell& cell);
+
 // us as a journal writes it down: nanoseconds.
 double tidy_us(double us);
 
