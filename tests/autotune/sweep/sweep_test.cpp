@@ -248,6 +248,7 @@ TEST_F(Sweep, SaysWhatItDoesNextAndToWhichPlan) {
   options_.plans.resize(1);
   options_.on_doing = [&](const Doing& doing) {
     if (stages.empty() || stages.back() != doing.stage) stages.push_back(doing.stage);
+    ASSERT_EQ(doing.line == nullptr, doing.stage == "floor" || doing.stage == "compile") << doing.stage;
     if (doing.line != nullptr) {
       EXPECT_EQ(doing.line->plan, options_.plans[0]);
     }
