@@ -193,8 +193,8 @@ std::vector<Verdict> GpuVerifier::run(const std::vector<Plan>& plans) {
       v.registers = compiled.cubin.registers;
       v.spill_bytes = compiled.cubin.spill_bytes;
       std::vector<CaseRun> runs;
+      step("verify", i);
       try {
-        step("verify", i);
         runs = run_watching_memory(Kernel::load(description_, plans[i], compiled.source, compiled.cubin), v);
         if (!memory_->mend()) {
           if (v.outcome == Outcome::ok) v.outcome = Outcome::faulty;

@@ -258,6 +258,23 @@ TEST_F(Sweep, SaysWhatItDoesNextAndToWhichPlan) {
               ElementsAre("floor", "compile", "verify", "verified", "compile", "load", "time", "check", "time"));
 }
 
+TEST_F(Sweep, EndsWithWhatIsThrownWhereItSaysWhatItDoes) {
+  for (const char* stage : {"compile", "verify", "verified", "load", "floor", "time", "check"}) {
+    options_.on_doing = [&](const Doing& doing) {
+      if (doing.stage == stage) throw Error(ErrorKind::machine, "nobody listens");
+    };
+    int failed = 0;
+    options_.on_measurement = [&](const Measurement& m) { failed += m.outcome == Outcome::launch_failed ? 1 : 0; };
+    try {
+      sweep(world_.description, options_);
+      ADD_FAILURE() << "nothing was thrown: " << stage;
+    } catch (const Error& e) {
+      EXPECT_STREQ(e.what(), "nobody listens");
+    }
+    EXPECT_EQ(failed, 0) << stage;
+  }
+}
+
 TEST_F(Sweep, Row20_WhileAStreamIsBeingCapturedItIsRefusedAndTheCaptureGoesOn) {
   begin_capture_(nullptr, CU_STREAM_CAPTURE_MODE_GLOBAL);
   try {
