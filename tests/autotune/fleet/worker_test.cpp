@@ -93,6 +93,7 @@ TEST_F(Worker, Row26_APlantedCandidateCostsOneLineWithItsReasonAndNeverWins) {
            {1, "hang", 9, Outcome::hung, "time: no sign of life"},
            {1, "sticky", 9, Outcome::crashed, "cuCtxSynchronize failed"},
            {1, "wrong", 9, Outcome::wrong, "batch 9"},
+           {1, "stray", 0, Outcome::faulty, "outside of its memory"},
            {2, "", 0, Outcome::ok, ""}})
     cases.push_back({{us, fault, batch}, outcome, reason});
   plans_ = plans(cases.size());
