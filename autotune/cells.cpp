@@ -34,7 +34,9 @@ Cells cells_of(const std::vector<Measurement>& measurements) {
   std::map<std::tuple<std::string, std::string, std::string>, const Measurement*> verdicts;
   Cells cells;
   std::map<RowKernel, const Measurement*> newest;
+  std::set<std::string> never;
   for (const Measurement& m : measurements) {
+    if (unsound(m.outcome)) never.insert(m.candidate());
     if (m.phase == "verify") {
       const Measurement*& verdict = verdicts[{m.device, m.kernel_digest, m.plan.text()}];
       if (verdict == nullptr || age(*verdict) < age(m)) verdict = &m;
@@ -50,12 +52,6 @@ Cells cells_of(const std::vector<Measurement>& measurements) {
          std::tuple(of_kernel->measured, of_kernel->steps_per_flush) < std::tuple(m.measured, m.steps_per_flush)))
       of_kernel = &m;
   }
-
-  std::set<std::string> never;
-  for (const auto& [kernel, sizes] : cells)
-    for (const auto& [total_heads, cell] : sizes)
-      for (const auto& [plan, m] : cell)
-        if (unsound(m.outcome)) never.insert(m.candidate());
 
   for (auto& [kernel, sizes] : cells) {
     const Measurement* of_kernel = newest[kernel];
