@@ -2,18 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 
 namespace ssmjit {
 namespace {
 
 constexpr double kNotTimed = 1;
 
-// What a plan costs more than the best of the size, as a fraction; none where it has no time there.
-std::optional<double> loss(const Plan& plan, const Cell& cell) {
+// What a plan costs more than the best of the size, as a fraction.
+double loss(const Plan& plan, const Cell& cell) {
   const Measurement* best = fastest(cell);
   const auto at = cell.find(plan.text());
-  if (best == nullptr || at == cell.end() || !has_time(at->second)) return std::nullopt;
+  if (best == nullptr || at == cell.end() || !has_time(at->second)) return kNotTimed;
   return std::max(at->second.us / best->us - 1, 0.0);
 }
 
@@ -22,9 +21,7 @@ std::optional<double> loss(const Plan& plan, const Cell& cell) {
 std::int64_t crossover(const TableRow& low, const TableRow& high, const std::map<std::int64_t, Cell>& sizes) {
   const auto at_low = sizes.find(low.total_heads), at_high = sizes.find(high.total_heads);
   if (low.plan == high.plan || at_low == sizes.end() || at_high == sizes.end()) return 0;
-  const std::optional<double> of_high = loss(high.plan, at_low->second), of_low = loss(low.plan, at_high->second);
-  if (!of_high && !of_low) return 0;
-  const double down = of_high.value_or(kNotTimed), up = of_low.value_or(kNotTimed);
+  const double down = loss(high.plan, at_low->second), up = loss(low.plan, at_high->second);
   if (up + down <= 0) return 0;
   const double octaves = std::log2(static_cast<double>(high.total_heads) / static_cast<double>(low.total_heads));
   const double size = static_cast<double>(low.total_heads) * std::exp2(octaves * down / (up + down));

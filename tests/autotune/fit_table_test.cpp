@@ -32,7 +32,7 @@ std::vector<Plan> plans_of(const Table& table) {
 TEST(FitRegret, NeighbouringSizesShareAPlanWithinTheBound) {
   const std::vector<Measurement> all = {timed(1, 0, 10),   timed(1, 1, 10.04), timed(2, 1, 20),
                                         timed(2, 2, 20.1), timed(4, 1, 40.1),  timed(4, 2, 40)};
-  const Table table = fit_table(all);
+  const Table table = fit_table(all, {.max_regret = 0.005});
   EXPECT_EQ(plans_of(table), (std::vector<Plan>{timed_plan(1), timed_plan(1), timed_plan(1)}));
   EXPECT_EQ(table.plan_count(), 1u);
   EXPECT_EQ(table.rows[0].us, 10.04) << "the time of a row is that of its plan at its size";
@@ -54,8 +54,8 @@ TEST(FitRegret, TiesWithinTheNoiseGoToThePlanOfTheNeighbour) {
     return std::vector<Measurement>{timed(1, 0, 10, noise), timed(1, 1, 10.04, noise), timed(2, 0, 20.05),
                                     timed(2, 1, 20)};
   };
-  EXPECT_EQ(plans_of(fit_table(all(0.1))), (std::vector<Plan>{timed_plan(1), timed_plan(1)}));
-  EXPECT_EQ(plans_of(fit_table(all(0.001))), (std::vector<Plan>{timed_plan(0), timed_plan(0)}));
+  EXPECT_EQ(plans_of(fit_table(all(0.1), {.max_regret = 0.005})), (std::vector<Plan>{timed_plan(1), timed_plan(1)}));
+  EXPECT_EQ(plans_of(fit_table(all(0.001), {.max_regret = 0.005})), (std::vector<Plan>{timed_plan(0), timed_plan(0)}));
 }
 
 TEST(FitRegret, ATieOfARingGoesToThePlanWithTheBetterWorsePhase) {
@@ -67,7 +67,8 @@ TEST(FitRegret, ATieOfARingGoesToThePlanWithTheBetterWorsePhase) {
 }
 
 TEST(FitRegret, AnotherRunsPlanIsTakenWhereItServes) {
-  const Table table = fit_table({timed(1, 0, 10), timed(2, 1, 20), timed(4, 2, 40), timed(4, 0, 40.1)});
+  const Table table =
+      fit_table({timed(1, 0, 10), timed(2, 1, 20), timed(4, 2, 40), timed(4, 0, 40.1)}, {.max_regret = 0.005});
   EXPECT_EQ(plans_of(table), (std::vector<Plan>{timed_plan(0), timed_plan(1), timed_plan(0)}));
 }
 
