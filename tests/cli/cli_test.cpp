@@ -674,7 +674,7 @@ TEST_F(CliTables, RingsAreFittedShownLookedUpAndMergedBesideUpdates) {
 }
 
 TEST_F(CliTables, FitTakesABoundAndSaysHowManyPlansAreLeft) {
-  EXPECT_THAT(fit_.err, HasSubstr("plans within 0.50% of the best of each size"));
+  EXPECT_THAT(fit_.err, HasSubstr("plans within 0.10% of the best of each size"));
   const Ran wide = ssmjit("table fit '" + journal_ + "' --max-regret 0.1 -o w.json");
   ASSERT_EQ(wide.exit, kOk) << wide.err;
   const Table few = Table::from_json(read(folder_ / "w.json")), all = Table::from_json(read(folder_ / "t.json"));
