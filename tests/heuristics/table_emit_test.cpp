@@ -1,4 +1,5 @@
 // Emitted tables answer as lookup() does: the header through a C++17 compiler, the module through Python.
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -261,12 +262,16 @@ TEST_F(EmittedTable, AnEmptyTableAnswersNothing) {
 
 TEST_F(EmittedTable, TheShippedTablesCompileAndAnswer) {
   write("table.h", emit_table(shipped_tables(), TableFormat::cpp));
-  const TableRow& row = shipped_tables().rows.front();
-  write(
-      "ask.cpp",
-      fmt::format("#include \"table.h\"\nusing namespace ssmjit_table;\nstatic_assert(lookup(\"{}\", \"{}\", Pdl::{}, "
-                  "{}).why == Why::exact);\nint main() {{}}\n",
-                  row.device, row.kernel_digest, name(row.pdl), row.total_heads));
+  std::string ask = "#include \"table.h\"\nusing namespace ssmjit_table;\n";
+  for (const bool predicted : {false, true}) {
+    const std::vector<TableRow>& rows = shipped_tables().rows;
+    const auto row =
+        std::find_if(rows.begin(), rows.end(), [&](const TableRow& r) { return r.predicted == predicted; });
+    ASSERT_NE(row, rows.end());
+    ask += fmt::format("static_assert(lookup(\"{}\", \"{}\", Pdl::{}, {}).why == Why::{});\n", row->device,
+                       row->kernel_digest, name(row->pdl), row->total_heads, predicted ? "predicted" : "exact");
+  }
+  write("ask.cpp", ask + "int main() {}\n");
   EXPECT_TRUE(shell(SSMJIT_CXX " -std=c++17 -Wall -Wextra -Werror -o ask ask.cpp")) << read("log");
 }
 
