@@ -59,8 +59,10 @@ void Candidates::verify(const std::vector<std::size_t>& plans) {
     options.compile = options_.compile;
     options.progress = options_.progress;
     options.on_step = [this](const char* stage, std::size_t i) {
+      // The pool compiles any of the plans then: none is to pay for another's.
+      const bool compiling = stage == std::string_view("compile");
       const Measurement line = lines_.verified(verifying_[i]);
-      doing(stage, &line);
+      doing(stage, compiling ? nullptr : &line);
       // After a fault that kills the context every later launch fails: not a word about the plans that come after.
       if (stage == std::string_view("verified")) check_device();
     };

@@ -18,6 +18,15 @@ void tidy(Measurement& m) {
 
 }  // namespace
 
+bool has_time(const Measurement& m) { return (m.outcome == Outcome::ok || m.outcome == Outcome::dropped) && m.us > 0; }
+
+const Measurement* fastest(const Cell& cell) {
+  const Measurement* best = nullptr;
+  for (const auto& [plan, m] : cell)
+    if (m.outcome == Outcome::ok && m.us > 0 && (best == nullptr || m.us < best->us)) best = &m;
+  return best;
+}
+
 double tidy_us(double us) { return std::round(us * 1e3) / 1e3; }
 
 Cells cells_of(const std::vector<Measurement>& measurements) {
@@ -25,7 +34,9 @@ Cells cells_of(const std::vector<Measurement>& measurements) {
   std::map<std::tuple<std::string, std::string, std::string>, const Measurement*> verdicts;
   Cells cells;
   std::map<RowKernel, const Measurement*> newest;
+  std::set<std::string> never;
   for (const Measurement& m : measurements) {
+    if (unsound(m.outcome)) never.insert(m.candidate());
     if (m.phase == "verify") {
       const Measurement*& verdict = verdicts[{m.device, m.kernel_digest, m.plan.text()}];
       if (verdict == nullptr || age(*verdict) < age(m)) verdict = &m;
@@ -41,12 +52,6 @@ Cells cells_of(const std::vector<Measurement>& measurements) {
          std::tuple(of_kernel->measured, of_kernel->steps_per_flush) < std::tuple(m.measured, m.steps_per_flush)))
       of_kernel = &m;
   }
-
-  std::set<std::string> never;
-  for (const auto& [kernel, sizes] : cells)
-    for (const auto& [total_heads, cell] : sizes)
-      for (const auto& [plan, m] : cell)
-        if (unsound(m.outcome)) never.insert(m.candidate());
 
   for (auto& [kernel, sizes] : cells) {
     const Measurement* of_kernel = newest[kernel];

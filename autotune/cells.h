@@ -18,10 +18,15 @@ using Cell = std::map<std::string, Measurement>;
 using Cells = std::map<RowKernel, std::map<std::int64_t, Cell>>;  // by total_heads
 
 // Of several lines of one plan and size the newest counts. Left out are phases of a ring measured alone, lines of plans
-// that failed verification since, and of plans that newest lines call wrong, nondeterministic or faulty at any size.
-// All rings of one kernel get the steps between flushes of its newest line, so that their weighted steps compare. Times
-// are rounded as a journal holds them.
+// that failed verification since, and of kernels that any line calls unsound, whenever and at whatever size. All rings
+// of one kernel get the steps between flushes of its newest line, so that their weighted steps compare. Times are
+// rounded as a journal holds them.
 Cells cells_of(const std::vector<Measurement>& measurements);
+
+// Whether it took a time, though of a few replays only.
+bool has_time(const Measurement& m);
+// Of what was timed in full; none where nothing was.
+const Measurement* fastest(const Cell& cell);
 
 // us as a journal writes it down: nanoseconds.
 double tidy_us(double us);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -9,6 +10,7 @@
 #include <ssmjit/measurement.h>
 
 #include "autotune/cells.h"
+#include "autotune/crossover.h"
 #include "heuristics/row_lookup.h"
 
 namespace ssmjit {
@@ -23,7 +25,7 @@ CellCheck::Answer compare(Choice choice, const Cell& cell, double best_us) {
     return answer;
   }
   const Measurement& m = found->second;
-  if ((m.outcome != Outcome::ok && m.outcome != Outcome::dropped) || m.us <= 0) {
+  if (!has_time(m)) {
     answer.remark = fmt::format("its plan has no time: {}", name(m.outcome));
     return answer;
   }
@@ -48,9 +50,7 @@ TableCheck check_table(const Table& table, const std::vector<Measurement>& measu
   std::vector<double> regrets, left_out;
   for (const auto& [kernel, sizes] : cells_of(measurements)) {
     for (const auto& [total_heads, cell] : sizes) {
-      const Measurement* best = nullptr;
-      for (const auto& [plan, m] : cell)
-        if (m.outcome == Outcome::ok && m.us > 0 && (best == nullptr || m.us < best->us)) best = &m;
+      const Measurement* best = fastest(cell);
       if (best == nullptr) continue;
       CellCheck c;
       std::tie(c.device, c.kernel_digest, c.pdl) = kernel;
@@ -75,18 +75,32 @@ TableCheck check_table(const Table& table, const std::vector<Measurement>& measu
       else
         ++check.not_timed;
 
+      const auto same = [&](const TableRow& row) {
+        return row.device == c.device && row.kernel_digest == c.kernel_digest && row.pdl == c.pdl;
+      };
       Table without;
       bool had_row = false, has_others = false;
       for (const TableRow& row : table.rows) {
-        const bool same = row.device == c.device && row.kernel_digest == c.kernel_digest && row.pdl == c.pdl;
-        if (same && row.total_heads == total_heads) {
+        if (same(row) && row.total_heads == total_heads) {
           had_row = true;
           continue;
         }
-        has_others = has_others || same;
+        has_others = has_others || same(row);
         without.rows.push_back(row);
       }
       if (had_row && has_others) {
+        // The row below ends where a fit without this size would have it end.
+        TableRow* below = nullptr;
+        const TableRow* above = nullptr;
+        for (TableRow& row : without.rows) {
+          if (!same(row) || row.predicted) continue;
+          if (row.total_heads < total_heads) {
+            if (below == nullptr || row.total_heads > below->total_heads) below = &row;
+          } else if (above == nullptr || row.total_heads < above->total_heads) {
+            above = &row;
+          }
+        }
+        if (below != nullptr && above != nullptr) below->until = crossover(*below, *above, sizes);
         c.left_out = ask(without);
         if (c.left_out->us > 0)
           left_out.push_back(c.left_out->regret);

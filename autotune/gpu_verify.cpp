@@ -32,33 +32,45 @@ constexpr std::int64_t kMayBeGone = std::int64_t{8} << 20;
 // launched on, so that putting it back costs no way over the bus; nor does comparing launches, by hashes.
 class GpuVerifier::Memory : public Target {
  public:
-  Memory(const DeviceFacts& gpu, const CompileOptions& options) : kernels_(gpu.arch(), gpu.sms, options) {}
+  Memory(const DeviceFacts& gpu, const CompileOptions& options, const KernelCases& cases)
+      : kernels_(gpu.arch(), gpu.sms, options), hashes_(8) {
+    std::size_t end = 0;
+    for (const auto& test : cases) {
+      for (const KernelCase::Block& block : test->blocks()) {
+        Place& place = blocks_[&block];
+        place.bytes = block.before.size();
+        place.before = end;
+        place.now = DeviceBuffer((place.bytes + 3) / 4 * 4);  // hashes are of whole words
+        end += place.now.size();
+        by_address_[place.now.data()] = &place;
+      }
+    }
+    before_ = DeviceBuffer(end);
+    upload();
+    before_hash_ = hash_of_before();
+  }
+  // Uploads what blocks hold before a launch once more where a launch wrote into it; whether none did.
+  bool mend() {
+    if (hash_of_before() == before_hash_) return true;
+    upload();
+    return false;
+  }
   void use(const Kernel* kernel) { kernel_ = kernel; }
 
   std::byte* allocate(const KernelCase::Block& block) override {
-    const auto [at, added] = blocks_.try_emplace(&block);
-    Pair& pair = at->second;
-    if (added) {
-      std::vector<std::byte> before = block.before;
-      before.resize((before.size() + 3) / 4 * 4, std::byte{0xff});  // hashes are of whole words
-      pair.bytes = block.before.size();
-      pair.before = DeviceBuffer(before.size());
-      pair.before.upload(before.data(), before.size());
-      pair.now = DeviceBuffer(before.size());
-      by_address_[pair.now.data()] = &pair;
-    }
-    pair.now.copy_from(pair.before, stream_.handle());
-    return pair.now.data();
+    const Place& place = blocks_.at(&block);
+    place.now.copy_from(before_, place.before, stream_.handle());
+    return place.now.data();
   }
   void restore(std::byte* address, const KernelCase::Block&) override {
-    Pair& pair = of(address);
-    pair.now.copy_from(pair.before, stream_.handle());
+    const Place& place = of(address);
+    place.now.copy_from(before_, place.before, stream_.handle());
   }
   void read(const std::byte* address, std::vector<std::byte>& contents) override {
-    const Pair& pair = of(address);
-    contents.resize(pair.bytes);
+    const Place& place = of(address);
+    contents.resize(place.bytes);
     stream_.synchronize();
-    pair.now.download(contents.data(), contents.size());
+    place.now.download(contents.data(), contents.size());
   }
   std::vector<std::uint64_t> hash(const std::vector<std::byte*>& addresses) override {
     std::vector<std::uint64_t> hashes(addresses.size());
@@ -85,11 +97,26 @@ class GpuVerifier::Memory : public Target {
   }
 
  private:
-  struct Pair {
+  struct Place {
     std::size_t bytes = 0;
-    DeviceBuffer before, now;
+    std::size_t before = 0;  // offset in before_
+    DeviceBuffer now;
   };
-  Pair& of(const std::byte* address) {
+  void upload() const {
+    std::vector<std::byte> all(before_.size(), std::byte{0xff});
+    for (const auto& [block, place] : blocks_)
+      std::copy(block->before.begin(), block->before.end(), all.begin() + static_cast<std::ptrdiff_t>(place.before));
+    before_.upload(all.data(), all.size());
+  }
+  std::uint64_t hash_of_before() const {
+    hashes_.fill(0, stream_.handle());
+    kernels_.hash(before_.data(), static_cast<std::int64_t>(before_.size()), hashes_.data(), stream_);
+    stream_.synchronize();
+    std::uint64_t hash = 0;
+    hashes_.download(&hash, 8);
+    return hash;
+  }
+  const Place& of(const std::byte* address) {
     const auto found = by_address_.find(address);
     if (found == by_address_.end()) fail(ErrorKind::internal, "verify: an address that was not allocated");
     return *found->second;
@@ -98,8 +125,10 @@ class GpuVerifier::Memory : public Target {
   BenchKernels kernels_;
   const Kernel* kernel_ = nullptr;
   const Stream& stream_ = measuring_stream();
-  std::map<const KernelCase::Block*, Pair> blocks_;
-  std::map<const std::byte*, Pair*> by_address_;
+  std::map<const KernelCase::Block*, Place> blocks_;
+  std::map<const std::byte*, const Place*> by_address_;
+  DeviceBuffer before_;  // of all blocks, one behind the other
+  std::uint64_t before_hash_ = 0;
   DeviceBuffer hashes_;
 };
 
@@ -110,7 +139,7 @@ GpuVerifier::GpuVerifier(const Description& description, const VerifyOptions& op
   use_device(options.device);
   gpu_ = device(options.device);
   cases_ = standard_cases(description, gpu_.sms, options.seed);
-  memory_ = std::make_unique<Memory>(gpu_, options.compile);
+  memory_ = std::make_unique<Memory>(gpu_, options.compile, cases_);
 }
 
 GpuVerifier::~GpuVerifier() = default;
@@ -164,9 +193,13 @@ std::vector<Verdict> GpuVerifier::run(const std::vector<Plan>& plans) {
       v.registers = compiled.cubin.registers;
       v.spill_bytes = compiled.cubin.spill_bytes;
       std::vector<CaseRun> runs;
+      step("verify", i);
       try {
-        step("verify", i);
         runs = run_watching_memory(Kernel::load(description_, plans[i], compiled.source, compiled.cubin), v);
+        if (!memory_->mend()) {
+          if (v.outcome == Outcome::ok) v.outcome = Outcome::faulty;
+          v.failures.emplace_back("it wrote outside of its memory, into what the verifier keeps beside it");
+        }
       } catch (const Error& e) {
         v.outcome = Outcome::launch_failed;
         v.failures.emplace_back(e.what());

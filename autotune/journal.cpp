@@ -265,8 +265,6 @@ Measurement Measurement::from_json(std::string_view line) {
 std::vector<Measurement> parse_journal(std::string_view text, int* skipped) {
   std::vector<Measurement> all;
   int bad = 0;
-  // Not by place in the text: journals are merged in any order.
-  const auto age = [](const Measurement& m) { return std::tuple(m.measured, m.outcome, m.json()); };
   while (!text.empty()) {
     const std::size_t end = text.find('\n');
     if (end == std::string_view::npos) break;  // a torn last line

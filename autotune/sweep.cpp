@@ -231,8 +231,8 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
           std::erase(open, i);
           const Candidates::Ready* ready = candidates.ready(i);
           if (ready == nullptr || prune(i, {ready->registers, ready->smem_bytes})) continue;
+          timing("time", i);
           try {
-            timing("time", i);
             const Graph graph = timer.record(ready->kernel);
             First first{.plan = i, .samples = Samples(phases.size())};
             for (std::size_t p = 0; p < phases.size(); ++p) {
@@ -295,8 +295,8 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
           finish(first.plan, Outcome::dropped, first.samples);
           continue;
         }
+        timing("check", first.plan);
         try {
-          timing("check", first.plan);
           Outcome outcome = Outcome::ok;
           const Kernel& kernel = candidates.ready(first.plan)->kernel;
           Graph graph = timer.record(kernel);

@@ -259,7 +259,7 @@ Verb table_verb(CLI::App& root) {
   CLI::App* fit = app->add_subcommand("fit", "a table from journals, with few plans");
   fit->add_option("JOURNAL", o->files, "journal files")->required();
   fit->add_option("--max-regret", o->max_regret,
-                  "what a row's plan may cost more than the best of its size, as a fraction; 0.005 without it")
+                  "what a row's plan may cost more than the best of its size, as a fraction; 0.001 without it")
       ->check(CLI::NonNegativeNumber);
   fit->add_option("-o,--output", o->out, "table to write")->required();
   CLI::App* merge = app->add_subcommand("merge", "one table from several; the later file wins");

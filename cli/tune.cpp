@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <fmt/format.h>
@@ -31,7 +32,7 @@ struct Options {
   double budget_s = 0;
   std::size_t sample = 0;
   std::uint64_t seed = 1;
-  int device = 0;
+  std::optional<int> device;
   std::string gpus;
   std::string shard;
   std::string replay;
@@ -43,7 +44,7 @@ struct Options {
 // Ordinals of the GPUs to measure on.
 std::vector<int> gpus_of(const Options& o) {
   std::vector<int> all;
-  if (o.gpus.empty() && o.shard != "auto") return {o.device};
+  if (o.gpus.empty() && (o.device || o.shard != "auto")) return {o.device.value_or(0)};
   if (o.gpus.empty() || o.gpus == "all") {
     std::string why;
     for (const DeviceFacts& gpu : devices(&why)) all.push_back(gpu.ordinal);
@@ -244,7 +245,7 @@ Verb tune_verb(CLI::App& root) {
   CLI::Option* gpus = app->add_option("--gpus", o->gpus, "all, or ordinals, 0,1: a process for each, one journal");
   app->add_option("--shard", o->shard,
                   "0/4: of the batches, modes and kernels every fourth, into a journal of its own; auto: by the place "
-                  "that Slurm, MPI or torchrun gives, on a GPU by the place on this host");
+                  "that Slurm, MPI or torchrun gives, on a GPU by the place on this host unless one is named");
   CLI::Option* replay = app->add_option("--replay", o->replay, "a journal that answers in place of a GPU");
   app->add_option("--watchdog", o->watchdog_s, "seconds after which a kernel that says nothing has hung")
       ->check(CLI::PositiveNumber);

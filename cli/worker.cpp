@@ -1,6 +1,7 @@
-#include <signal.h>
-#include <sys/prctl.h>
+#include <poll.h>
 #include <unistd.h>
+
+#include <thread>
 
 #include "autotune/fleet/worker.h"
 #include "cli/verb.h"
@@ -8,9 +9,18 @@
 namespace ssmjit::cli {
 namespace {
 
+// Ends this process when nobody can send jobs any more, at whatever it is.
+void watch_jobs() {
+  pollfd jobs{STDIN_FILENO, 0, 0};
+  while (poll(&jobs, 1, -1) < 0) {  // of no events: until the other end is gone
+  }
+  _exit(kOk);
+}
+
 int run() {
-  // Whoever asked for measurements may be killed while a kernel hangs here.
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  // Whoever asked for measurements may be killed while a kernel hangs here. A signal at the parent's death would come
+  // when the thread ends that started this process.
+  std::thread(watch_jobs).detach();
   // What a kernel or a library prints must not come between the answers.
   const int answers = dup(STDOUT_FILENO);
   dup2(STDERR_FILENO, STDOUT_FILENO);

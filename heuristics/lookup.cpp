@@ -43,13 +43,23 @@ std::pair<std::uint64_t, std::uint64_t> product(std::uint64_t a, std::uint64_t b
   return {(a >> 32) * (b >> 32) + (middle >> 32) + (carry >> 32), (carry << 32) | (low & kLow)};
 }
 
+// Whether a size is nearer to `low` than to `high` by ratio: total_heads / low < high / total_heads, exactly. Half way
+// counts as high: in journals of an H200 the larger size's plan loses less there at worst.
+bool nearer_to_low(std::int64_t low, std::int64_t total_heads, std::int64_t high) {
+  const auto word = [](std::int64_t heads) { return static_cast<std::uint64_t>(std::max<std::int64_t>(heads, 1)); };
+  return product(word(total_heads), word(total_heads)) < product(word(low), word(high));
+}
+
+// The row whose plan a size takes.
 const TableRow& nearest(const Rows& rows, std::int64_t total_heads) {
   const auto above = std::lower_bound(rows.begin(), rows.end(), total_heads,
                                       [](const TableRow* row, std::int64_t value) { return row->total_heads < value; });
   if (above == rows.end()) return *rows.back();
-  if (above == rows.begin()) return **above;
+  if (above == rows.begin() || (*above)->total_heads == total_heads) return **above;
   const TableRow &low = **std::prev(above), &high = **above;
-  return nearer_to_low(low.total_heads, total_heads, high.total_heads) ? low : high;
+  const bool is_low =
+      low.until > 0 ? total_heads <= low.until : nearer_to_low(low.total_heads, total_heads, high.total_heads);
+  return is_low ? low : high;
 }
 
 Choice from_rows(const Rows& rows, std::int64_t total_heads) {
@@ -87,11 +97,6 @@ bool wants_early_state(const TableRow& row, PdlMode mode, bool has_pdl) {
 }
 
 }  // namespace
-
-bool nearer_to_low(std::int64_t low, std::int64_t total_heads, std::int64_t high) {
-  const auto word = [](std::int64_t heads) { return static_cast<std::uint64_t>(std::max<std::int64_t>(heads, 1)); };
-  return product(word(total_heads), word(total_heads)) < product(word(low), word(high));
-}
 
 std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& question,
                                    const std::function<bool(const Plan&)>& legal, int* illegal) {

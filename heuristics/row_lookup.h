@@ -23,8 +23,4 @@ struct RowQuestion {
 std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& question,
                                    const std::function<bool(const Plan&)>& legal, int* illegal = nullptr);
 
-// Whether a size is nearer to `low` than to `high` by ratio: total_heads / low < high / total_heads, exactly. Half way
-// counts as high: in journals of an H200 the larger size's plan loses less there at worst.
-bool nearer_to_low(std::int64_t low, std::int64_t total_heads, std::int64_t high);
-
 }  // namespace ssmjit

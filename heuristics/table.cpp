@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -63,12 +64,14 @@ class Fields {
     return value->get<double>();
   }
 
-  std::int64_t count(const char* field) {
-    const Json* value = find(field, true);
+  // 0 where it is left out.
+  std::int64_t count(const char* field, bool needed, std::int64_t least = 1) {
+    const Json* value = find(field, needed);
     if (value == nullptr) return 0;
     const bool fits = value->is_number_unsigned() &&
                       value->get<std::uint64_t>() <= std::uint64_t{std::numeric_limits<std::int64_t>::max()};
-    if (!fits || value->get<std::int64_t>() < 1) return wrong(field, *value, "a whole number from 1 up"), 0;
+    if (!fits || value->get<std::int64_t>() < least)
+      return wrong(field, *value, fmt::format("a whole number from {} up", least).c_str()), 0;
     return value->get<std::int64_t>();
   }
 
@@ -133,7 +136,8 @@ TableRow read_row(const Json& json, std::optional<Op> op, std::size_t index, std
       fields.problem("pdl", error.what());
     }
   }
-  row.total_heads = fields.count("total_heads");
+  row.total_heads = fields.count("total_heads", true);
+  row.until = fields.count("until", false, std::max<std::int64_t>(row.total_heads, 1));
   if (const Json* plan = fields.find("plan", true)) {
     try {
       row.plan = Plan::from_json(plan->dump(-1, ' ', true, Json::error_handler_t::replace));
@@ -177,6 +181,7 @@ Json row_json(const TableRow& row, bool with_op) {
   json["cost_digest"] = row.cost_digest;
   json["pdl"] = name(row.pdl);
   json["total_heads"] = row.total_heads;
+  if (row.until != 0) json["until"] = row.until;
   json["plan"] = Json::parse(row.plan.json());
   json["us"] = row.us;
   json["floor_us"] = row.floor_us;
@@ -254,16 +259,34 @@ std::size_t Table::plan_count() const {
 }
 
 void Table::merge(const Table& other) {
-  std::map<std::tuple<std::string, std::string, PdlMode, std::int64_t>, const TableRow*> by_key;
+  struct Place {
+    const TableRow* row = nullptr;
+    const Table* table = nullptr;
+  };
+  std::map<std::tuple<std::string, std::string, PdlMode, std::int64_t>, Place> by_key;
   for (const Table* table : {static_cast<const Table*>(this), &other}) {
     for (const TableRow& row : table->rows) {
-      const TableRow*& place = by_key[key_of(row)];
-      if (place == nullptr || place->predicted || !row.predicted) place = &row;
+      Place& place = by_key[key_of(row)];
+      if (place.row == nullptr || place.row->predicted || !row.predicted) place = {&row, table};
     }
   }
   std::vector<TableRow> merged;
   merged.reserve(by_key.size());
-  for (const auto& [key, row] : by_key) merged.push_back(*row);
+  const auto same_kernel = [](const TableRow& a, const TableRow& b) {
+    return std::tie(a.device, a.kernel_digest, a.pdl) == std::tie(b.device, b.kernel_digest, b.pdl);
+  };
+  struct Last {
+    const Table* table = nullptr;
+    std::size_t at = 0;
+  };
+  std::array<Last, 2> lasts;  // of the measured rows and of the predicted ones, which never answer together
+  for (const auto& [key, place] : by_key) {
+    Last& last = lasts[place.row->predicted];
+    if (last.table != nullptr && last.table != place.table && same_kernel(merged[last.at], *place.row))
+      merged[last.at].until = 0;
+    last = {place.table, merged.size()};
+    merged.push_back(*place.row);
+  }
   rows = std::move(merged);
 }
 

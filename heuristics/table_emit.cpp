@@ -72,6 +72,7 @@ struct Row {
   std::string_view device, kernel_digest, cost_digest;
   Pdl pdl = Pdl::off;
   std::int64_t total_heads = 0;
+  std::int64_t until = 0;  // the last size that takes this plan on the way to the next row's; 0: up to half way by ratio
   Plan plan;
   double us = 0;        // a step; of a ring the mean over its phases
   double floor_us = 0;  // the memory floor of the same bytes; 0: not known
@@ -163,9 +164,10 @@ constexpr Choice lookup(std::string_view device, std::string_view kernel_digest,
   }
   const Row* near = low == nullptr ? high : low;
   if (low != nullptr && high != nullptr && low->total_heads != high->total_heads) {
-    const bool is_low = detail::nearer_to_low(static_cast<std::uint64_t>(low->total_heads),
-                                              static_cast<std::uint64_t>(total_heads),
-                                              static_cast<std::uint64_t>(high->total_heads));
+    const bool is_low = low->until > 0 ? total_heads <= low->until
+                                       : detail::nearer_to_low(static_cast<std::uint64_t>(low->total_heads),
+                                                               static_cast<std::uint64_t>(total_heads),
+                                                               static_cast<std::uint64_t>(high->total_heads));
     near = is_low ? low : high;
     const double from = detail::ln(static_cast<double>(low->total_heads));
     const double to = detail::ln(static_cast<double>(high->total_heads));
@@ -198,12 +200,11 @@ std::string cpp(const Table& table) {
   const auto row_text = [&](const TableRow& r) {
     const Plan& p = r.plan;
     return fmt::format(
-        "    {{{}, {}, {}, Pdl::{}, {},\n     {{{}, {}, {}, {}, {}, StatePath::{}, {}, {}, {}, RingRows::{}}}, {}, {}, "
-        "{}, "
-        "{}}},",
-        quoted(r.device), quoted(r.kernel_digest), quoted(r.cost_digest), name(r.pdl), r.total_heads, p.block_m,
-        p.warps, p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path), p.streaming, p.early_state,
-        p.min_blocks_per_sm, name(p.ring_rows), number(r.us), number(r.floor_us), r.predicted,
+        "    {{{}, {}, {}, Pdl::{}, {}, {},\n     {{{}, {}, {}, {}, {}, StatePath::{}, {}, {}, {}, RingRows::{}}}, {}, "
+        "{}, {}, {}}},",
+        quoted(r.device), quoted(r.kernel_digest), quoted(r.cost_digest), name(r.pdl), r.total_heads, r.until,
+        p.block_m, p.warps, p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path), p.streaming,
+        p.early_state, p.min_blocks_per_sm, name(p.ring_rows), number(r.us), number(r.floor_us), r.predicted,
         has_pdl(table, r.device));
   };
   std::string text = kCppHead;
@@ -254,7 +255,8 @@ def lookup(device, kernel_digest, pdl, total_heads, cost_digest=""):
     high = min((heads for heads in rows if heads >= total_heads), default=None)
     choice = {}
     if low is not None and high is not None and low != high:
-        near = low if total_heads * total_heads < low * high else high
+        until = rows[low][0]["until"]  # the last size that takes this plan; 0: up to half way by ratio
+        near = low if (total_heads <= until if until else total_heads * total_heads < low * high) else high
         weight = math.log(total_heads / low) / math.log(high / low)
         why = "interpolated"
         for field, of in (("expected_us", "us"), ("floor_us", "floor_us")):
@@ -289,10 +291,11 @@ std::string python(const Table& table) {
     device = r.device;
     const Plan& p = r.plan;
     text += fmt::format(
-        "        {}: {{\"plan\": {{\"block_m\": {}, \"warps\": {}, \"lanes_per_row\": {}, \"heads_per_block\": {}, "
-        "\"stages\": {}, \"state_path\": \"{}\", \"streaming\": {}, \"early_state\": {}, \"min_blocks_per_sm\": {}, "
-        "\"ring_rows\": \"{}\"}}, \"us\": {}, \"floor_us\": {}, \"cost_digest\": {}, \"predicted\": {}}},\n",
-        r.total_heads, p.block_m, p.warps, p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path),
+        "        {}: {{\"until\": {}, \"plan\": {{\"block_m\": {}, \"warps\": {}, \"lanes_per_row\": {}, "
+        "\"heads_per_block\": {}, \"stages\": {}, \"state_path\": \"{}\", \"streaming\": {}, "
+        "\"early_state\": {}, \"min_blocks_per_sm\": {}, \"ring_rows\": \"{}\"}}, \"us\": {}, \"floor_us\": {}, "
+        "\"cost_digest\": {}, \"predicted\": {}}},\n",
+        r.total_heads, r.until, p.block_m, p.warps, p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path),
         flag(p.streaming), flag(p.early_state), p.min_blocks_per_sm, name(p.ring_rows), number(r.us),
         number(r.floor_us), quoted(r.cost_digest), flag(r.predicted));
   }

@@ -68,9 +68,9 @@ void DeviceBuffer::fill(unsigned char value, void* stream) const {
   driver().check(driver().memory_set_8(address_, value, bytes_, as_stream(stream)), "cuMemsetD8Async");
 }
 
-void DeviceBuffer::copy_from(const DeviceBuffer& other, void* stream) const {
-  if (other.bytes_ == 0) return;
-  driver().check(driver().copy_on_device_async(address_, other.address_, other.bytes_, as_stream(stream)),
+void DeviceBuffer::copy_from(const DeviceBuffer& other, std::size_t offset, void* stream) const {
+  if (bytes_ == 0) return;
+  driver().check(driver().copy_on_device_async(address_, other.address_ + offset, bytes_, as_stream(stream)),
                  "cuMemcpyDtoDAsync");
 }
 

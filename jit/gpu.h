@@ -35,7 +35,8 @@ class DeviceBuffer {
   void upload(const void* from, std::size_t bytes, std::size_t offset = 0) const;
   void download(void* to, std::size_t bytes, std::size_t offset = 0) const;
   void fill(unsigned char value, void* stream) const;
-  void copy_from(const DeviceBuffer& other, void* stream) const;
+  // Fills this buffer with what `other` holds from `offset` on.
+  void copy_from(const DeviceBuffer& other, std::size_t offset, void* stream) const;
 
  private:
   std::uintptr_t address_ = 0;

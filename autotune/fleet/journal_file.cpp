@@ -56,13 +56,15 @@ JournalFile::JournalFile(const std::string& path) : path_(path) {
     lock();
     mend();
   } catch (...) {
-    close(file_);
+    release();
     throw;
   }
 }
 
-JournalFile::~JournalFile() {
-  unlink(owner_path().c_str());
+JournalFile::~JournalFile() { release(); }
+
+void JournalFile::release() {
+  if (owner_written_) unlink(owner_path().c_str());
   close(file_);
 }
 
@@ -80,7 +82,9 @@ void JournalFile::lock() {
   }
   char host[256] = {};
   gethostname(host, sizeof host - 1);
-  std::ofstream(owner_path()) << fmt::format("process {} on {}\n", getpid(), host);
+  std::ofstream owner(owner_path());
+  owner_written_ = owner.is_open();
+  owner << fmt::format("process {} on {}\n", getpid(), host);
 }
 
 void JournalFile::mend() {

@@ -27,11 +27,13 @@ class JournalFile {
  private:
   void lock();
   void mend();
+  void release();
   // Beside the journal: who holds its lock.
   std::string owner_path() const { return path_ + ".owner"; }
 
   std::string path_;
   int file_ = -1;
+  bool owner_written_ = false;
   std::vector<Measurement> found_;
 };
 

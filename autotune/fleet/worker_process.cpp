@@ -13,6 +13,7 @@
 #include <chrono>
 #include <cstring>
 #include <ctime>
+#include <thread>
 #include <variant>
 
 #include <fmt/chrono.h>
@@ -28,7 +29,8 @@ namespace ssmjit {
 namespace {
 
 constexpr std::size_t kLastWords = 400;
-constexpr double kGlance = 0.1;  // seconds between looks at stop()
+constexpr double kGlance = 0.1;                // seconds between looks at stop()
+constexpr std::chrono::milliseconds kReap{2};  // between looks at whether a worker has ended
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -74,6 +76,8 @@ std::string WorkerProcess::name() const { return fmt::format("GPU {} ({})", gpu_
 void WorkerProcess::start() {
   if (process_ >= 0) return;
   end_process();  // what is left of one before
+  to_send_.clear();
+  sent_ = 0;
   heard_.clear();
   last_words_.clear();
   told_.clear();
@@ -115,24 +119,36 @@ void WorkerProcess::end_process() {
   close_if_open(errors_);
   if (process_ < 0) return;
   kill(process_, SIGKILL);
-  while (waitpid(process_, nullptr, 0) < 0 && errno == EINTR) {
-  }
+  int status = 0;
+  if (!ended(status))
+    warn(fmt::format("{}: worker {} was killed and has not ended in {:.1f} s; it is left to the driver that holds it",
+                     name(), process_, watchdog_.end_s));
   process_ = -1;
 }
 
-void WorkerProcess::send(const std::string& line) const {
-  std::string_view rest = line;
-  while (!rest.empty()) {
-    const ssize_t n = ::send(to_, rest.data(), rest.size(), MSG_NOSIGNAL);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return;  // it is gone, as reading will tell
-    rest.remove_prefix(static_cast<std::size_t>(n));
+bool WorkerProcess::ended(int& status) {
+  const auto start = std::chrono::steady_clock::now();
+  while (true) {
+    const pid_t got = waitpid(process_, &status, WNOHANG);
+    if (got == process_ || (got < 0 && errno != EINTR)) return true;
+    if (seconds_since(start) > watchdog_.end_s) return false;
+    std::this_thread::sleep_for(kReap);
   }
 }
 
-bool WorkerProcess::listen(double seconds) {
-  pollfd files[] = {{from_, POLLIN, 0}, {errors_, POLLIN, 0}};
-  if (poll(files, 2, static_cast<int>(seconds * 1e3)) <= 0) return true;
+bool WorkerProcess::exchange(double seconds) {
+  const bool sending = sent_ < to_send_.size();
+  pollfd files[] = {{from_, POLLIN, 0}, {errors_, POLLIN, 0}, {sending ? to_ : -1, POLLOUT, 0}};
+  if (poll(files, 3, static_cast<int>(seconds * 1e3)) <= 0) return true;
+  if (files[2].revents != 0) {
+    const ssize_t n = ::send(to_, to_send_.data() + sent_, to_send_.size() - sent_, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n > 0) sent_ += static_cast<std::size_t>(n);
+    // One that is gone needs no more, as reading will tell.
+    if (sent_ == to_send_.size() || (n < 0 && errno != EAGAIN && errno != EINTR)) {
+      to_send_.clear();
+      sent_ = 0;
+    }
+  }
   char some[65536];
   const auto take = [&](int& file, const pollfd& polled, std::string& to) {
     if (polled.revents == 0) return;
@@ -148,12 +164,16 @@ bool WorkerProcess::listen(double seconds) {
 
 std::string WorkerProcess::fate() {
   int status = 0;
-  while (waitpid(process_, &status, 0) < 0 && errno == EINTR) {
+  std::string words;
+  if (!ended(status)) {
+    words = "the worker closed its answers and went on, and was killed";
+    end_process();
+  } else {
+    process_ = -1;
+    words = WIFSIGNALED(status)
+                ? fmt::format("the worker was ended by signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)))
+                : fmt::format("the worker exited with code {}", WEXITSTATUS(status));
   }
-  process_ = -1;
-  std::string words = WIFSIGNALED(status) ? fmt::format("the worker was ended by signal {} ({})", WTERMSIG(status),
-                                                        strsignal(WTERMSIG(status)))
-                                          : fmt::format("the worker exited with code {}", WEXITSTATUS(status));
   if (const std::string said = tidied(last_words_); !said.empty()) words += "; its last words: " + said;
   return words;
 }
@@ -164,10 +184,10 @@ WorkerProcess::End WorkerProcess::follow(const Description& description, const T
   for (const Measurement& line : known)
     if (line.kernel_digest == digest && line.nheads == description.nheads && line.device == gpu_.key &&
         told_.insert(line.key()).second)
-      send(line.json() + '\n');
+      to_send_ += line.json() + '\n';
   wire::Job job{description, options};
   job.options.device = gpu_.ordinal;
-  send(wire::text(job) + '\n');
+  to_send_ += wire::text(job) + '\n';
 
   End end;
   std::string doing;  // the last line of that kind; read where it is needed
@@ -194,9 +214,9 @@ WorkerProcess::End WorkerProcess::follow(const Description& description, const T
         end_process();
         return hung;
       }
-      const std::size_t before = heard_.size();
-      if (!listen(std::min(left, kGlance))) return at_work(End::crashed, fate());
-      if (heard_.size() != before) heard_at = std::chrono::steady_clock::now();
+      const std::size_t heard = heard_.size(), to_send = to_send_.size() - sent_;
+      if (!exchange(std::min(left, kGlance))) return at_work(End::crashed, fate());
+      if (heard_.size() != heard || to_send_.size() - sent_ != to_send) heard_at = std::chrono::steady_clock::now();
       continue;
     }
     const std::string line = heard_.substr(0, line_end);

@@ -16,6 +16,7 @@ namespace ssmjit {
 struct Watchdog {
   double device_s = 60;  // while a kernel runs
   double host_s = 600;   // while it starts, compiles or compares
+  double end_s = 30;     // until it has ended, once it was killed or closed its answers
 };
 
 class WorkerProcess : public Measurer {
@@ -45,10 +46,11 @@ class WorkerProcess : public Measurer {
   void end_process();
   // Hands the job over and reads what comes until it ends.
   End follow(const Description& description, const TuneOptions& options, const std::vector<Measurement>& known);
-  void send(const std::string& line) const;
-  // Reads from the worker's two pipes for up to `seconds`; false when both have ended.
-  bool listen(double seconds);
-  // How it ended, in words; waits for it.
+  // Sends what there is to send and reads from the worker's two pipes for up to `seconds`; false when both have ended.
+  bool exchange(double seconds);
+  // Waits for its end for up to Watchdog::end_s; false when it lives on.
+  bool ended(int& status);
+  // How it ended, in words; waits for it, and ends one that only closed its pipes.
   std::string fate();
 
   DeviceFacts gpu_;
@@ -56,6 +58,8 @@ class WorkerProcess : public Measurer {
   Watchdog watchdog_;
   pid_t process_ = -1;
   int to_ = -1, from_ = -1, errors_ = -1;
+  std::string to_send_;
+  std::size_t sent_ = 0;        // of those bytes
   std::string heard_;           // of the worker's lines, what is not read yet
   std::string last_words_;      // the end of its stderr
   std::set<std::string> told_;  // keys of the lines it knows

@@ -104,7 +104,7 @@ std::vector<Measurement> parse_journal(std::string_view text, int* skipped = nul
 
 struct FitOptions {
   // What a row's plan may cost more than the best of its size, as a fraction, so that neighbouring sizes share plans.
-  double max_regret = 0.005;
+  double max_regret = 0.001;
 };
 // A row for every (device, digest, mode, total_heads) that was timed in full, with as few plans as the bound allows; of
 // a ring by its weighted step. The order of the measurements does not matter. Fails: ErrorKind::invalid for a bound

@@ -30,6 +30,8 @@ struct TableRow {
   std::string cost_digest;    // Description::cost_digest()
   PdlMode pdl = PdlMode::off;
   std::int64_t total_heads = 0;  // batch * nheads
+  // The last total_heads that takes this plan on the way to the next row's; 0: up to half way by ratio, without it.
+  std::int64_t until = 0;
   Plan plan;
   double us = 0;        // a step, cold state; of a ring the mean of ((n - 1) * no_flush + flush) / n
   double floor_us = 0;  // the memory floor of the same bytes, same run; 0 where not measured, or not well
@@ -55,7 +57,8 @@ struct Table {
   std::string json() const;
   // Fails: ErrorKind::invalid, naming the row and field.
   static Table from_json(std::string_view text);
-  // Rows of `other` win over rows with the same key; but none that is predicted over one that was measured.
+  // Rows of `other` win over rows with the same key; but none that is predicted over one that was measured. A row whose
+  // next one came from the other table loses its `until`.
   void merge(const Table& other);
   void sort();
   // Distinct (kernel, plan): what an engine compiles so that every row is ready.

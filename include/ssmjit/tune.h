@@ -161,8 +161,8 @@ SteadyState steady_state(const Description& description, const Plan& plan, int b
 
 // Rows for a GPU that is not at hand, all marked `predicted`: at each batch and mode the default plan, or, where a
 // model of the GPU sees others more than 5% ahead of it, the first of these, with as few plans as lose no more than a
-// hundredth of the predicted time. Fails: ErrorKind::invalid for
-// an invalid description, and for a device whose facts are not known, with those that are.
+// hundredth of the predicted time. Fails: ErrorKind::invalid for an invalid description, and for a device whose facts
+// are not known, with those that are.
 Table predict_table(const Description& description, std::string_view device_key, const std::vector<int>& batches,
                     const std::vector<PdlMode>& modes, const Acceptance& accepted = {});
 

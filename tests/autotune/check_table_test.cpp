@@ -57,12 +57,47 @@ TEST(CheckTable, ASizesRowIsLeftOutAndItsNeighboursPlanIsCharged) {
   EXPECT_THAT(check.cells[0].left_out->regret, DoubleNear(0, 1e-9));
   EXPECT_EQ(check.cells[0].left_out->choice.why, Why::nearest);
   EXPECT_EQ(check.cells[1].left_out->choice.why, Why::interpolated);
-  EXPECT_THAT(check.cells[1].left_out->regret, DoubleNear(0.2, 1e-9)) << "half way between 8 and 32: the plan of 32";
+  EXPECT_EQ(check.cells[1].left_out->regret, 0) << "20% lost at 8 by the plan of 32, 10% at 32 by that of 8";
   EXPECT_THAT(check.cells[2].left_out->regret, DoubleNear(0.1, 1e-9));
-  EXPECT_THAT(check.worst_loo_regret, DoubleNear(0.2, 1e-9));
-  EXPECT_THAT(check.median_loo_regret, DoubleNear(0.1, 1e-9));
+  EXPECT_THAT(check.worst_loo_regret, DoubleNear(0.1, 1e-9));
+  EXPECT_EQ(check.median_loo_regret, 0);
   EXPECT_FALSE(check_table(fit_table({timed(8, 0, 5)}), {timed(8, 0, 5)}).cells.at(0).left_out)
       << "a kernel of one row has nothing left";
+}
+
+TEST(CheckTable, WithARowLeftOutTheOneBelowEndsByTheTwoThatAreLeftWhateverItSays) {
+  // Half way between 8 and 32 the plan of 32 loses 20%, that of 8 nothing; what 16 tells of the two counts for nothing.
+  std::vector<Measurement> all = {timed(8, 0, 10),  timed(8, 1, 11),  timed(16, 0, 10), timed(16, 1, 12),
+                                  timed(16, 2, 10), timed(32, 0, 13), timed(32, 1, 10)};
+  Table table = fit_table(all);
+  ASSERT_THAT(table.rows, SizeIs(3));
+  for (const std::int64_t until : {128, 255, 511, 0}) {
+    table.rows[0].until = until;
+    EXPECT_THAT(check_table(table, all).cells[1].left_out->regret, DoubleNear(0.2, 1e-9)) << until;
+  }
+  all[1] = timed(8, 1, 20);
+  EXPECT_EQ(check_table(table, all).cells[1].left_out->regret, 0) << "100% lost at 8, 30% at 32";
+}
+
+TEST(CheckTable, WithARowLeftOutPredictedRowsStayAsTheyAre) {
+  const std::vector<Measurement> all = {timed(8, 0, 10),  timed(8, 1, 20),  timed(16, 0, 10),
+                                        timed(16, 1, 12), timed(32, 0, 11), timed(32, 1, 10)};
+  Table table = fit_table(all);
+  for (TableRow& row : table.rows) row.predicted = true, row.until = 0;
+  EXPECT_THAT(check_table(table, all).cells[1].left_out->regret, DoubleNear(0.2, 1e-9)) << "half way: the plan of 32";
+}
+
+TEST(CheckTable, ARecordedSizeLeftOutLosesATwentiethWhereHalfWayByRatioWouldLoseAQuarter) {
+  const std::vector<Measurement> all = recorded_journal("switch-super-ring-fp32-h200.jsonl");
+  const Table table = fit_table(all);
+  Table halves = table;  // predicted rows keep the middle
+  for (TableRow& row : halves.rows) row.predicted = true, row.until = 0;
+  const TableCheck half_way = check_table(halves, all), check = check_table(table, all);
+  EXPECT_EQ(check.compared_loo, 11);
+  EXPECT_EQ(half_way.compared_loo, 11);
+  EXPECT_GT(half_way.worst_loo_regret, 0.25);
+  EXPECT_LT(check.worst_loo_regret, 0.06);
+  EXPECT_LT(check.median_loo_regret, 0.001);
 }
 
 TEST(CheckTable, APlanThatWasNotTimedIsCountedAndNamed) {

@@ -32,7 +32,7 @@ std::vector<Plan> plans_of(const Table& table) {
 TEST(FitRegret, NeighbouringSizesShareAPlanWithinTheBound) {
   const std::vector<Measurement> all = {timed(1, 0, 10),   timed(1, 1, 10.04), timed(2, 1, 20),
                                         timed(2, 2, 20.1), timed(4, 1, 40.1),  timed(4, 2, 40)};
-  const Table table = fit_table(all);
+  const Table table = fit_table(all, {.max_regret = 0.005});
   EXPECT_EQ(plans_of(table), (std::vector<Plan>{timed_plan(1), timed_plan(1), timed_plan(1)}));
   EXPECT_EQ(table.plan_count(), 1u);
   EXPECT_EQ(table.rows[0].us, 10.04) << "the time of a row is that of its plan at its size";
@@ -54,8 +54,8 @@ TEST(FitRegret, TiesWithinTheNoiseGoToThePlanOfTheNeighbour) {
     return std::vector<Measurement>{timed(1, 0, 10, noise), timed(1, 1, 10.04, noise), timed(2, 0, 20.05),
                                     timed(2, 1, 20)};
   };
-  EXPECT_EQ(plans_of(fit_table(all(0.1))), (std::vector<Plan>{timed_plan(1), timed_plan(1)}));
-  EXPECT_EQ(plans_of(fit_table(all(0.001))), (std::vector<Plan>{timed_plan(0), timed_plan(0)}));
+  EXPECT_EQ(plans_of(fit_table(all(0.1), {.max_regret = 0.005})), (std::vector<Plan>{timed_plan(1), timed_plan(1)}));
+  EXPECT_EQ(plans_of(fit_table(all(0.001), {.max_regret = 0.005})), (std::vector<Plan>{timed_plan(0), timed_plan(0)}));
 }
 
 TEST(FitRegret, ATieOfARingGoesToThePlanWithTheBetterWorsePhase) {
@@ -67,7 +67,8 @@ TEST(FitRegret, ATieOfARingGoesToThePlanWithTheBetterWorsePhase) {
 }
 
 TEST(FitRegret, AnotherRunsPlanIsTakenWhereItServes) {
-  const Table table = fit_table({timed(1, 0, 10), timed(2, 1, 20), timed(4, 2, 40), timed(4, 0, 40.1)});
+  const Table table =
+      fit_table({timed(1, 0, 10), timed(2, 1, 20), timed(4, 2, 40), timed(4, 0, 40.1)}, {.max_regret = 0.005});
   EXPECT_EQ(plans_of(table), (std::vector<Plan>{timed_plan(0), timed_plan(1), timed_plan(0)}));
 }
 
@@ -127,6 +128,42 @@ TEST(FitRegret, AnyOrderOfARecordedJournalGivesTheSameBytes) {
       std::shuffle(all.begin(), all.end(), random);
       ASSERT_EQ(fit_table(all).json(), first) << journal;
     }
+  }
+}
+
+TEST(Fit, ARowEndsWhereItsPlanBeginsToLoseMoreThanTheNextOnes) {
+  const std::vector<Measurement> all = {timed(1, 0, 10),  timed(1, 1, 11),  timed(16, 0, 13), timed(16, 1, 10),
+                                        timed(32, 1, 20), timed(64, 2, 40), timed(64, 1, 50)};
+  const Table table = fit_table(all);
+  ASSERT_THAT(table.rows, SizeIs(4));
+  EXPECT_EQ(table.rows[0].until, 32);
+  EXPECT_EQ(table.rows[1].until, 0) << "the next one has the same plan";
+  EXPECT_EQ(table.rows[2].until, 891) << "plan 2 has no time at 512 heads: four fifths of an octave";
+  EXPECT_EQ(table.rows[3].until, 0) << "there is no next one";
+}
+
+TEST(Fit, KernelsAndModesEndApart) {
+  Measurement chain = timed(16, 1, 10), other = timed(16, 1, 10);
+  chain.pdl = PdlMode::chain;
+  other.kernel_digest = "another";
+  for (const TableRow& row : fit_table({timed(1, 0, 10), timed(1, 1, 11), chain, other}).rows)
+    EXPECT_EQ(row.until, 0) << row.kernel_digest << name(row.pdl);
+}
+
+TEST(Fit, RowsOfARecordedJournalEndBeforeTheNextOne) {
+  for (const char* journal : kRecorded) {
+    const Table table = fit_table(recorded_journal(journal));
+    int ends = 0;
+    for (std::size_t i = 0; i + 1 < table.rows.size(); ++i) {
+      const TableRow &row = table.rows[i], &next = table.rows[i + 1];
+      if (row.until == 0) continue;
+      ++ends;
+      EXPECT_NE(row.plan, next.plan);
+      EXPECT_GE(row.until, row.total_heads) << journal;
+      EXPECT_LT(row.until, next.total_heads) << journal;
+    }
+    EXPECT_GT(ends, 1) << journal;
+    EXPECT_EQ(table.rows.back().until, 0) << journal;
   }
 }
 

@@ -277,6 +277,11 @@ TEST(Faults, Row26_APlanThatIsUnsoundAtOneSizeWinsAtNone) {
   Measurement full = measurement(64, 0, 1);
   full.outcome = Outcome::launch_failed;
   EXPECT_EQ(fit_table({measurement(8, 5, 0), measurement(8, 4, 1), full}).rows[0].plan, plans()[1]);
+  Measurement bad = measurement(8, 0, 1), later = measurement(8, 4, 1);
+  bad.outcome = Outcome::nondeterministic;
+  later.policy = "by another policy";
+  later.measured = "2027-01-01T00:00:00Z";
+  EXPECT_EQ(fit_table({measurement(8, 5, 0), bad, later}).rows[0].plan, plans()[0]) << "what was seen once stays so";
 }
 
 TEST(Journal, EmptyTextHoldsNothing) {

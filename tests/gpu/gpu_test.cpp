@@ -266,7 +266,7 @@ class ProducedStep {
     Stream stream;
     for (const DeviceBuffer* input : step.inputs()) {
       sources_.emplace_back(input->size());
-      sources_.back().copy_from(*input, stream.handle());
+      sources_.back().copy_from(*input, 0, stream.handle());
     }
     stream.synchronize();
   }

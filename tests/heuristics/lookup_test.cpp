@@ -215,6 +215,37 @@ TEST(Lookup, HalfWayByRatioGoesUpAndAHeadLessGoesDown) {
   }
 }
 
+TEST(Lookup, ARowsPlanIsTakenUpToWhereItSays) {
+  const Description one = sample_description(1);
+  for (const std::int64_t until : {64, 65, 100, 1023}) {
+    Table table{{of_kernel(one, sample_row(64, 2, 0)), of_kernel(one, sample_row(1024, 8, 0))}};
+    table.rows[0].until = until;
+    table.rows[1].plan.streaming = !table.rows[0].plan.streaming;
+    for (const std::int64_t heads : {std::int64_t{64}, until, until + 1, std::int64_t{256}, std::int64_t{1024}}) {
+      const Choice choice = lookup(table, one, "h200", kSm90, heads);
+      EXPECT_EQ(choice.plan, table.rows[heads > until].plan) << heads << " of " << until;
+      EXPECT_NEAR(choice.expected_us, 2 * std::sqrt(static_cast<double>(heads) / 64.0), 1e-9)
+          << "the time stays on the line";
+    }
+  }
+}
+
+TEST(Lookup, ARowThatClaimsMoreThanTheWayToTheNextOneLeavesThatOneItsSize) {
+  Table table = kTable;
+  table.rows[0].until = 100'000;
+  EXPECT_EQ(look(15, table).plan, sample_plan(0));
+  EXPECT_EQ(look(16, table).plan, sample_plan(1));
+  EXPECT_EQ(look(20, table).plan, sample_plan(1));
+}
+
+TEST(Lookup, WhereARowEndsIsHonouredOnAnotherGpuToo) {
+  Table table = kTable;
+  table.rows[0].until = 240;
+  const Choice choice = lookup(table, sample_description(), "h100", kSm90, 15);
+  EXPECT_EQ(choice.why, Why::other_device);
+  EXPECT_EQ(choice.plan, sample_plan(0));
+}
+
 TEST(Faults, Row28_ATableOfAnotherGpuAnswersAndSaysSo) {
   const Table table{{sample_row(16, 2, 0, "b200"), sample_row(256, 8, 1, "h100")}};
   const Choice choice = look(16, table);

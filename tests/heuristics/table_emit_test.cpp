@@ -1,4 +1,5 @@
 // Emitted tables answer as lookup() does: the header through a C++17 compiler, the module through Python.
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -6,6 +7,7 @@
 #include <map>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -50,11 +52,16 @@ Table rich_table() {
   Table table;
   for (int i = 0; i < 11; ++i)
     table.rows.push_back(sample_row(16 << i, 2.137 + 0.731 * (1 << i), static_cast<std::size_t>(i % 4)));
+  // Where rows end: at once, early, late, just before the next one, past it.
+  for (const auto& [row, until] : {std::pair{1, 32}, {2, 70}, {3, 255}, {4, 500}, {7, 10'000}, {10, 20'000}})
+    table.rows[static_cast<std::size_t>(row)].until = until;
   for (int heads : {48, 3000, 65521})
     table.rows.push_back(marked(sample_row(heads, 1.9 + 0.01 * heads, 5, "h200", PdlMode::chain), true));
+  table.rows.back().until = 65521;
   table.rows.push_back(of_kernel(twin(), sample_row(100, 3.25, 6)));
   table.rows.push_back(of_kernel(sample_description().no_skip(), sample_row(100, 3.5, 7)));
   table.rows.push_back(sample_row(64, 5, 1, "a100"));
+  table.rows.back().until = 3000;
   table.rows.push_back(sample_row(4096, 70, 2, "a100"));
   table.rows.push_back(marked(sample_row(32, 2.5, 3, "b200", PdlMode::chain), true, true));
   table.rows.push_back(marked(sample_row(1024, 12.5, 4, "b200", PdlMode::chain), true, true));
@@ -74,7 +81,7 @@ std::vector<std::int64_t> sizes() {
   for (std::int64_t heads = 16; heads < 6000; heads = heads * 5 / 4 + 1) all.push_back(heads);
   for (int i = 0; i < 11; ++i)
     for (std::int64_t near : {-1, 0, 1}) all.push_back((16 << i) + near);
-  for (std::int64_t heads : {1, 2, 64, 128, 1448, 1449}) all.push_back(heads);
+  for (std::int64_t heads : {1, 2, 64, 70, 71, 128, 500, 501, 1448, 1449, 3000, 3001}) all.push_back(heads);
   return all;
 }
 
@@ -255,12 +262,16 @@ TEST_F(EmittedTable, AnEmptyTableAnswersNothing) {
 
 TEST_F(EmittedTable, TheShippedTablesCompileAndAnswer) {
   write("table.h", emit_table(shipped_tables(), TableFormat::cpp));
-  const TableRow& row = shipped_tables().rows.front();
-  write(
-      "ask.cpp",
-      fmt::format("#include \"table.h\"\nusing namespace ssmjit_table;\nstatic_assert(lookup(\"{}\", \"{}\", Pdl::{}, "
-                  "{}).why == Why::exact);\nint main() {{}}\n",
-                  row.device, row.kernel_digest, name(row.pdl), row.total_heads));
+  std::string ask = "#include \"table.h\"\nusing namespace ssmjit_table;\n";
+  for (const bool predicted : {false, true}) {
+    const std::vector<TableRow>& rows = shipped_tables().rows;
+    const auto row =
+        std::find_if(rows.begin(), rows.end(), [&](const TableRow& r) { return r.predicted == predicted; });
+    ASSERT_NE(row, rows.end());
+    ask += fmt::format("static_assert(lookup(\"{}\", \"{}\", Pdl::{}, {}).why == Why::{});\n", row->device,
+                       row->kernel_digest, name(row->pdl), row->total_heads, predicted ? "predicted" : "exact");
+  }
+  write("ask.cpp", ask + "int main() {}\n");
   EXPECT_TRUE(shell(SSMJIT_CXX " -std=c++17 -Wall -Wextra -Werror -o ask ask.cpp")) << read("log");
 }
 

@@ -1,6 +1,8 @@
 #include <algorithm>
+#include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -77,6 +79,53 @@ TEST(Table, APredictedRowSaysSoInItsLineAndAMeasuredOneNothing) {
   EXPECT_EQ(Table::from_json(table.json()).rows, table.rows);
   EXPECT_THAT(refusal(replaced(table.json(), "\"predicted\":true", "\"predicted\":1")),
               HasSubstr("rows[1].predicted: got 1, want true or false"));
+}
+
+// Rows with an end each.
+Table ending(std::vector<std::pair<std::int64_t, std::int64_t>> sizes, std::size_t plan = 0) {
+  Table table;
+  for (const auto& [total_heads, until] : sizes) {
+    table.rows.push_back(sample_row(total_heads, 3, plan++));
+    table.rows.back().until = until;
+  }
+  return table;
+}
+
+TEST(Table, WhereARowEndsIsInItsLineOnlyWhereItIsKnown) {
+  const Table table = ending({{16, 40}, {64, 0}});
+  const std::string text = table.json();
+  EXPECT_EQ(text.find("\"until\""), text.rfind("\"until\""));
+  EXPECT_THAT(text, HasSubstr("\"total_heads\":16,\"until\":40,"));
+  EXPECT_EQ(Table::from_json(text).rows, table.rows);
+  for (const char* bad : {"15", "0", "-40", "40.5", "\"40\"", "null"})
+    EXPECT_THAT(refusal(replaced(text, "\"until\":40", std::string("\"until\":") + bad)),
+                HasSubstr(std::string("rows[0].until: got ") + bad + ", want a whole number from 16 up"));
+}
+
+TEST(Table, AMergeForgetsWhereARowEndsWhoseNextOneIsOfTheOtherTable) {
+  Table table = ending({{16, 20}, {64, 80}, {256, 300}, {1024, 0}});
+  table.merge(ending({{256, 400}, {512, 513}}, 5));
+  ASSERT_EQ(table.rows.size(), 5u);
+  const std::int64_t want[] = {20, 0, 400, 0, 0};  // at 16, 64, 256, 512, 1024
+  for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(table.rows[i].until, want[i]) << table.rows[i].total_heads;
+}
+
+TEST(Table, AMergeWithPredictedRowsOrAnotherModesForgetsNothing) {
+  Table predicted = ending({{32, 0}, {128, 0}});
+  for (TableRow& row : predicted.rows) row.predicted = true;
+  Table chain = ending({{32, 40}, {2048, 0}});
+  for (TableRow& row : chain.rows) row.pdl = PdlMode::chain;
+  for (Table& other : std::vector<Table>{predicted, chain}) {
+    Table table = ending({{16, 20}, {64, 80}, {256, 0}});
+    table.merge(other);
+    for (const TableRow& row : table.rows) {
+      if (row.total_heads == 16 || row.total_heads == 64) {
+        EXPECT_GT(row.until, 0) << row.total_heads;
+      }
+    }
+    other.merge(ending({{16, 20}, {64, 80}, {256, 0}}));
+    EXPECT_EQ(other.rows, table.rows);
+  }
 }
 
 TEST(Table, NoPredictedRowWinsAMergeOverAMeasuredOne) {

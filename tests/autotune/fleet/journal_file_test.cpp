@@ -83,11 +83,18 @@ TEST_F(JournalFileTest, ASecondSweepIsRefusedAndTheOwnerNamed) {
               AllOf(HasSubstr("belongs to another sweep"), HasSubstr("process " + std::to_string(getpid())),
                     HasSubstr(host), HasSubstr(at("j.jsonl"))));
   EXPECT_THAT(refusal(at("link.jsonl")), HasSubstr("belongs to another sweep")) << "by whatever name";
+  EXPECT_THAT(refusal(at("j.jsonl")), HasSubstr("process ")) << "who was refused leaves the owner's name";
 }
 
 TEST_F(JournalFileTest, TheOwnerThatWasKilledHoldsNothing) {
   write("j.jsonl.owner", "process 1 on another\n");
   EXPECT_EQ(refusal(at("j.jsonl")), "none");
+}
+
+TEST_F(JournalFileTest, AnOwnersNameThatItDidNotWriteStays) {
+  std::filesystem::create_symlink("/nowhere/owner", at("j.jsonl.owner"));
+  EXPECT_EQ(refusal(at("j.jsonl")), "none");
+  EXPECT_TRUE(std::filesystem::is_symlink(at("j.jsonl.owner")));
 }
 
 TEST_F(JournalFileTest, LinesOfAnotherSchemaArePassedOverWithTheirCountAndStay) {
@@ -110,6 +117,7 @@ TEST_F(JournalFileTest, AFileOfNothingButAnotherSchemaIsRefusedUntouched) {
     write("j.jsonl", text);
     EXPECT_THAT(refusal(at("j.jsonl")), AllOf(HasSubstr(at("j.jsonl")), HasSubstr("name another file"))) << text;
     EXPECT_EQ(read("j.jsonl"), text);
+    EXPECT_FALSE(std::filesystem::exists(at("j.jsonl.owner"))) << text;
   }
 }
 

@@ -266,6 +266,9 @@ TEST_F(Tune, Row25_AGpuThatIsNotThereIsMissing) {
     EXPECT_EQ(ran.exit, 3) << ran.err;
     EXPECT_THAT(ran.err, HasSubstr("GPU 3 is not there: 1 visible"));
   }
+  const Ran shard =
+      shell("RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 $SSMJIT tune update.json -o t.json --shard auto --device 3");
+  EXPECT_THAT(shard.err, HasSubstr("GPU 3 is not there: 1 visible")) << "the GPU that is named, not the rank's";
   const ScopedEnvironment none("SSMJIT_HOST_GPUS", "0");
   for (const char* options : {"--gpus all", "--device 0"})
     EXPECT_EQ(shell("$SSMJIT tune update.json -o t.json " + std::string(options)).exit, 3);

@@ -1,4 +1,6 @@
 // The worker process: what a kernel does to it costs one journal line.
+#include <signal.h>
+
 #include <chrono>
 #include <initializer_list>
 #include <map>
@@ -6,6 +8,8 @@
 #include <tuple>
 
 #include <gmock/gmock.h>
+
+#include <ssmjit/log.h>
 
 #include "autotune/fleet/fleet.h"
 #include "autotune/fleet/worker_process.h"
@@ -98,6 +102,7 @@ TEST_F(Worker, Row26_APlantedCandidateCostsOneLineWithItsReasonAndNeverWins) {
            {1, "hang", 9, Outcome::hung, "time: no sign of life"},
            {1, "sticky", 9, Outcome::crashed, "cuCtxSynchronize failed"},
            {1, "wrong", 9, Outcome::wrong, "batch 9"},
+           {1, "stray", 0, Outcome::faulty, "outside of its memory"},
            {2, "", 0, Outcome::ok, ""}})
     cases.push_back({{us, fault, batch}, outcome, reason});
   plans_ = plans(cases.size());
@@ -136,6 +141,44 @@ TEST_F(Worker, ThatDiesBeforeItHasDoneAnythingThreeTimesEndsTheSweepWithItsLastW
                                HasSubstr("no GPU today"), HasSubstr("GPU 0")));
 }
 
+TEST_F(Worker, ThatReadsNothingHasHungHoweverMuchThereIsToSay) {
+  plans_ = plans(1);
+  plant(plans_, {{3}});
+  TuneOptions options;
+  options.plans = plans_;
+  options.batches = batches_;
+  const SweepLines lines(update(), options, device(0));
+  for (int batch = 1000; batch < 3000; ++batch) options.known.push_back(lines.timed(0, batch, PdlMode::off));
+  WorkerProcess worker(0, {"/bin/sleep", "600"}, {.device_s = 60, .host_s = 0.2, .end_s = 10});
+  try {
+    worker.run(update(), options);
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("no sign of life for 0.2 s"));
+  }
+}
+
+TEST_F(Worker, ThatClosesItsAnswersAndLivesOnIsKilled) {
+  plans_ = plans(1);
+  plant(plans_, {{3}});
+  TuneOptions options;
+  options.plans = plans_;
+  options.batches = batches_;
+  const std::vector<std::string> command = {"/bin/sh", "-c",
+                                            "echo $$ >> '" + at("pids") + "'; exec sleep 600 >&- 2>&-"};
+  WorkerProcess worker(0, command, {.device_s = 60, .host_s = 60, .end_s = 0.2});
+  try {
+    worker.run(update(), options);
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("closed its answers and went on"));
+  }
+  std::istringstream pids(read("pids"));
+  int count = 0;
+  for (pid_t pid = 0; pids >> pid; ++count) EXPECT_EQ(kill(pid, 0), -1) << "it lives on";
+  EXPECT_EQ(count, WorkerProcess::kDeathsAtMost);
+}
+
 TEST_F(Worker, ThatIsNoExecutableIsNamed) {
   plans_ = plans(1);
   plant(plans_, {{3}});
@@ -148,7 +191,11 @@ TEST_F(Worker, OfEachGpuTakesJobsFromOneQueueAndNoneTwice) {
   plans_ = plans(6);
   batches_ = {9, 10, 11, 12};
   plant(plans_, {{3}, {2}, {1, "crash", 10}});
+  std::string said;
+  set_log([&](LogLevel, std::string_view text) { said += text; });
   const std::vector<Measurement> all = run(2);
+  set_log({});
+  EXPECT_EQ(said, "") << "workers outlive the threads that started them";
   std::map<std::string, int> seen;
   for (const Measurement& m : all)
     if (m.outcome == Outcome::ok) {

@@ -258,6 +258,7 @@ TEST_F(Sweep, SaysWhatItDoesNextAndToWhichPlan) {
   options_.plans.resize(1);
   options_.on_doing = [&](const Doing& doing) {
     if (stages.empty() || stages.back() != doing.stage) stages.push_back(doing.stage);
+    ASSERT_EQ(doing.line == nullptr, doing.stage == "floor" || doing.stage == "compile") << doing.stage;
     if (doing.line != nullptr) {
       EXPECT_EQ(doing.line->plan, options_.plans[0]);
     }
@@ -265,6 +266,23 @@ TEST_F(Sweep, SaysWhatItDoesNextAndToWhichPlan) {
   const std::vector<Measurement> all = sweep(world_.description, options_);
   EXPECT_THAT(stages,
               ElementsAre("floor", "compile", "verify", "verified", "compile", "load", "time", "check", "time"));
+}
+
+TEST_F(Sweep, EndsWithWhatIsThrownWhereItSaysWhatItDoes) {
+  for (const char* stage : {"compile", "verify", "verified", "load", "floor", "time", "check"}) {
+    options_.on_doing = [&](const Doing& doing) {
+      if (doing.stage == stage) throw Error(ErrorKind::machine, "nobody listens");
+    };
+    int failed = 0;
+    options_.on_measurement = [&](const Measurement& m) { failed += m.outcome == Outcome::launch_failed ? 1 : 0; };
+    try {
+      sweep(world_.description, options_);
+      ADD_FAILURE() << "nothing was thrown: " << stage;
+    } catch (const Error& e) {
+      EXPECT_STREQ(e.what(), "nobody listens");
+    }
+    EXPECT_EQ(failed, 0) << stage;
+  }
 }
 
 TEST_F(Sweep, Row20_WhileAStreamIsBeingCapturedItIsRefusedAndTheCaptureGoesOn) {

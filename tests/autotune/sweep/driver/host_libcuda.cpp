@@ -48,6 +48,9 @@ std::size_t host_bytes_in_use() {
   for (const auto& [address, bytes] : memory) sum += bytes;
   return sum;
 }
+void host_allocations(void (*visit)(unsigned char* data, std::size_t bytes, void* with), void* with) {
+  for (const auto& [address, bytes] : memory) visit(reinterpret_cast<unsigned char*>(address), bytes, with);
+}
 
 CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
 CUresult cuDriverGetVersion(int* version) { return *version = 13000, CUDA_SUCCESS; }

@@ -21,4 +21,6 @@ void host_break(CUresult with);
 void host_memory(std::size_t bytes);
 // Bytes of device memory that are in use.
 std::size_t host_bytes_in_use();
+// Calls `visit` with every allocation of device memory.
+void host_allocations(void (*visit)(unsigned char* data, std::size_t bytes, void* with), void* with);
 }
