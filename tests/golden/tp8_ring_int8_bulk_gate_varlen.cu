@@ -8,7 +8,7 @@
 //   heads_per_block: heads of one group a block takes, one after the other; C . B is computed once for all
 //   stages: heads whose state is on its way or in use at once
 //   state_path: how the state comes and goes: straight into registers, or by bulk copies through shared memory, which a flush goes back by
-//   streaming: whether state loads bypass the L1 and state stores leave the L2 first
+//   streaming: whether state loads bypass the L1 and, on the direct path, state stores leave the L2 first
 //   early_state: whether a dependent launch asks for state, rings and cursors before it waits for the launch in front
 //   min_blocks_per_sm: blocks of an SM that the compiler leaves registers for; 0: its own choice, which keeps registers down
 //   ring_rows: which rows of the ring are asked for: all where they lie, before the cursors are known, or those in use
