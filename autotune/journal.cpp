@@ -9,6 +9,7 @@
 
 #include <ssmjit/measurement.h>
 
+#include "autotune/cells.h"
 #include "codegen/fail.h"
 
 namespace ssmjit {
@@ -22,8 +23,6 @@ constexpr Outcome kOutcomes[] = {Outcome::ok,      Outcome::dropped,       Outco
                                  Outcome::crashed, Outcome::hung,          Outcome::leaked,
                                  Outcome::pruned};
 
-// A rate as it is worth writing down: nanoseconds.
-double tidy(double us) { return std::round(us * 1e3) / 1e3; }
 double tidy_share(double share) { return std::round(share * 1e4) / 1e4; }
 
 Json bytes_json(const Bytes& bytes) {
@@ -172,10 +171,10 @@ std::string Measurement::json() const {
   json["outcome"] = name(outcome);
   if (!reason.empty()) json["reason"] = reason;
   if (tie) json["tie"] = true;
-  json["us"] = tidy(us);
-  json["us_min"] = tidy(us_min);
-  json["us_max"] = tidy(us_max);
-  json["floor_us"] = tidy(floor_us);
+  json["us"] = tidy_us(us);
+  json["us_min"] = tidy_us(us_min);
+  json["us_max"] = tidy_us(us_max);
+  json["floor_us"] = tidy_us(floor_us);
   json["share"] = tidy_share(share);
   json["layers"] = layers;
   if (op == Op::ring) {
@@ -183,10 +182,10 @@ std::string Measurement::json() const {
     for (const PhaseMeasurement& p : phases)
       json["phases"].push_back({{"phase", name(p.phase)},
                                 {"ring_count", p.ring_count},
-                                {"us", tidy(p.us)},
-                                {"us_min", tidy(p.us_min)},
-                                {"us_max", tidy(p.us_max)},
-                                {"floor_us", tidy(p.floor_us)},
+                                {"us", tidy_us(p.us)},
+                                {"us_min", tidy_us(p.us_min)},
+                                {"us_max", tidy_us(p.us_max)},
+                                {"floor_us", tidy_us(p.floor_us)},
                                 {"share", tidy_share(p.share)},
                                 {"bytes", bytes_json(p.bytes)}});
   } else {

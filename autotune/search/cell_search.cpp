@@ -1,6 +1,6 @@
 #include "autotune/search/cell_search.h"
 
-#include <cmath>
+#include "autotune/cells.h"
 
 namespace ssmjit {
 
@@ -41,7 +41,7 @@ void CellSearch::tell(const Measurement& line) {
   const auto plan = plans_.find(line.plan.text());
   if (plan == plans_.end() || !strategies_.contains(line.pdl)) return;
   if (lines_.timed(plan->second, line.batch, line.pdl).key() != line.key()) return;
-  tell(line.batch, line.pdl, plan->second, std::round(line.us * 1e3) / 1e3);  // as journals have it
+  tell(line.batch, line.pdl, plan->second, tidy_us(line.us));  // as journals have it
 }
 
 void CellSearch::tell(int batch, PdlMode mode, std::size_t plan, double us) {
