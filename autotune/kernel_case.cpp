@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "autotune/conv1d_case.h"
 #include "autotune/host_numbers.h"
 #include "autotune/ring_case.h"
 #include "autotune/update_case.h"
@@ -34,7 +35,7 @@ std::string CaseLayout::name() const {
 }
 
 std::vector<CaseLayout> standard_layouts(const Description& description, int sms) {
-  const int wave = std::clamp(sms / std::max(1, description.nheads) + 1, 2, 17);
+  const int wave = std::clamp(static_cast<int>(sms / work_items(description, 1)) + 1, 2, 17);
   std::vector<CaseLayout> layouts(4);
   layouts[0] = {.batch = 1, .strong_decay = true};
   layouts[1] = {.batch = 3, .index_dtype = DType::i32, .indexed = true, .padded_state = true, .pads = true};
@@ -45,6 +46,7 @@ std::vector<CaseLayout> standard_layouts(const Description& description, int sms
 
 std::unique_ptr<KernelCase> make_case(const Description& description, const CaseLayout& layout, std::uint64_t seed) {
   if (description.op() == Op::ring) return std::make_unique<RingCase>(description, layout, seed);
+  if (description.op() == Op::conv1d) return std::make_unique<Conv1dCase>(description, layout, seed);
   return std::make_unique<UpdateCase>(description, layout, seed);
 }
 
@@ -136,6 +138,12 @@ Tensor KernelCase::add_pool(std::string name, DType dtype, const std::vector<std
   pool.stride[0] = round_up(stride + (layout_.padded_state ? kSlotGap : 0), 16);
   pool.data = at(add(std::move(name), pool_slots() * pool.stride[0] * size_bytes(dtype), Use::updated));
   return pool;
+}
+
+std::int64_t KernelCase::pool_slots() const {
+  const bool by_token = description_.conv && description_.conv->keep == ConvKeep::slots;
+  const int others = by_token ? description_.token_count : layout_.indexed ? 1 : 0;  // beside the one that a row reads
+  return std::int64_t{layout_.batch} * (1 + others) + (layout_.indexed ? 3 : 0);
 }
 
 std::vector<std::int64_t> KernelCase::slot_order() {

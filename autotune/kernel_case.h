@@ -1,5 +1,5 @@
-// One test of a kernel: its memory, laid out as an engine might, and what it must hold after a launch. UpdateCase and
-// RingCase are the tests of the ops.
+// One test of a kernel: its memory, laid out as an engine might, and what it must hold after a launch. UpdateCase,
+// RingCase and Conv1dCase are the tests of the ops.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,7 @@ struct CaseLayout {
 };
 
 // What one launch is given.
-using CaseArgs = std::variant<UpdateArgs, RingArgs>;
+using CaseArgs = std::variant<UpdateArgs, RingArgs, Conv1dArgs>;
 
 struct CaseResult {
   std::vector<std::string> failures;  // sentences; empty: passed
@@ -92,7 +92,7 @@ class KernelCase {
   // A tensor of pool_slots(), contiguous in its `inner` dimensions, with gaps between slots where the layout has them;
   // all of it NaN.
   Tensor add_pool(std::string name, DType dtype, const std::vector<std::int64_t>& inner);
-  std::int64_t pool_slots() const { return layout_.indexed ? 2 * layout_.batch + 3 : layout_.batch; }
+  std::int64_t pool_slots() const;
   // The slots in the order in which rows take them: shuffled where slots go by index, without the null slot where there
   // are pads.
   std::vector<std::int64_t> slot_order();

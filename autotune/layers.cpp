@@ -134,10 +134,13 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
     layer_bytes_ += round_up(bytes, kPartAlign);
     return part;
   };
-  state_ = place(B * H * P * N * size_bytes(d.state_dtype) * (d.has_destination ? 2 : 1));
+  const bool conv = d.op() == Op::conv1d, by_token = conv && d.conv->keep == ConvKeep::slots;
+  const std::int64_t width = conv ? d.conv_channels() : H * P;
+  const std::int64_t window = conv ? width * d.conv_state_len() : H * P * N;
+  state_ = place(B * window * size_bytes(d.state_dtype) * (by_token ? 1 + d.token_count : d.has_destination ? 2 : 1));
   scale_ = place(d.has_state_scale() ? B * H * P * size_bytes(DType::f32) : 0);
   const std::int64_t inputs = layer_bytes_;
-  x_ = place(rows * H * P * in);
+  x_ = place(rows * width * in);
   B_ = place(rows * G * N * in);
   C_ = place(rows * G * N * in);
   z_ = place(d.has_z() ? rows * H * P * in : 0);
@@ -146,6 +149,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   x_ring_ = place(ring_rows * H * P * in);
   B_ring_ = place(ring_rows * G * N * in);
   dt_ring_ = place(ring_rows * H * size_bytes(DType::f32));
+  if (conv) kept_ = place(by_token ? 0 : bytes_moved(d, batch).written_new - x_.bytes);
   cold_bytes_ = state_.bytes + scale_.bytes + x_ring_.bytes + B_ring_.bytes + dt_ring_.bytes;
 
   const std::int64_t cold = 4 * gpu.l2_bytes;
@@ -161,8 +165,9 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   memory_ = DeviceBuffer(static_cast<std::size_t>(layer_bytes_ * count_));
   sources_ = DeviceBuffer(static_cast<std::size_t>(input_bytes_ * count_));
   out_ = DeviceBuffer(static_cast<std::size_t>(round_up(x_.bytes, kPartAlign)));
-  weights_ = DeviceBuffer(static_cast<std::size_t>(3 * round_up(4 * H, kWeightAlign)));
-  index_bytes_ = round_up(4 * (B + 1), kPartAlign);
+  weights_ = DeviceBuffer(static_cast<std::size_t>(conv ? round_up(4 * width * (d.conv->width + 1), kWeightAlign)
+                                                        : 3 * round_up(4 * H, kWeightAlign)));
+  index_bytes_ = round_up(4 * ((by_token ? rows : B) + 1), kPartAlign);
   indices_ = DeviceBuffer(static_cast<std::size_t>(4 * index_bytes_));
   if (ring) cursors_ = DeviceBuffer(static_cast<std::size_t>(2 * index_bytes_));
   hash_ = DeviceBuffer(8);
@@ -173,6 +178,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   };
   std::iota(numbers.begin(), numbers.end(), 0);
   upload(0);
+  if (by_token) numbers.resize(static_cast<std::size_t>(rows));
   std::iota(numbers.begin(), numbers.end(), static_cast<std::int32_t>(B));
   upload(1);
   numbers.resize(static_cast<std::size_t>(B + 1));
@@ -180,6 +186,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
     numbers[b] = static_cast<std::int32_t>(b) * static_cast<std::int32_t>(d.token_count);
   upload(2);
   indices_.upload(&seed, sizeof seed, static_cast<std::size_t>(3 * index_bytes_));
+  if (conv) fill_conv1d_weights(seed);
   std::byte* weights = weights_.data();
   const std::int64_t step = round_up(4 * H, kWeightAlign);
   kernels_.fill(DType::f32, weights, H, seed + 1, -1.5, 0.2, stream_);
@@ -224,6 +231,7 @@ void Layers::take_cursors(const std::byte* packed) const {
 
 CaseArgs Layers::args(int layer, Pdl pdl) const {
   if (description_.op() == Op::ring) return ring_args(layer, pdl);
+  if (description_.op() == Op::conv1d) return conv1d_args(layer, pdl);
   return update_args(layer, pdl);
 }
 
@@ -287,6 +295,53 @@ RingArgs Layers::ring_args(int layer, Pdl pdl) const {
   return a;
 }
 
+// Counts beside the tokens' are all the same: half of a step's tokens were accepted, as many came before it.
+Conv1dArgs Layers::conv1d_args(int layer, Pdl pdl) const {
+  const Description& d = description_;
+  const Conv& conv = *d.conv;
+  const std::int64_t B = batch_, T = d.token_count, C = d.conv_channels(), L = d.conv_state_len();
+  const auto windows = [&](const std::byte* p, std::int64_t slots, std::int64_t entries) {
+    return conv.channels_last ? contiguous(p, d.state_dtype, {slots, entries, C})
+                              : contiguous(p, d.state_dtype, {slots, C, entries});
+  };
+  const bool by_token = conv.keep == ConvKeep::slots;
+  const std::byte* p = at(layer);
+  Conv1dArgs a;
+  a.conv_state = windows(p + state_.at, by_token ? B * (1 + T) : B, L);
+  a.x = contiguous(p + x_.at, d.input_dtype, {B, T, C});
+  a.w = contiguous(weights_.data(), d.weight_dtype, {C, conv.width});
+  if (conv.has_bias)
+    a.bias = contiguous(weights_.data() + C * conv.width * size_bytes(d.weight_dtype), d.weight_dtype, {C});
+  a.out = contiguous(out_.data(), d.input_dtype, {B, T, C});
+  a.state_batch_indices = contiguous(indices_.data(), DType::i32, {B});
+  if (by_token) a.output_state_indices = contiguous(indices_.data() + index_bytes_, DType::i32, {B, T});
+  if (conv.keep == ConvKeep::snapshots) {
+    a.intermediate_states = windows(p + kept_.at, B * T, d.conv_snapshot_len());
+    a.intermediate_states.rank = 4;
+    for (std::size_t i = 3; i > 1; --i) {
+      a.intermediate_states.shape[i] = a.intermediate_states.shape[i - 1];
+      a.intermediate_states.stride[i] = a.intermediate_states.stride[i - 1];
+    }
+    a.intermediate_states.shape[0] = B;
+    a.intermediate_states.shape[1] = T;
+    a.intermediate_states.stride[1] = a.intermediate_states.stride[0];
+    a.intermediate_states.stride[0] *= T;
+  }
+  const Tensor counts = contiguous(indices_.data() + 2 * index_bytes_, DType::i32, {B});
+  if (conv.store == ConvStore::circular) a.cache_seqlens = counts;
+  if (conv.has_accepted) a.num_accepted_tokens = counts;
+  a.pdl = pdl;
+  return a;
+}
+
+void Layers::fill_conv1d_weights(std::uint64_t seed) {
+  const Description& d = description_;
+  const std::int64_t taps = std::int64_t{d.conv_channels()} * d.conv->width;
+  kernels_.fill(d.weight_dtype, weights_.data(), taps + d.conv_channels(), seed + 1, 0, 0.5, stream_);
+  const std::vector<std::int32_t> counts(static_cast<std::size_t>(batch_), (d.token_count + 1) / 2);
+  indices_.upload(counts.data(), 4 * counts.size(), static_cast<std::size_t>(2 * index_bytes_));
+}
+
 void Layers::refill(int layer) const {
   const Description& d = description_;
   const std::uint64_t s = seed_of(layer);
@@ -326,6 +381,11 @@ void Layers::pass(int layer, const BenchKernels::Pass& how, bool dependent) cons
   moved.written_back = bytes_.written_back;
   moved.elsewhere = description_.has_destination ? at(layer) + state_.bytes / 2 : out_.data();
   moved.written_new = bytes_.written_new;
+  if (description_.op() == Op::conv1d) {
+    moved.written_new = x_.bytes;
+    moved.appended = bytes_.written_new - x_.bytes;
+    moved.rows = kept_.bytes > 0 ? at(layer) + kept_.at : at(layer) + state_.bytes / (1 + description_.token_count);
+  }
   if (description_.op() == Op::ring) {
     // Behind the rows in use, at the end.
     moved.written_new = x_.bytes;

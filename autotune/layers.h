@@ -98,6 +98,8 @@ class Layers {
   Args common_args(int layer, Pdl pdl, const std::vector<std::int64_t>& of_rows) const;
   UpdateArgs update_args(int layer, Pdl pdl) const;
   RingArgs ring_args(int layer, Pdl pdl) const;
+  Conv1dArgs conv1d_args(int layer, Pdl pdl) const;
+  void fill_conv1d_weights(std::uint64_t seed);
 
   Description description_;
   int batch_ = 0;
@@ -111,8 +113,10 @@ class Layers {
     std::int64_t at = 0, bytes = 0;
   };
   Part state_, scale_, x_, B_, C_, z_, dt_, x_ring_, B_ring_, dt_ring_;
+  Part kept_;  // of a convolution: what it writes beside its windows and its output
   std::int64_t input_bytes_ = 0, layer_bytes_ = 0, cold_bytes_ = 0;
-  // Of each of: slots, destination slots, cu_seqlens, the seed; and of starts and counts.
+  // Of each of: slots, destination slots (of a convolution of each token), cu_seqlens (a convolution's counts), the
+  // seed; and of starts and counts.
   std::int64_t index_bytes_ = 0;
   DeviceBuffer memory_, sources_, out_, weights_, indices_, cursors_, hash_;
 };

@@ -8,6 +8,8 @@
 
 #include <fmt/format.h>
 
+#include "autotune/conv1d_case.h"
+#include "autotune/host_numbers.h"
 #include "autotune/nearness.h"
 #include "autotune/reference/ring_reference.h"
 #include "autotune/reference/update_reference.h"
@@ -168,6 +170,58 @@ class RingSpotCheck : public SpotCheck {
   std::vector<Pair> pairs_;
 };
 
+class Conv1dSpotCheck : public SpotCheck {
+ public:
+  Conv1dSpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
+      : SpotCheck(layers, stream, 2), description_(description), args_(std::get<Conv1dArgs>(layers.args(0, Pdl::off))) {
+    Sampler sampler(seed, layers.batch(), description.conv_channels());
+    for (int i = 0; i < kSamples; ++i) {
+      Pair pair;
+      std::tie(pair.row, pair.channel) = sampler.next();
+      const ConvRequest request = conv_request(description, args_, pair.row, read_device_memory);
+      pair.want = conv1d_reference(description, args_, pair.row, pair.channel, request, read_device_memory);
+      for (const ConvWrite& write : conv_writes(description, args_, pair.channel, request)) {
+        const std::int64_t from = write.from_token
+                                      ? conv_token_at(args_.x, pair.row, write.from, pair.channel)
+                                      : conv_state_at(description, args_, request.slot, pair.channel, write.from);
+        const double value = stored_value(write.from_token ? args_.x : args_.conv_state, from, read_device_memory);
+        pair.writes.emplace_back(write, rounded(description.state_dtype, value));
+      }
+      pairs_.push_back(std::move(pair));
+    }
+  }
+
+ private:
+  struct Pair {
+    std::int64_t row = 0;
+    int channel = 0;
+    ConvChannel want;
+    std::vector<std::pair<ConvWrite, double>> writes;  // and what each must hold
+  };
+
+  std::string judge_layer() const override {
+    const Description& d = description_;
+    NearnessMeter y(d.input_dtype, kConvTerms);
+    for (const Pair& pair : pairs_) {
+      std::vector<double> got;
+      for (int t = 0; t < d.token_count; ++t)
+        got.push_back(stored_value(args_.out, conv_token_at(args_.out, pair.row, t, pair.channel), read_device_memory));
+      y.add_row(pair.want.y.data(), got, pair.want.y_terms.data());
+      for (const auto& [write, value] : pair.writes) {
+        const Tensor& tensor = write.snapshot ? args_.intermediate_states : args_.conv_state;
+        if (stored_value(tensor, write.at, read_device_memory) != value)
+          return fmt::format("{}: row {}, channel {}: element {} is no copy of what it should be",
+                             write.snapshot ? "intermediate_states" : "conv_state", pair.row, pair.channel, write.at);
+      }
+    }
+    return judge(y.result(), d.input_dtype, kConvTerms, "out");
+  }
+
+  Description description_;
+  Conv1dArgs args_;
+  std::vector<Pair> pairs_;
+};
+
 }  // namespace
 
 std::unique_ptr<SpotCheck> SpotCheck::make(const Description& description, const Layers& layers, const Stream& stream,
@@ -175,6 +229,7 @@ std::unique_ptr<SpotCheck> SpotCheck::make(const Description& description, const
   layers.refill(0);
   stream.synchronize();
   if (description.op() == Op::ring) return std::make_unique<RingSpotCheck>(description, layers, stream, seed);
+  if (description.op() == Op::conv1d) return std::make_unique<Conv1dSpotCheck>(description, layers, stream, seed);
   return std::make_unique<UpdateSpotCheck>(description, layers, stream, seed);
 }
 

@@ -76,9 +76,9 @@ SweepLines::SweepLines(const Description& description, const TuneOptions& option
   blank_.driver = gpu.driver;
   blank_.nvrtc = nvrtc_version();
   blank_.policy = timing_policy(options);
-  if (description.op() != Op::ring) return;
+  blank_.op = description.op();
+  if (blank_.op != Op::ring) return;
   const std::vector<Phase> phases = phases_of(description, options);
-  blank_.op = Op::ring;
   blank_.policy +=
       fmt::format("; {} rows in use without flush, {} with", timed_ring_count(description, Phase::no_flush),
                   timed_ring_count(description, Phase::flush));

@@ -120,8 +120,15 @@ struct Space {
   std::vector<Rule> rules;
 
   static const Space& of(Op op) {
-    static const Space update(Op::update), ring(Op::ring);
-    return op == Op::ring ? ring : update;
+    static const Space update(Op::update), ring(Op::ring), conv1d(Op::conv1d);
+    switch (op) {
+      case Op::ring:
+        return ring;
+      case Op::conv1d:
+        return conv1d;
+      default:
+        return update;
+    }
   }
 
   // The values of `names`: plan fields, facts, constants, derived.
@@ -141,7 +148,9 @@ struct Space {
     v[base + 9] = d.ring_window();
     v[base + 10] = d.ring_length();
     v[base + 11] = d.has_z() ? 1 : 0;
-    std::size_t at = base + 12;
+    v[base + 12] = d.aligned_rows ? 1 : 0;
+    v[base + 13] = d.conv_state_len();
+    std::size_t at = base + 14;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -160,8 +169,9 @@ struct Space {
     const std::string file = space_file(op);
     const Json json = Json::parse(template_file(file));
     for (const Field& f : kFields) names.emplace_back(f.name);
-    for (const char* fact : {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy",
-                             "has_pdl", "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate"})
+    for (const char* fact :
+         {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy", "has_pdl",
+          "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate", "aligned_rows", "state_len"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -220,6 +230,11 @@ std::function<double(const Plan&)> ring_distance(const Description& description,
            octaves(p.heads_per_block, wanted.heads_per_block) + octaves(p.stages, wanted.stages) +
            (p.state_path == wanted.state_path ? 0 : kFar) + (p.ring_rows == RingRows::live ? 0 : kFar);
   };
+}
+
+// The same for a convolution: the best at most sizes on an H200 had 4 channels a lane.
+std::function<double(const Plan&)> conv1d_distance() {
+  return [](const Plan& p) { return octaves(p.block_m, 512) + octaves(p.warps, 4); };
 }
 
 }  // namespace
@@ -344,9 +359,18 @@ std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
 }
 
 Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads) {
-  const std::function<double(const Plan&)> distance = description.op() == Op::ring
-                                                          ? ring_distance(description, total_heads)
-                                                          : update_distance(description, total_heads);
+  std::function<double(const Plan&)> distance;
+  switch (description.op()) {
+    case Op::ring:
+      distance = ring_distance(description, total_heads);
+      break;
+    case Op::conv1d:
+      distance = conv1d_distance();
+      break;
+    default:
+      distance = update_distance(description, total_heads);
+      break;
+  }
   const Plan* best = nullptr;
   double least = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
@@ -361,6 +385,12 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
 
 LaunchShape launch_shape(const Plan& plan, const Description& description, int batch) {
   LaunchShape shape;
+  if (description.op() == Op::conv1d) {
+    shape.grid_x = (description.conv_channels() + plan.block_m - 1) / plan.block_m;
+    shape.grid_y = batch;
+    shape.block_threads = 32 * plan.warps;
+    return shape;
+  }
   shape.grid_x =
       static_cast<std::int64_t>(description.nheads / plan.heads_per_block) * (description.head_dim / plan.block_m);
   shape.grid_y = batch;

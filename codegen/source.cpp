@@ -88,6 +88,8 @@ Template template_of(Op op) {
       return {"update.cuh", "update", "UpdateArgs"};
     case Op::ring:
       return {"ring.cuh", "ring_step", "RingArgs"};
+    case Op::conv1d:
+      return {"conv1d.cuh", "conv1d", "Conv1dArgs"};
     default:
       break;
   }
@@ -110,8 +112,10 @@ std::string banner(const Description& d, const Plan& plan, const Arch& arch, con
     s += fmt::format("// With a flush: {} bytes read, {} of them written back, {} written elsewhere.\n", flush.read,
                      flush.written_back, flush.written_new);
   }
-  s += fmt::format("// Launch for nheads = {}: grid ({}, batch), block {}, dynamic shared memory {} bytes; entry {}.\n",
-                   d.nheads, shape.grid_x, shape.block_threads, shape.smem_bytes, entry);
+  const bool is_conv = d.op() == Op::conv1d;
+  s += fmt::format("// Launch for {} = {}: grid ({}, batch), block {}, dynamic shared memory {} bytes; entry {}.\n",
+                   is_conv ? "channels" : "nheads", is_conv ? d.conv_channels() : d.nheads, shape.grid_x,
+                   shape.block_threads, shape.smem_bytes, entry);
   s += fmt::format("// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n", arch.text());
   return s;
 }
@@ -131,7 +135,40 @@ std::string function(const char* what, const char* parameters, const Expr& e) {
                      e.empty() ? "0.0f" : e.cuda());
 }
 
+std::string conv1d_config(const Description& d, const Plan& plan) {
+  const Conv& conv = *d.conv;
+  std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
+  s += fmt::format("  using Input = {};  // x, out\n", cuda_type(d.input_dtype));
+  s += fmt::format("  using State = {};  // the windows\n", cuda_type(d.state_dtype));
+  s += fmt::format("  using Weight = {};  // w, bias\n", cuda_type(d.weight_dtype));
+  s += constant("kTokens", d.token_count);
+  s += constant("kWidth", conv.width);
+  s += constant("kStateLen", d.conv_state_len());
+  s += constant("kSnapshotLen", d.conv_snapshot_len());
+  s += flag("kHasBias", conv.has_bias);
+  s += flag("kChannelsLast", conv.channels_last);
+  s += choice("ConvStore", "kStore", name(conv.store));
+  s += choice("ConvKeep", "kKeep", name(conv.keep));
+  s += flag("kAccepted", conv.has_accepted);
+  s += flag("kAlignedRows", d.aligned_rows);
+  s += choice("PadOutput", "kPadOutput", name(d.pad_output_kind));
+  s += "\n";
+  s += constant("kBlockM", plan.block_m);
+  s += constant("kWarps", plan.warps);
+  s += flag("kStreaming", plan.streaming);
+  s += flag("kEarlyState", plan.early_state);
+  s += "\n";
+  const Expr x(Leaf::x);
+  if (conv.activation_expr == silu(x) && size_bytes(d.input_dtype) == 2)
+    s += "  static SSMJIT_DEVICE float activation(float x) { return silu_of_16_bits(x); }\n";
+  else
+    s += function("activation", "float x", conv.activation_expr.empty() ? x : conv.activation_expr);
+  s += "};\n";
+  return s;
+}
+
 std::string config(const Description& d, const Plan& plan) {
+  if (d.op() == Op::conv1d) return conv1d_config(d, plan);
   const bool ring = d.op() == Op::ring;
   std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));

@@ -14,6 +14,19 @@ std::string shape_text(const std::array<std::int64_t, 4>& shape, int rank) {
   return text + "]";
 }
 
+std::string wrong_args(const char* got, Op op) {
+  switch (op) {
+    case Op::update:
+      return fmt::format("args: got {} for a kernel that updates in place; wants UpdateArgs", got);
+    case Op::ring:
+      return fmt::format("args: got {} for a ring kernel; wants RingArgs", got);
+    case Op::conv1d:
+      return fmt::format("args: got {} for a conv1d kernel; wants Conv1dArgs", got);
+    default:
+      return fmt::format("args: got {} for a {} kernel; wants that op's", got, name(op));
+  }
+}
+
 std::string lines_of(const std::vector<std::string>& sentences) {
   std::string text;
   for (const std::string& sentence : sentences) text += (text.empty() ? "" : "\n") + sentence;

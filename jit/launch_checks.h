@@ -37,6 +37,10 @@ struct Wants {
         tokens(d.token_count),
         window(d.ring_window()),
         length(d.ring_length()),
+        conv_channels(d.conv_channels()),
+        conv_state_len(d.conv_state_len()),
+        conv_snapshot_len(d.conv_snapshot_len()),
+        conv(d.conv.value_or(Conv{})),
         input(d.input_dtype),
         dt(d.dt_dtype),
         weight(d.weight_dtype),
@@ -52,6 +56,8 @@ struct Wants {
 
   Op op;
   std::int64_t nheads, head_dim, dstate, ngroups, tokens, window, length;
+  std::int64_t conv_channels, conv_state_len, conv_snapshot_len;
+  Conv conv;  // a default one where the description has none
   DType input, dt, weight, state;
   bool has_z, has_D, has_dt_bias, has_destination, has_state_scale, is_stochastic, is_varlen, aligned_rows;
 };
@@ -222,6 +228,9 @@ void check_indices_shape(const char* name_, const Tensor& indices, std::int64_t 
                          size_bytes(indices.dtype));
     });
 }
+
+// The sentence about a launch with another op's args.
+std::string wrong_args(const char* got, Op op);
 
 // What every op's args begin and end with. Whether what stands between can be read.
 template <class Args, class Report>

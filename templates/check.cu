@@ -1,6 +1,7 @@
 // The templates by hand, for nvcc alone: nvcc -std=c++17 -arch=sm_90a -c templates/check.cu
 // A Config here is what codegen/source.cpp writes from a description and a plan.
 #include "bench.cuh"
+#include "conv1d.cuh"
 #include "device/async_copy.cuh"
 #include "device/barrier.cuh"
 #include "device/cluster.cuh"
@@ -170,6 +171,53 @@ extern "C" __global__ void __launch_bounds__(32, 1) check_ring_of_bytes(const __
 extern "C" __global__ void __launch_bounds__(64, 1) check_ring_of_12_tokens(const __grid_constant__ RingArgs args) {
   ring_step<RingOf12Tokens>(args);
 }
+
+// A convolution of one token, of windows of 3 entries; of 6 tokens with the window after each to a slot; and of 4
+// tokens after some that were accepted, of rows at any address.
+struct Conv {
+  using Input = bf16;
+  using State = bf16;
+  using Weight = bf16;
+  static constexpr int kTokens = 1;
+  static constexpr int kWidth = 4;
+  static constexpr int kStateLen = 3;
+  static constexpr int kSnapshotLen = 3;
+  static constexpr bool kHasBias = true;
+  static constexpr bool kChannelsLast = false;
+  static constexpr ConvStore kStore = ConvStore::shift;
+  static constexpr ConvKeep kKeep = ConvKeep::last;
+  static constexpr bool kAccepted = false;
+  static constexpr bool kAlignedRows = true;
+  static constexpr bool kStreaming = true;
+  static constexpr bool kEarlyState = false;
+  static constexpr PadOutput kPadOutput = PadOutput::zeros;
+  static constexpr int kBlockM = 512;
+  static constexpr int kWarps = 4;
+  static SSMJIT_DEVICE float activation(float x) { return silu_of_16_bits(x); }
+};
+struct ConvToSlots : Conv {
+  static constexpr int kTokens = 6;
+  static constexpr bool kChannelsLast = true;
+  static constexpr ConvKeep kKeep = ConvKeep::slots;
+  static constexpr bool kEarlyState = true;
+};
+struct ConvOfDrafts : Conv {
+  using State = float;
+  static constexpr int kTokens = 4;
+  static constexpr int kStateLen = 6;
+  static constexpr bool kAccepted = true;
+  static constexpr bool kAlignedRows = false;
+  static constexpr int kBlockM = 128;
+  static SSMJIT_DEVICE float activation(float x) { return x; }
+};
+#define SSMJIT_CHECK_CONV(Config)                                   \
+  extern "C" __global__ void __launch_bounds__(32 * Config::kWarps) \
+      check_##Config(const __grid_constant__ Conv1dArgs args) {     \
+    conv1d<Config>(args);                                           \
+  }
+SSMJIT_CHECK_CONV(Conv)
+SSMJIT_CHECK_CONV(ConvToSlots)
+SSMJIT_CHECK_CONV(ConvOfDrafts)
 
 // Slots of pools of bytes; and of one with fp32 states, whose heads take two blocks each.
 struct SlotsOfBytes : RingOfBytes {

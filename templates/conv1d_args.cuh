@@ -26,7 +26,6 @@ struct Conv1dArgs {
   long long accepted_stride;
   long long pad_slot_id;  // a row with this index, or a negative one, is a pad row
   int wide_indices;       // 1: all of the index arrays are int64, 0: int32
-  int batch;
   int channels;
   int pdl;  // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads indices, weights and state, waits,
             // then reads x; any other does as for 1

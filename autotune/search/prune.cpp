@@ -38,6 +38,9 @@ int blocks_per_sm(const Plan& plan, const Description& description, const Device
 }
 
 std::int64_t block_bytes_in_flight(const Plan& plan, const Description& description) {
+  if (description.op() == Op::conv1d)
+    return std::int64_t{plan.block_m} * (description.conv_state_len() * size_bytes(description.state_dtype) +
+                                         description.token_count * size_bytes(description.input_dtype));
   return std::int64_t{plan.block_m} * description.dstate * size_bytes(description.state_dtype) * heads_in_flight(plan);
 }
 

@@ -98,6 +98,33 @@ struct RingArgs {
                          // refused under capture)
 };
 
+// Tensors of one step of a convolution (causal_conv1d_update). Requests and tokens of x and out may be strided, so x
+// may be a slice of a projection's rows, in any order of requests and tokens; channels lie side by side. Slots may be
+// strided; inner dimensions are contiguous. With aligned_rows, bases and strides of all but indices are multiples of 16
+// bytes. Index tensors are all int32 or all int64. out may be x. A slot that a request reads may be one of its own
+// output slots, not one of another's.
+struct Conv1dArgs {
+  std::size_t size = sizeof(Conv1dArgs);
+  Tensor conv_state;  // [slots, channels, state_len]; channels_last: [slots, state_len, channels]; state dtype; updated
+  Tensor x;           // [batch, tokens, channels], or [batch, channels] of one token; input dtype
+  Tensor w;           // [channels, width], weight dtype
+  Tensor bias;        // [channels], weight dtype; given iff the description has a bias
+  Tensor out;         // as x; written
+  Tensor state_batch_indices;         // [batch] or [batch, 1]; not given: row b uses slot b
+  Tensor output_state_indices;        // [batch, tokens], iff keep is slots: where the window after each token goes; a
+                                      // pad's is not stored
+  Tensor intermediate_states;         // [snapshot slots, steps, channels, length] (channels_last: length before
+                                      // channels), state dtype, iff keep is snapshots: the window after token t goes to
+                                      // step t; length: conv_snapshot_len(), steps: at least the tokens; written
+  Tensor intermediate_state_indices;  // [batch], only if keep is snapshots; not given: the state's slot
+  Tensor cache_seqlens;               // [batch], iff circular: tokens before this step; the next goes to entry
+                                      // cache_seqlens % state_len
+  Tensor num_accepted_tokens;         // [batch], iff has_accepted: of the step before; clamped to 1 to tokens
+  std::int64_t pad_slot_id = -1;      // this index, and every negative one, marks a pad row
+  Pdl pdl = Pdl::off;                 // early_state: indices, counts, weights and conv_state are read before the wait
+  bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
+};
+
 // A slot's cursors, as the host keeps them.
 struct RingCursor {
   int start = 0;
@@ -136,6 +163,7 @@ class Kernel {
   // ErrorKind::machine when the driver refuses, with its code.
   void launch(const UpdateArgs& args, void* stream) const;
   void launch(const RingArgs& args, void* stream) const;
+  void launch(const Conv1dArgs& args, void* stream) const;
 
   // Fail: ErrorKind::invalid for a Kernel that was never loaded; so does launch().
   const Description& description() const;
@@ -145,6 +173,7 @@ class Kernel {
   // The checks of launch() alone: one sentence a wrong tensor; empty when all is well. Needs no GPU.
   static std::vector<std::string> problems(const Description& description, const UpdateArgs& args);
   static std::vector<std::string> problems(const Description& description, const RingArgs& args);
+  static std::vector<std::string> problems(const Description& description, const Conv1dArgs& args);
 
  private:
   struct State;

@@ -28,7 +28,12 @@ std::vector<Golden> goldens() {
   const Description ring_of_bytes =
       Description(ring).state(DType::i8).rounding(Stochastic{}).gate(silu(dsl::z)).varlen();
   const Arch arch;
-  return {{"tp8_fp32_default", tp8, default_plan(tp8, arch, 128)},
+  const Description conv = conv1d({.channels = 6144, .activation_expr = silu(dsl::x)});
+  Conv drafts = *conv.conv;
+  drafts.state_len = 8, drafts.channels_last = true, drafts.has_accepted = true;
+  return {{"conv1d_default", conv, default_plan(conv, arch, 96)},
+          {"conv1d_6_tokens_accepted", conv1d(drafts).tokens(6), default_plan(conv1d(drafts).tokens(6), arch, 96)},
+          {"tp8_fp32_default", tp8, default_plan(tp8, arch, 128)},
           {"tp8_bf16_bulk_gate_destination",
            bulk,
            {.block_m = 32,
