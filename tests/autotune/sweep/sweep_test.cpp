@@ -389,6 +389,35 @@ TEST_F(Sweep, AnUpdateHasOnePhase) {
   }
 }
 
+TEST_F(Sweep, AConvolutionOfEveryKindIsVerifiedTimedAndCheckedInBothModes) {
+  const auto of = [](Conv conv) {
+    conv.channels = 64;
+    return conv1d(conv).tokens(2);
+  };
+  for (const Description& d : {of({}), of({.state_len = 4, .channels_last = true}), of({.keep = ConvKeep::slots}),
+                               of({.keep = ConvKeep::snapshots}), of({.state_len = 5, .store = ConvStore::circular}),
+                               of({.state_len = 4, .channels_last = true, .has_accepted = true})}) {
+    use(d, {{3, 0}, {2, 0}});
+    options_.modes = {PdlMode::off, PdlMode::chain};
+    const std::vector<Measurement> all = run();
+    for (const Measurement& m : all) {
+      EXPECT_EQ(m.outcome, Outcome::ok) << d.summary() << ": " << m.reason;
+      EXPECT_EQ(m.op, Op::conv1d);
+      EXPECT_EQ(m.nheads, 1) << "64 channels count as a head";
+      EXPECT_EQ(Measurement::from_json(m.json()).key(), m.key());
+      EXPECT_EQ(m.bytes, bytes_moved(d, kBatch));
+    }
+    const Table table = fit_table(all);
+    ASSERT_THAT(table.rows, SizeIs(2));
+    for (const TableRow& row : table.rows) {
+      EXPECT_EQ(row.op, Op::conv1d);
+      EXPECT_EQ(row.total_heads, kBatch);
+    }
+    EXPECT_EQ(lookup(table, d, all[0].device, Arch{}, kBatch, PdlMode::off).why, Why::exact);
+    EXPECT_EQ(Table::from_json(table.json()), table);
+  }
+}
+
 TEST_F(Sweep, APlanThatWritesItsInputsIsFoundInSmallAndLeavesNothingToTheNext) {
   int launches = 0;
   world_.spoil = [&](const RingArgs& args, std::int64_t batch) {

@@ -4,6 +4,7 @@
 #include <variant>
 
 #include "autotune/host_numbers.h"
+#include "autotune/reference/conv1d_reference.h"
 #include "autotune/reference/ring_reference.h"
 #include "autotune/reference/update_reference.h"
 #include "jit/kernel_args.h"
@@ -145,6 +146,51 @@ void update_step(const Description& d, const device_args::UpdateArgs& a, std::in
   }
 }
 
+void conv1d_step(const Description& d, const device_args::Conv1dArgs& a, std::int64_t batch) {
+  const std::int64_t C = d.conv_channels(), L = d.conv_state_len(), K = d.conv_snapshot_len(), T = d.token_count;
+  const bool last = d.conv->channels_last;
+  const DType index = a.wide_indices != 0 ? DType::i64 : DType::i32;
+  const auto indices = [&](const void* data, std::int64_t stride) {
+    return data == nullptr ? Tensor{} : strided(data, index, {batch}, {stride});
+  };
+  Conv1dArgs r;
+  r.conv_state =
+      strided(a.conv_state, d.state_dtype, {a.slots, last ? L : C, last ? C : L}, {a.state_stride, last ? C : L, 1});
+  r.x = strided(a.x, d.input_dtype, {batch, T, C}, {a.x_stride, a.x_token_stride, 1});
+  r.out = strided(a.out, d.input_dtype, {batch, T, C}, {a.out_stride, a.out_token_stride, 1});
+  r.w = contiguous(a.w, d.weight_dtype, {C, d.conv->width});
+  r.bias = contiguous(a.bias, d.weight_dtype, {C});
+  r.state_batch_indices = indices(a.state_batch_indices, a.index_stride);
+  if (a.output_state_indices != nullptr)
+    r.output_state_indices =
+        strided(a.output_state_indices, index, {batch, T}, {a.output_index_stride, a.output_index_token_stride});
+  if (a.intermediate_states != nullptr)
+    r.intermediate_states =
+        strided(a.intermediate_states, d.state_dtype, {a.snapshot_slots, T, last ? K : C, last ? C : K},
+                {a.snapshot_stride, a.snapshot_token_stride, last ? C : K, 1});
+  r.intermediate_state_indices = indices(a.intermediate_state_indices, a.snapshot_index_stride);
+  r.cache_seqlens = indices(a.cache_seqlens, a.seqlen_stride);
+  r.num_accepted_tokens = indices(a.num_accepted_tokens, a.accepted_stride);
+  r.pad_slot_id = a.pad_slot_id;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const ConvRequest of = conv_request(d, r, b, read_host);
+    for (std::int64_t c = 0; c < C; ++c) {
+      const ConvChannel channel = conv1d_reference(d, r, b, c, of, read_host);
+      for (int t = 0; t < d.token_count; ++t)
+        encode(d.input_dtype, bytes_of(r.out), conv_token_at(r.out, b, t, c),
+               of.live ? channel.y[static_cast<std::size_t>(t)] : 0.0);
+      const std::vector<ConvWrite> writes = conv_writes(d, r, c, of);
+      std::vector<double> values;
+      for (const ConvWrite& w : writes)
+        values.push_back(w.from_token ? stored_value(r.x, conv_token_at(r.x, b, w.from, c), read_host)
+                                      : stored_value(r.conv_state, conv_state_at(d, r, of.slot, c, w.from), read_host));
+      for (std::size_t i = 0; i < writes.size(); ++i)
+        encode(d.state_dtype, bytes_of(writes[i].snapshot ? r.intermediate_states : r.conv_state), writes[i].at,
+               values[i]);
+    }
+  }
+}
+
 std::uint64_t mixed(std::uint64_t v) {
   v = (v ^ (v >> 30)) * 0xbf58476d1ce4e5b9ull;
   v = (v ^ (v >> 27)) * 0x94d049bb133111ebull;
@@ -159,6 +205,7 @@ std::size_t argument_bytes(const char* name) {
   if (kernel == "ssmjit_produce") return sizeof(ProduceArgs);
   if (kernel == "ssmjit_fill") return sizeof(FillArgs);
   if (kernel == "ssmjit_hash") return sizeof(HashArgs);
+  if (kernel.starts_with("ssmjit_conv1d_")) return sizeof(device_args::Conv1dArgs);
   return kernel.starts_with("ssmjit_ring_") ? sizeof(device_args::RingArgs) : sizeof(device_args::UpdateArgs);
 }
 
@@ -199,6 +246,10 @@ double launch(const char* name, const CUlaunchConfig& config, const void* argume
   world->batches.push_back(static_cast<int>(batch));
   if (world->description.op() == Op::update) {
     update_step(world->description, read_argument<device_args::UpdateArgs>(argument), batch);
+    return cost.no_flush;
+  }
+  if (world->description.op() == Op::conv1d) {
+    conv1d_step(world->description, read_argument<device_args::Conv1dArgs>(argument), batch);
     return cost.no_flush;
   }
   // Verification takes a few of the description's heads.
