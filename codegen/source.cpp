@@ -266,6 +266,26 @@ Source emit_ring_slots(const Description& description, const Arch& arch) {
   return source;
 }
 
+Source emit_prepare_A(const Arch& arch) {
+  constexpr int kThreads = 128;
+  Source source;
+  source.arch = arch;
+  source.text = fmt::format("// ssmjit {}: A = -exp(A_log)\n// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n",
+                            kVersion, arch.text());
+  Pieces(source.text).add("prepare_A.cuh");
+  for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    const std::string entry = fmt::format("ssmjit_prepare_A_{}", name(dtype));
+    source.text += fmt::format(
+        "\nextern \"C\" __global__ void __launch_bounds__({}) {}(const __grid_constant__ PrepareAArgs args) {{\n"
+        "  prepare_A<{}>(args);\n}}\n",
+        kThreads, entry, cuda_type(dtype));
+    source.entries.push_back({entry, kThreads, 0});
+  }
+  source.digest = digest16(without_banner(source.text));
+  source.options = kOptions;
+  return source;
+}
+
 std::int64_t materialise_blocks(const Description& description) {
   return std::int64_t{description.nheads} * (description.head_dim / slot_block_m(description));
 }

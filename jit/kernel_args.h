@@ -7,6 +7,7 @@
 namespace ssmjit {
 
 namespace device_args {
+#include "templates/prepare_A_args.cuh"
 #include "templates/ring_args.cuh"
 #include "templates/ring_slots_args.cuh"
 #include "templates/update_args.cuh"
@@ -23,5 +24,7 @@ device_args::RingArgs to_device(const RingArgs& args, Pdl pdl);
 device_args::MaterialiseArgs to_device(const Description& description, const MaterialiseArgs& args);
 device_args::ResetSlotsArgs to_device(const Description& description, const ResetSlotsArgs& args);
 device_args::CopySlotsArgs to_device(const Description& description, const CopySlotsArgs& args);
+// Likewise of what PrepareA::problems finds right.
+device_args::PrepareAArgs prepare_to_device(const Tensor& A_log, const Tensor& A);
 
 }  // namespace ssmjit

@@ -8,6 +8,7 @@
 #include "device/shuffle.cuh"
 #include "materialise.cuh"
 #include "norm.cuh"
+#include "prepare_A.cuh"
 #include "ring.cuh"
 #include "rounding.cuh"
 #include "update.cuh"
@@ -236,3 +237,4 @@ extern "C" __global__ void __launch_bounds__(64, 1) check_norm_of_groups(const _
 extern "C" __global__ void __launch_bounds__(256, 1) check_norm_of_rows(const __grid_constant__ NormArgs args) {
   norm<NormOfRows>(args);
 }
+extern "C" __global__ void check_prepare_A(const __grid_constant__ PrepareAArgs args) { prepare_A<bf16>(args); }

@@ -112,7 +112,7 @@ SSMJIT_DEVICE void norm(const NormArgs& args) {
   const int place = thread_index() / S::kLanes;  // of the group in the block
   const int lane = thread_index() % S::kLanes;
   const int group = block_x() * Cfg::kGroupsPerBlock + place;
-  const bool live = Cfg::kGroupsPerBlock == 1 || group < args.groups;
+  const bool live = Cfg::kGroupsPerBlock == 1 || group * Cfg::kGroupSize < args.channels;
   const int request = block_y() / Cfg::kTokens, token = block_y() % Cfg::kTokens;
   // Of the lane's first vector.
   const i64 channel = static_cast<i64>(group) * Cfg::kGroupSize + lane * S::kWidth;

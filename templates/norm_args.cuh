@@ -14,7 +14,7 @@ struct NormArgs {
   void* out;           // [batch, tokens, channels]; may be x or z
   long long out_stride;
   long long out_token_stride;
-  int groups;  // of a row: channels / group size
+  int channels;
   int pdl;  // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads weight and bias, waits, then reads the
             // rest; any other does as for 1
 };
