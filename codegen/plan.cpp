@@ -120,8 +120,15 @@ struct Space {
   std::vector<Rule> rules;
 
   static const Space& of(Op op) {
-    static const Space update(Op::update), ring(Op::ring);
-    return op == Op::ring ? ring : update;
+    static const Space update(Op::update), ring(Op::ring), norm(Op::norm);
+    switch (op) {
+      case Op::ring:
+        return ring;
+      case Op::norm:
+        return norm;
+      default:
+        return update;
+    }
   }
 
   // The values of `names`: plan fields, facts, constants, derived.
@@ -141,7 +148,11 @@ struct Space {
     v[base + 9] = d.ring_window();
     v[base + 10] = d.ring_length();
     v[base + 11] = d.has_z() ? 1 : 0;
-    std::size_t at = base + 12;
+    const int vector_elements = d.aligned_rows ? 16 / size_bytes(d.input_dtype) : 1;
+    v[base + 12] = vector_elements;
+    v[base + 13] = d.norm_group_size() / vector_elements;
+    v[base + 14] = d.norm_group_size() == 0 ? 0 : d.norm_channels() / d.norm_group_size();
+    std::size_t at = base + 15;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -161,7 +172,8 @@ struct Space {
     const Json json = Json::parse(template_file(file));
     for (const Field& f : kFields) names.emplace_back(f.name);
     for (const char* fact : {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy",
-                             "has_pdl", "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate"})
+                             "has_pdl", "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate",
+                             "vector_elements", "group_vectors", "groups"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -219,6 +231,17 @@ std::function<double(const Plan&)> ring_distance(const Description& description,
     return octaves(p.block_m, wanted.block_m) + octaves(p.warps, wanted.warps) +
            octaves(p.heads_per_block, wanted.heads_per_block) + octaves(p.stages, wanted.stages) +
            (p.state_path == wanted.state_path ? 0 : kFar) + (p.ring_rows == RingRows::live ? 0 : kFar);
+  };
+}
+
+// The same for a norm: a group by as many warps as have two vectors a lane, a group a block while there are few.
+std::function<double(const Plan&)> norm_distance(const Description& description, std::int64_t total_groups) {
+  const double vectors =
+      description.norm_group_size() / (description.aligned_rows ? 16.0 / size_bytes(description.input_dtype) : 1.0);
+  const int block_groups = total_groups >= 4096 ? 4 : 1;
+  return [=](const Plan& p) {
+    return octaves(p.warps / p.heads_per_block, std::max(1.0, vectors / 64)) +
+           octaves(p.heads_per_block, block_groups) / 4;
   };
 }
 
@@ -344,9 +367,18 @@ std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
 }
 
 Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads) {
-  const std::function<double(const Plan&)> distance = description.op() == Op::ring
-                                                          ? ring_distance(description, total_heads)
-                                                          : update_distance(description, total_heads);
+  std::function<double(const Plan&)> distance;
+  switch (description.op()) {
+    case Op::ring:
+      distance = ring_distance(description, total_heads);
+      break;
+    case Op::norm:
+      distance = norm_distance(description, total_heads);
+      break;
+    default:
+      distance = update_distance(description, total_heads);
+      break;
+  }
   const Plan* best = nullptr;
   double least = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
@@ -361,6 +393,12 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
 
 LaunchShape launch_shape(const Plan& plan, const Description& description, int batch) {
   LaunchShape shape;
+  if (description.op() == Op::norm) {
+    const int groups = description.norm_channels() / description.norm_group_size();
+    return {.grid_x = (groups + plan.heads_per_block - 1) / plan.heads_per_block,
+            .grid_y = std::int64_t{batch} * description.token_count,
+            .block_threads = 32 * plan.warps};
+  }
   shape.grid_x =
       static_cast<std::int64_t>(description.nheads / plan.heads_per_block) * (description.head_dim / plan.block_m);
   shape.grid_y = batch;

@@ -37,6 +37,7 @@ struct Wants {
         tokens(d.token_count),
         window(d.ring_window()),
         length(d.ring_length()),
+        channels(d.norm_channels()),
         input(d.input_dtype),
         dt(d.dt_dtype),
         weight(d.weight_dtype),
@@ -48,12 +49,15 @@ struct Wants {
         has_state_scale(d.has_state_scale()),
         is_stochastic(std::holds_alternative<Stochastic>(d.rounding_kind)),
         is_varlen(d.is_varlen),
+        has_norm_gate(d.norm && !d.norm->gate_expr.empty()),
+        has_norm_bias(d.norm && d.norm->has_bias),
         aligned_rows(d.aligned_rows) {}
 
   Op op;
-  std::int64_t nheads, head_dim, dstate, ngroups, tokens, window, length;
+  std::int64_t nheads, head_dim, dstate, ngroups, tokens, window, length, channels;
   DType input, dt, weight, state;
-  bool has_z, has_D, has_dt_bias, has_destination, has_state_scale, is_stochastic, is_varlen, aligned_rows;
+  bool has_z, has_D, has_dt_bias, has_destination, has_state_scale, is_stochastic, is_varlen, has_norm_gate,
+      has_norm_bias, aligned_rows;
 };
 
 inline bool is_given(const Tensor& tensor) {
@@ -299,6 +303,8 @@ void check_slot_of_each_row(const Tensor& state, std::int64_t batch, Report& rep
     });
 }
 
+// About the arguments of another op than the kernel's.
+std::string wrong_args(const char* got, Op kernel);
 // One sentence a line.
 std::string lines_of(const std::vector<std::string>& sentences);
 

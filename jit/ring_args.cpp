@@ -49,7 +49,7 @@ std::int64_t total_tokens(const RingArgs& args) {
 template <class Report>
 void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
   if (wants.op != Op::ring) {
-    report([] { return std::string("args: got RingArgs for a kernel that updates in place; wants UpdateArgs"); });
+    report([&] { return wrong_args("RingArgs", wants.op); });
     return;
   }
   if (!check_version(args, report)) return;  // nothing behind it can be trusted

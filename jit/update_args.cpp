@@ -12,7 +12,7 @@ namespace {
 template <class Report>
 void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
   if (wants.op != Op::update) {
-    report([] { return std::string("args: got UpdateArgs for a ring kernel; wants RingArgs"); });
+    report([&] { return wrong_args("UpdateArgs", wants.op); });
     return;
   }
   if (!check_version(args, report)) return;  // nothing behind it can be trusted

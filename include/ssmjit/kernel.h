@@ -100,6 +100,19 @@ struct RingArgs {
                          // refused under capture)
 };
 
+// Tensors of one gated norm. x, z, out: [batch, tokens, channels], requests and tokens strided as they come, or [batch
+// * tokens, channels], rows strided; channels are contiguous; 16-byte aligned unless the description has unaligned
+// rows.
+struct NormArgs {
+  std::size_t size = sizeof(NormArgs);
+  Tensor x;            // input dtype
+  Tensor z;            // input dtype; given iff the description has a gate
+  Tensor weight;       // [channels], weight dtype
+  Tensor bias;         // [channels], weight dtype; given iff the description has a bias
+  Tensor out;          // input dtype; written; may be x or z itself
+  Pdl pdl = Pdl::off;  // early_state: weight and bias are read before the wait
+};
+
 // A slot's cursors, as the host keeps them.
 struct RingCursor {
   int start = 0;
@@ -138,6 +151,7 @@ class Kernel {
   // ErrorKind::machine when the driver refuses, with its code.
   void launch(const UpdateArgs& args, void* stream) const;
   void launch(const RingArgs& args, void* stream) const;
+  void launch(const NormArgs& args, void* stream) const;
 
   // Fail: ErrorKind::invalid for a Kernel that was never loaded; so does launch().
   const Description& description() const;
@@ -147,6 +161,7 @@ class Kernel {
   // The checks of launch() alone: one sentence a wrong tensor; empty when all is well. Needs no GPU.
   static std::vector<std::string> problems(const Description& description, const UpdateArgs& args);
   static std::vector<std::string> problems(const Description& description, const RingArgs& args);
+  static std::vector<std::string> problems(const Description& description, const NormArgs& args);
 
  private:
   struct State;

@@ -1,0 +1,27 @@
+// One test of a norm kernel.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "autotune/kernel_case.h"
+
+namespace ssmjit {
+
+class NormCase : public KernelCase {
+ public:
+  NormCase(const Description& description, const CaseLayout& layout, std::uint64_t seed);
+
+  NormArgs args(const std::vector<std::byte*>& base) const;
+  CaseArgs launch_args(const std::vector<std::byte*>& base) const override { return args(base); }
+
+ private:
+  void judge(const std::vector<std::byte*>& want, const std::vector<std::byte*>& got,
+             CaseResult& result) const override;
+
+  NormArgs host_;                              // pointers into blocks()
+  std::vector<std::vector<double>> expected_;  // [(request, token, group)]
+};
+
+}  // namespace ssmjit
