@@ -3,11 +3,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "autotune/kernel_case.h"
 
 namespace ssmjit {
+
+// As judge(): the limits, and that a 16-bit output was rounded once, from fp32.
+std::string judge_norm(const Nearness& n, DType dtype);
 
 class NormCase : public KernelCase {
  public:

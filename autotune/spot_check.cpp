@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "autotune/nearness.h"
+#include "autotune/norm_case.h"
 #include "autotune/reference/norm_reference.h"
 #include "autotune/reference/ring_reference.h"
 #include "autotune/reference/update_reference.h"
@@ -199,7 +200,7 @@ class NormSpotCheck : public SpotCheck {
     for (const Group& at : groups_)
       y.add_row(at.want.data(),
                 values(args_.out, norm_offset(d, args_.out, at.request, at.token, at.group), d.norm_group_size()));
-    return judge(y.result(), d.input_dtype, 1, "out");
+    return judge_norm(y.result(), d.input_dtype);
   }
 
   Description description_;

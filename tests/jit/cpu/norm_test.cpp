@@ -38,14 +38,14 @@ std::vector<Case> cases() {
   Description other_gate = of(512, 128).input(DType::f16).weights(DType::f16);
   other_gate.norm->gate_expr = sigmoid(dsl::z);
   return {
-      {"nano", of(4096, 512), {"warps=1", "warps=2", "warps=4,heads_per_block=4", "warps=8,heads_per_block=2"}},
+      {"nano", of(4096, 512), {"warps=1", "warps=2", "warps=4,heads_per_block=4", "warps=4,heads_per_block=2"}},
       {"super", of(2048, 1024), {"warps=1", "warps=4,streaming=false", "warps=4,early_state=true"}},
       {"nemotron_9b", of(3840, 1280), {"warps=2", "warps=4", "warps=5", "warps=10,heads_per_block=2"}},
-      {"one_group_of_5120", of(5120, 0), {"warps=4", "warps=20,early_state=true", "warps=32"}},
+      {"one_group_of_5120", of(5120, 0), {"warps=4", "warps=8", "warps=20,early_state=true"}},
       {"one_group_of_16384", of(16384, 0), {"warps=16", "warps=32"}},
-      {"gate_last_with_bias", last, {"warps=1", "warps=2,early_state=true", "warps=8,heads_per_block=4"}},
+      {"gate_last_with_bias", last, {"warps=1", "warps=2,early_state=true", "warps=4,heads_per_block=2"}},
       {"without_gate_3_tokens", plain, {"warps=1", "warps=4,heads_per_block=2"}},
-      {"sigmoid_in_fp16", other_gate, {"warps=1", "warps=8,heads_per_block=8"}},
+      {"sigmoid_in_fp16", other_gate, {"warps=1", "warps=4,heads_per_block=4"}},
       {"fp32", of(1024, 512).input(DType::f32).weights(DType::f32), {"warps=1,heads_per_block=1", "warps=4"}},
       {"fp32_weights_of_bf16", of(768, 256).weights(DType::f32), {"warps=1", "warps=2,heads_per_block=2"}},
       {"bf16_weights_of_fp32", of(768, 256).input(DType::f32), {"warps=1", "warps=2"}},
