@@ -116,9 +116,7 @@ SSMJIT_DEVICE void norm(const NormArgs& args) {
   const int request = block_y() / Cfg::kTokens, token = block_y() % Cfg::kTokens;
   // Of the lane's first vector.
   const i64 channel = static_cast<i64>(group) * Cfg::kGroupSize + lane * S::kWidth;
-  const auto row = [&](auto* base, i64 stride, i64 token_stride) {
-    return base + (request * stride + token * token_stride + channel);
-  };
+  const auto at = [&](i64 stride, i64 token_stride) { return request * stride + token * token_stride + channel; };
   const auto has = [&](int v) {
     return live && (!S::kRagged || v + 1 < S::kVectors || v * S::kLanes + lane < S::kGroupVectors);
   };
@@ -146,14 +144,14 @@ SSMJIT_DEVICE void norm(const NormArgs& args) {
     load_weights();
     grid_dependency_wait();
   }
-  const Input* x_row = row(static_cast<const Input*>(args.x), args.x_stride, args.x_token_stride);
+  const Input* x_row = static_cast<const Input*>(args.x) + at(args.x_stride, args.x_token_stride);
 #pragma unroll
   for (int v = 0; v < S::kVectors; ++v) {
     x[v].zero();
     if (has(v)) x[v].template load<Cfg::kStreaming>(x_row + element(v));
   }
   if constexpr (Cfg::kHasGate) {
-    const Input* z_row = row(static_cast<const Input*>(args.z), args.z_stride, args.z_token_stride);
+    const Input* z_row = static_cast<const Input*>(args.z) + at(args.z_stride, args.z_token_stride);
 #pragma unroll
     for (int v = 0; v < S::kVectors; ++v) {
       z[v].zero();
@@ -191,7 +189,7 @@ SSMJIT_DEVICE void norm(const NormArgs& args) {
   }
   const float scale = rsqrt_fast_f32(sum * (1.0f / static_cast<float>(Cfg::kGroupSize)) + Cfg::kEps);
 
-  Input* out_row = row(static_cast<Input*>(args.out), args.out_stride, args.out_token_stride);
+  Input* out_row = static_cast<Input*>(args.out) + at(args.out_stride, args.out_token_stride);
 #pragma unroll
   for (int v = 0; v < S::kVectors; ++v) {
     float w[S::kWidth], y[S::kWidth];
