@@ -23,7 +23,6 @@ namespace {
 
 // Its pad rows and odd batches need no wave to overflow: blocks take their turns in every order anyway.
 constexpr int kMultiprocessors = 1;
-constexpr int kFewChannels = 1288;  // of a convolution: more than a block's, and a part of another's
 constexpr double kForever_s = 1e9;  // while somebody looks at it in gdb
 
 // The CPU executor, one kernel, one schedule after the other.
@@ -58,7 +57,7 @@ class CpuTarget : public Target {
     const Pdl pdl =
         !plan_.early_state ? launched_ == 1 && how_.arch.has_pdl() ? Pdl::wait_first : Pdl::off : Pdl::early_state;
     const LaunchShape shape = launch_shape(plan_, description_, test.layout().batch);
-    return std::visit([&](const auto& given) { return run(shape, to_device(given, pdl)); }, args);
+    return std::visit([&](const auto& given) { return run(shape, to_device(description_, given, pdl)); }, args);
   }
 
  private:
@@ -108,14 +107,8 @@ std::vector<Verdict> verify_on_cpu(const Description& description, const std::ve
          kForever_s);
   for (const Plan& plan : plans) check_plan(plan, description, how.arch);
 
-  // An emitted kernel does not know nheads: three groups of heads, no power of two, stand for all, as do a few channels
-  // of a convolution. Another's may.
-  Description few = description;
-  if (options.source.empty()) {
-    few.ngroups = std::min(3, description.ngroups);
-    few.nheads = few.ngroups * description.heads_per_group();
-    if (few.op() == Op::conv1d) few.conv->channels = std::min(kFewChannels, description.conv_channels());
-  }
+  // Three groups, no power of two, or a few channels stand for all, but for a source that is not ours.
+  const Description few = options.source.empty() ? few_groups(description, 3) : description;
   const KernelCases cases = standard_cases(few, kMultiprocessors, options.seed);
 
   std::vector<Verdict> verdicts(plans.size());

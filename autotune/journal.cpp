@@ -212,7 +212,7 @@ Measurement Measurement::from_json(std::string_view line) {
     if (schema != 1) fail(ErrorKind::invalid, "journal: schema: got {}; wants 1", schema);
     std::string text = name(m.op);
     if (json.contains("op")) get("op", text);
-    const auto* const op = std::find_if(std::begin(kOps), std::end(kOps), [&](Op each) { return text == name(each); });
+    const auto* op = std::find_if(std::begin(kOps), std::end(kOps), [&](Op o) { return text == name(o); });
     if (op == std::end(kOps))
       fail(ErrorKind::invalid, "journal: op: got {}; wants update, ring, conv1d, norm or layer", in_quotes(text));
     m.op = *op;

@@ -120,12 +120,14 @@ struct Space {
   std::vector<Rule> rules;
 
   static const Space& of(Op op) {
-    static const Space update(Op::update), ring(Op::ring), conv1d(Op::conv1d);
+    static const Space update(Op::update), ring(Op::ring), conv1d(Op::conv1d), norm(Op::norm);
     switch (op) {
       case Op::ring:
         return ring;
       case Op::conv1d:
         return conv1d;
+      case Op::norm:
+        return norm;
       default:
         return update;
     }
@@ -148,9 +150,13 @@ struct Space {
     v[base + 9] = d.ring_window();
     v[base + 10] = d.ring_length();
     v[base + 11] = d.has_z() ? 1 : 0;
-    v[base + 12] = d.aligned_rows ? 1 : 0;
-    v[base + 13] = d.conv_state_len();
-    std::size_t at = base + 14;
+    const int vector_elements = d.aligned_rows ? 16 / size_bytes(d.input_dtype) : 1;
+    v[base + 12] = vector_elements;
+    v[base + 13] = d.norm_group_size() / vector_elements;
+    v[base + 14] = d.norm_group_size() == 0 ? 0 : d.norm_channels() / d.norm_group_size();
+    v[base + 15] = d.aligned_rows ? 1 : 0;
+    v[base + 16] = d.conv_state_len();
+    std::size_t at = base + 17;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -169,9 +175,9 @@ struct Space {
     const std::string file = space_file(op);
     const Json json = Json::parse(template_file(file));
     for (const Field& f : kFields) names.emplace_back(f.name);
-    for (const char* fact :
-         {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy", "has_pdl",
-          "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate", "aligned_rows", "state_len"})
+    for (const char* fact : {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy",
+                             "has_pdl", "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate",
+                             "vector_elements", "group_vectors", "groups", "aligned_rows", "state_len"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -235,6 +241,17 @@ std::function<double(const Plan&)> ring_distance(const Description& description,
 // The same for a convolution: the best at most sizes on an H200 had 4 channels a lane.
 std::function<double(const Plan&)> conv1d_distance() {
   return [](const Plan& p) { return octaves(p.block_m, 512) + octaves(p.warps, 4); };
+}
+
+// The same for a norm: a group by as many warps as have two vectors a lane, a group a block while there are few.
+std::function<double(const Plan&)> norm_distance(const Description& description, std::int64_t total_groups) {
+  const double vectors =
+      description.norm_group_size() / (description.aligned_rows ? 16.0 / size_bytes(description.input_dtype) : 1.0);
+  const int block_groups = total_groups >= 4096 ? 4 : 1;
+  return [=](const Plan& p) {
+    return octaves(p.warps / p.heads_per_block, std::max(1.0, vectors / 64)) +
+           octaves(p.heads_per_block, block_groups) / 4;
+  };
 }
 
 }  // namespace
@@ -367,6 +384,9 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
     case Op::conv1d:
       distance = conv1d_distance();
       break;
+    case Op::norm:
+      distance = norm_distance(description, total_heads);
+      break;
     default:
       distance = update_distance(description, total_heads);
       break;
@@ -390,6 +410,12 @@ LaunchShape launch_shape(const Plan& plan, const Description& description, int b
     shape.grid_y = batch;
     shape.block_threads = 32 * plan.warps;
     return shape;
+  }
+  if (description.op() == Op::norm) {
+    const int groups = description.norm_channels() / description.norm_group_size();
+    return {.grid_x = (groups + plan.heads_per_block - 1) / plan.heads_per_block,
+            .grid_y = std::int64_t{batch} * description.token_count,
+            .block_threads = 32 * plan.warps};
   }
   shape.grid_x =
       static_cast<std::int64_t>(description.nheads / plan.heads_per_block) * (description.head_dim / plan.block_m);

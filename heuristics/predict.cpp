@@ -77,9 +77,9 @@ int estimate_registers(const Description& description, const Plan& plan) {
 
 double predict_us(const Description& description, const Plan& plan, const GpuFacts& gpu, int batch, PdlMode mode,
                   Phase phase, int ring_count, int registers) {
-  if (description.op() == Op::conv1d) {  // bytes alone: no plan is put ahead of the default one
-    const auto bytes = static_cast<double>(bytes_moved(description, std::max(batch, 1), phase, ring_count).total());
-    return kUpdate.launch_us + bytes / (gpu.memory_gb_s * 1e3 * kReached);
+  if (description.nheads == 0) {  // without a recurrence: a launch and its bytes, whatever the plan
+    const auto moved = static_cast<double>(bytes_moved(description, std::max(batch, 1)).total());
+    return kUpdate.launch_us + moved / (gpu.memory_gb_s * 1e3 * kReached);
   }
   const Constants& c = description.op() == Op::ring ? kRing : kUpdate;
   const SmLimits sm = sm_limits(gpu.arch);

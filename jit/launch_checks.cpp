@@ -14,17 +14,25 @@ std::string shape_text(const std::array<std::int64_t, 4>& shape, int rank) {
   return text + "]";
 }
 
-std::string wrong_args(const char* got, Op op) {
-  switch (op) {
-    case Op::update:
-      return fmt::format("args: got {} for a kernel that updates in place; wants UpdateArgs", got);
-    case Op::ring:
-      return fmt::format("args: got {} for a ring kernel; wants RingArgs", got);
-    case Op::conv1d:
-      return fmt::format("args: got {} for a conv1d kernel; wants Conv1dArgs", got);
-    default:
-      return fmt::format("args: got {} for a {} kernel; wants that op's", got, name(op));
-  }
+std::string wrong_args(const char* got, Op kernel) {
+  struct Takes {
+    const char *kernel, *args;
+  };
+  const auto takes = [&]() -> Takes {
+    switch (kernel) {
+      case Op::update:
+        return {"kernel that updates in place", "UpdateArgs"};
+      case Op::ring:
+        return {"ring kernel", "RingArgs"};
+      case Op::conv1d:
+        return {"conv1d kernel", "Conv1dArgs"};
+      case Op::norm:
+        return {"norm kernel", "NormArgs"};
+      default:
+        return {"kernel of another op", "the arguments of that"};
+    }
+  }();
+  return fmt::format("args: got {} for a {}; wants {}", got, takes.kernel, takes.args);
 }
 
 std::string lines_of(const std::vector<std::string>& sentences) {

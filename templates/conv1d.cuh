@@ -1,8 +1,8 @@
 #pragma once
 #include "conv1d_args.cuh"
+#include "device/approx.cuh"
 #include "device/basic.cuh"
 #include "device/convert.cuh"
-#include "device/fast_math.cuh"
 #include "device/memory.cuh"
 #include "device/scalar.cuh"
 #include "index.cuh"
