@@ -24,7 +24,7 @@ Table predict_table(const Description& description, std::string_view device_key,
   blank.kernel_digest = description.kernel_digest();
   blank.cost_digest = description.cost_digest();
   blank.kernel = description.summary();
-  blank.nheads = description.nheads;
+  blank.nheads = static_cast<int>(work_items(description, 1));
   blank.device = device_key;
   const bool ring = description.op() == Op::ring;
   if (ring) {
@@ -55,7 +55,7 @@ Table predict_table(const Description& description, std::string_view device_key,
   for (PdlMode mode : modes) {
     const bool early = mode == PdlMode::chain && gpu.arch.has_pdl();
     for (int batch : batches) {
-      Plan usual = default_plan(description, gpu.arch, std::int64_t{batch} * description.nheads);
+      Plan usual = default_plan(description, gpu.arch, work_items(description, batch));
       usual.early_state = early;
       const Measurement of_usual = guess(usual, batch, mode);
       std::vector<Measurement> here;

@@ -70,7 +70,7 @@ SweepLines::SweepLines(const Description& description, const TuneOptions& option
   blank_.kernel_digest = description.kernel_digest();
   blank_.cost_digest = description.cost_digest();
   blank_.kernel = description.summary();
-  blank_.nheads = description.nheads;
+  blank_.nheads = static_cast<int>(work_items(description, 1));
   blank_.device = gpu.key;
   blank_.device_name = gpu.name;
   blank_.driver = gpu.driver;

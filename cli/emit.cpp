@@ -19,7 +19,7 @@ struct Options {
 int run(const Options& o) {
   const SpecOption::Kernel kernel = o.spec.one();
   const Arch arch = Arch::parse(o.arch);
-  const Plan base = default_plan(kernel.description, arch, std::int64_t{o.batch} * kernel.description.nheads);
+  const Plan base = default_plan(kernel.description, arch, work_items(kernel.description, o.batch));
   const Plan plan = Plan::parse(o.plan, base);
   const Source source = emit(kernel.description, plan, arch);
   if (!o.out.empty()) write_text(o.out, source.text);

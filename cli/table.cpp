@@ -93,7 +93,7 @@ int run_lookup(const Options& o) {
       if (o.json)
         print_json(Json{{"kernel", kernel.label},
                         {"batch", batch},
-                        {"total_heads", std::int64_t{batch} * kernel.description.nheads},
+                        {"total_heads", work_items(kernel.description, batch)},
                         {"plan", Json::parse(c.plan.json())},
                         {"why", name(c.why)},
                         {"predicted", c.why == Why::predicted},

@@ -112,7 +112,7 @@ std::shared_ptr<LiveTable> live_table(const Options& o, const Crew& crew, const 
     state.kernels.push_back({.label = kernels[k].label});
     const Description& d = kernels[k].description;
     for (const Measurement& m : known)
-      if (m.device == crew.device_key && m.kernel_digest == d.kernel_digest() && m.nheads == d.nheads)
+      if (m.device == crew.device_key && m.kernel_digest == d.kernel_digest() && m.nheads == work_items(d, 1))
         advance(state, k, m);
   }
   state.at = 0;

@@ -1,5 +1,6 @@
 #include <ssmjit/description.h>
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
 #include <limits>
@@ -9,8 +10,8 @@
 #include <nlohmann/json.hpp>
 
 #include "codegen/digest.h"
-#include "codegen/expression_node.h"
 #include "codegen/fail.h"
+#include "codegen/parts.h"
 
 namespace ssmjit {
 namespace {
@@ -26,59 +27,12 @@ constexpr int kMostRingTokens = 16;
 constexpr int kMostWindow = 32;
 constexpr int kMostRingLength = 64;
 constexpr int kMostPhiloxRounds = 32;
-
-bool is_one_of(DType dtype, std::initializer_list<DType> allowed) {
-  for (DType each : allowed) {
-    if (dtype == each) return true;
-  }
-  return false;
-}
-
-// "fp32, bf16 or fp16".
-std::string listed(std::initializer_list<DType> dtypes) {
-  std::string text;
-  std::size_t i = 0;
-  for (DType each : dtypes)
-    text += fmt::format("{}{}", i == 0 ? "" : i + 1 == dtypes.size() ? " or " : ", ", name(each)), ++i;
-  return text;
-}
-
-bool fits_fp32(double value) {
-  if (value == 0) return true;
-  const double size = std::fabs(value);
-  return size <= std::numeric_limits<float>::max() && size >= std::numeric_limits<float>::min();
-}
-
-void check_expression(const char* field, const Expr& expr, std::initializer_list<Leaf> allowed,
-                      std::vector<std::string>& out) {
-  std::vector<const char*> names;
-  for (Leaf leaf : allowed) names.push_back(name(leaf));
-  std::vector<const char*> strangers;
-  for (int i = 0; i < kLeafCount; ++i) {
-    bool known = false;
-    for (Leaf leaf : allowed) known |= static_cast<int>(leaf) == i;
-    if (!known && expr.uses(static_cast<Leaf>(i))) strangers.push_back(name(static_cast<Leaf>(i)));
-  }
-  if (!strangers.empty()) {
-    out.push_back(fmt::format("{}: got {}, which reads {}; wants an expression over {} only", field,
-                              in_quotes(expr.text()), fmt::join(strangers, ", "), fmt::join(names, ", ")));
-  }
-  for (double value : constants_of(expr)) {
-    if (fits_fp32(value)) continue;
-    out.push_back(fmt::format("{}: got the constant {}; wants finite numbers that fit fp32", field, value));
-    return;
-  }
-}
+constexpr int kConvTile = 64;  // channels that count as one head
 
 // Whether a ring's sums of A * delta give this decay.
 bool rebuilds_decay(const Expr& decay) {
   const Expr A(Leaf::A), delta(Leaf::delta);
   return decay == exp(A * delta) || decay == exp(delta * A);
-}
-
-void check_dtype(const char* field, DType dtype, std::initializer_list<DType> allowed, std::vector<std::string>& out) {
-  if (!is_one_of(dtype, allowed))
-    out.push_back(fmt::format("{}: got {}; wants {}", field, name(dtype), listed(allowed)));
 }
 
 // What holds for the in-place update alone.
@@ -153,7 +107,7 @@ std::string rounding_text(const Rounding& rounding) {
 }
 
 std::string store_text(const Description& d) {
-  return d.op() == Op::ring ? fmt::format("ring:{}:{}", d.ring_window(), d.ring_length()) : "in_place";
+  return d.ring_window() != 0 ? fmt::format("ring:{}:{}", d.ring_window(), d.ring_length()) : "in_place";
 }
 
 std::int64_t times(std::int64_t a, std::int64_t b) {
@@ -228,6 +182,34 @@ const char* name(Op op) {
       return "update";
     case Op::ring:
       return "ring";
+    case Op::conv1d:
+      return "conv1d";
+    case Op::norm:
+      return "norm";
+    case Op::layer:
+      return "layer";
+  }
+  return "unknown";
+}
+
+const char* name(ConvStore store) {
+  switch (store) {
+    case ConvStore::shift:
+      return "shift";
+    case ConvStore::circular:
+      return "circular";
+  }
+  return "unknown";
+}
+
+const char* name(ConvKeep keep) {
+  switch (keep) {
+    case ConvKeep::last:
+      return "last";
+    case ConvKeep::snapshots:
+      return "snapshots";
+    case ConvKeep::slots:
+      return "slots";
   }
   return "unknown";
 }
@@ -254,6 +236,34 @@ const char* name(PadOutput pad_output) {
   return "unknown";
 }
 
+Op Description::op() const {
+  if (nheads == 0 && conv) return Op::conv1d;
+  if (nheads == 0 && norm) return Op::norm;
+  if (conv || norm) return Op::layer;
+  return std::holds_alternative<Ring>(store_kind) ? Op::ring : Op::update;
+}
+
+int Description::conv_channels() const {
+  if (!conv) return 0;
+  return conv->channels != 0 ? conv->channels : nheads * head_dim + 2 * ngroups * dstate;
+}
+int Description::conv_state_len() const {
+  if (!conv) return 0;
+  return conv->state_len != 0 ? conv->state_len : conv->width - 1;
+}
+int Description::conv_snapshot_len() const {
+  if (!conv) return 0;
+  return conv_state_len() == conv->width ? conv->width : conv->width - 1;
+}
+int Description::norm_channels() const {
+  if (!norm) return 0;
+  return norm->channels != 0 ? norm->channels : nheads * head_dim;
+}
+int Description::norm_group_size() const {
+  if (!norm) return 0;
+  return norm->group_size != 0 ? norm->group_size : norm_channels();
+}
+
 int Description::ring_window() const {
   const auto* ring = std::get_if<Ring>(&store_kind);
   return ring == nullptr ? 0 : ring->window;
@@ -271,6 +281,11 @@ bool Description::has_dt_bias() const { return delta_expr.uses(Leaf::dt_bias); }
 
 std::vector<std::string> Description::problems() const {
   std::vector<std::string> out;
+  if (nheads == 0 && (conv || norm)) {
+    check_alone(*this, out);
+    check_parts(*this, out);
+    return out;
+  }
   const bool heads_ok = nheads >= 1 && nheads <= kMaxHeads;
   if (!heads_ok) out.push_back(fmt::format("nheads: got {}; wants 1 to {}", nheads, kMaxHeads));
   if (head_dim < kSizeStep || head_dim > kMaxHeadDim || head_dim % kSizeStep != 0) {
@@ -308,6 +323,12 @@ std::vector<std::string> Description::problems() const {
   if (!gate_expr.empty() && !has_z()) {
     out.push_back(fmt::format("gate: got {}; wants an expression that reads z, or none", in_quotes(gate_expr.text())));
   }
+  if ((conv || norm) && out.empty()) {
+    check_parts(*this, out);
+    if (norm && has_z() && !norm->gate_expr.empty())
+      out.emplace_back("norm.gate: got a gate, as gate did; a layer wants it in one of the two places");
+    if (!aligned_rows) out.emplace_back("aligned_rows: got false; a layer wants rows of 16 bytes; wants true");
+  }
   return out;
 }
 
@@ -317,6 +338,14 @@ void Description::validate() const {
 }
 
 std::string Description::summary() const {
+  if (op() == Op::conv1d || op() == Op::norm) {
+    std::string out = fmt::format("{}, input {}, weights {}", parts_text(*this), name(input_dtype), name(weight_dtype));
+    if (conv) out += fmt::format(", state {}", name(state_dtype));
+    if (token_count != 1) out += fmt::format(", {} tokens", token_count);
+    if (!aligned_rows) out += ", unaligned rows";
+    if (pad_output_kind != PadOutput::zeros) out += fmt::format(", pad output {}", name(pad_output_kind));
+    return out;
+  }
   std::string out = fmt::format(
       "{} {}, {} heads x {} x {}, {} group{}, input {}, dt {}, weights {}, state {}, delta {}, decay {}", name(family),
       name(op()), nheads, head_dim, dstate, ngroups, ngroups == 1 ? "" : "s", name(input_dtype), name(dt_dtype),
@@ -324,7 +353,7 @@ std::string Description::summary() const {
   if (token_count != 1) out += fmt::format(", {} tokens", token_count);
   if (!skip_expr.empty()) out += ", skip " + skip_expr.text();
   if (!gate_expr.empty()) out += ", gate " + gate_expr.text();
-  if (op() == Op::ring) {
+  if (ring_window() != 0) {
     out += fmt::format(", ring of window {} and length {}", ring_window(), ring_length());
   } else {
     out += has_destination ? ", in place or to destination slots" : ", in place";
@@ -335,11 +364,13 @@ std::string Description::summary() const {
   if (is_varlen) out += ", varlen";
   if (!aligned_rows) out += ", unaligned rows";
   if (pad_output_kind != PadOutput::zeros) out += fmt::format(", pad output {}", name(pad_output_kind));
+  if (op() == Op::layer) out += ", " + parts_text(*this);
   return out;
 }
 
 std::string Description::kernel_digest() const {
-  const bool ring = op() == Op::ring;
+  if (op() == Op::conv1d || op() == Op::norm) return digest16(alone_shape(*this).dump());
+  const bool ring = ring_window() != 0;
   nlohmann::ordered_json shape = {
       {"op", name(op())},
       {"family", name(family)},
@@ -363,10 +394,25 @@ std::string Description::kernel_digest() const {
       {"pad_output", name(pad_output_kind)},
   };
   if (is_varlen) shape["varlen"] = true;
+  if (conv) shape["conv"] = conv_shape(*this);
+  if (norm) shape["norm"] = norm_shape(*this);
   return digest16(shape.dump());
 }
 
 std::string Description::cost_digest() const {
+  if (op() == Op::conv1d || op() == Op::norm) {
+    nlohmann::ordered_json shape = alone_shape(*this);
+    shape.erase("weights");
+    if (conv) {
+      shape.erase("pad_output");
+      shape["conv"]["activation"] = !conv->activation_expr.empty();
+    }
+    if (norm) {
+      shape["norm"].erase("eps");
+      shape["norm"]["gate"] = !norm->gate_expr.empty();
+    }
+    return digest16(shape.dump());
+  }
   nlohmann::ordered_json shape = {
       {"op", name(op())},
       {"family", name(family)},
@@ -382,7 +428,30 @@ std::string Description::cost_digest() const {
   };
   if (std::holds_alternative<Stochastic>(rounding_kind)) shape["rounding"] = "stochastic";
   if (is_varlen) shape["varlen"] = true;
+  if (conv) shape["conv"] = {{"width", conv->width}, {"state_len", conv_state_len()}};
+  if (norm) shape["norm"] = {{"group_size", norm_group_size()}, {"gate", !norm->gate_expr.empty()}};
   return digest16(shape.dump());
+}
+
+Description conv1d(Conv conv) {
+  Description out;
+  out.weight_dtype = out.state_dtype = DType::bf16;
+  return out.with_conv(std::move(conv));
+}
+
+Description gated_norm(Norm norm) {
+  Description out;
+  out.weight_dtype = out.state_dtype = DType::bf16;
+  return out.with_norm(std::move(norm));
+}
+
+std::int64_t work_items(const Description& d, std::int64_t batch) {
+  std::int64_t each = d.nheads;
+  if (d.op() == Op::conv1d) each = (d.conv_channels() + kConvTile - 1) / kConvTile;
+  if (d.op() == Op::norm) each = std::int64_t{d.token_count} * (d.norm_channels() / std::max(1, d.norm_group_size()));
+  std::int64_t items = 0;
+  if (__builtin_mul_overflow(batch, each, &items)) return std::numeric_limits<std::int64_t>::max();
+  return std::max<std::int64_t>(items, 1);
 }
 
 Description mamba2(const Sizes& sizes) {
@@ -401,13 +470,25 @@ Bytes bytes_moved(const Description& description, int batch, Phase phase, int ri
   const Description& d = description;
   if (batch < 0) fail(ErrorKind::invalid, "batch: got {}; wants 0 or more", batch);
   d.validate();
-  const bool ring = d.op() == Op::ring, flush = phase == Phase::flush;
+  const bool ring = d.ring_window() != 0, flush = phase == Phase::flush;
   if (!ring && flush) fail(ErrorKind::invalid, "phase: got flush; an update in place has no_flush only");
   const int window = d.ring_window();
   if (ring_count < -1 || ring_count > window)
     fail(ErrorKind::invalid, "ring_count: got {}; wants 0 to {}, or -1 for what the phase has", ring_count, window);
   Bytes out;
   if (batch == 0) return out;  // nothing is launched
+
+  if (d.op() == Op::conv1d || d.op() == Op::norm) {
+    const Bytes one = alone_bytes(d);
+    out.read = times(one.read, batch);
+    out.written_back = times(one.written_back, batch);
+    out.written_new = times(one.written_new, batch);
+    const std::int64_t taps = d.conv ? d.conv->width + (d.conv->has_bias ? 1 : 0) : d.norm->has_bias ? 2 : 1;
+    const std::int64_t channels = d.conv ? d.conv_channels() : d.norm_channels();
+    out.warm = taps * channels * size_bytes(d.weight_dtype);
+    if (d.conv) out.warm += std::int64_t{batch} * size_bytes(DType::i64);
+    return out;
+  }
 
   const std::int64_t tokens = d.token_count;
   const std::int64_t rows = std::int64_t{d.nheads} * d.head_dim;
@@ -425,11 +506,21 @@ Bytes bytes_moved(const Description& description, int batch, Phase phase, int ri
   out.written_new = times(tokens * (x + ring_row) + (d.has_destination ? state : 0), batch);
 
   const std::int64_t weight_tensors = (d.has_D() ? 1 : 0) + (d.has_dt_bias() ? 1 : 0);
+  if (d.conv) {
+    const Bytes window = conv_state_bytes(d, d.input_dtype);
+    out.read += times(window.read, batch);
+    out.written_back += times(window.written_back, batch);
+    out.written_new += times(window.written_new, batch);
+  }
+  if (d.norm && !d.norm->gate_expr.empty()) out.read += times(tokens * x, batch);  // z
+
   out.warm = std::int64_t{d.nheads} * (size_bytes(DType::f32) + weight_tensors * size_bytes(d.weight_dtype));
   out.warm += std::int64_t{batch} * size_bytes(DType::i64) * (d.has_destination ? 2 : 1);
   if (ring) out.warm += std::int64_t{batch} * 2 * size_bytes(DType::i32);  // the cursors
   if (d.is_varlen) out.warm += (std::int64_t{batch} + 1) * size_bytes(DType::i32);
   if (std::holds_alternative<Stochastic>(d.rounding_kind)) out.warm += size_bytes(DType::i64);
+  if (d.conv) out.warm += std::int64_t{d.conv_channels()} * (d.conv->width + (d.conv->has_bias ? 1 : 0)) * input_bytes;
+  if (d.norm) out.warm += std::int64_t{d.norm_channels()} * (d.norm->has_bias ? 2 : 1) * input_bytes;
   return out;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -151,17 +152,105 @@ Wrong read_store(const Json& value, Store& out) {
   return {};
 }
 
-// Which op a description has follows from its store; a file that names it must name the same.
-Wrong read_op(const Json& value) {
-  for (Op each : {Op::update, Op::ring}) {
-    if (value.is_string() && value.get_ref<const std::string&>() == name(each)) return {};
+template <typename Enum>
+Wrong read_name(const Json& value, std::initializer_list<Enum> all, Enum& out) {
+  std::string known;
+  for (Enum each : all) {
+    if (value.is_string() && value.get_ref<const std::string&>() == name(each)) {
+      out = each;
+      return {};
+    }
+    known += fmt::format("{}{}", known.empty() ? "" : each == *(all.end() - 1) ? " or " : ", ", name(each));
   }
-  return got(value, "not available in this version; update and ring are");
+  return got(value, fmt::format("wants {}", known));
+}
+
+// One field of a part that is an object of its own.
+template <typename Part>
+struct PartField {
+  const char* name;
+  Wrong (*read)(const Json& value, Part& part);
+};
+
+constexpr PartField<Conv> kConvFields[] = {
+    {"channels", [](const Json& value, Conv& c) { return read_int(value, c.channels); }},
+    {"width", [](const Json& value, Conv& c) { return read_int(value, c.width); }},
+    {"state_len", [](const Json& value, Conv& c) { return read_int(value, c.state_len); }},
+    {"bias", [](const Json& value, Conv& c) { return read_bool(value, c.has_bias); }},
+    {"activation", [](const Json& value, Conv& c) { return read_expression(value, c.activation_expr); }},
+    {"channels_last", [](const Json& value, Conv& c) { return read_bool(value, c.channels_last); }},
+    {"store",
+     [](const Json& value, Conv& c) {
+       return read_name(value, {ConvStore::shift, ConvStore::circular}, c.store);
+     }},
+    {"keep",
+     [](const Json& value, Conv& c) {
+       return read_name(value, {ConvKeep::last, ConvKeep::snapshots, ConvKeep::slots}, c.keep);
+     }},
+    {"accepted", [](const Json& value, Conv& c) { return read_bool(value, c.has_accepted); }},
+};
+constexpr PartField<Norm> kNormFields[] = {
+    {"channels", [](const Json& value, Norm& n) { return read_int(value, n.channels); }},
+    {"group_size", [](const Json& value, Norm& n) { return read_int(value, n.group_size); }},
+    {"eps",
+     [](const Json& value, Norm& n) -> Wrong {
+       if (!value.is_number()) return got(value, "wants a number");
+       n.eps = value.get<double>();
+       return {};
+     }},
+    {"gate", [](const Json& value, Norm& n) { return read_expression(value, n.gate_expr); }},
+    {"before_gate", [](const Json& value, Norm& n) { return read_bool(value, n.before_gate); }},
+    {"bias", [](const Json& value, Norm& n) { return read_bool(value, n.has_bias); }},
+};
+
+// A part's field by name; fields of a part that is not there make one.
+template <typename Part, std::size_t kCount>
+Wrong read_part_field(const PartField<Part> (&fields)[kCount], std::string_view name, const Json& value,
+                      std::optional<Part>& out) {
+  std::string known;
+  for (const PartField<Part>& field : fields) {
+    if (name == field.name) {
+      if (!out) out.emplace();
+      const Wrong wrong = field.read(value, *out);
+      return wrong ? fmt::format("{}: {}", name, *wrong) : Wrong();
+    }
+    known += fmt::format("{}{}", known.empty() ? "" : ", ", field.name);
+  }
+  return fmt::format("got an unknown field {}; known are {}", in_quotes(name), known);
+}
+
+// null takes the part away.
+template <typename Part, std::size_t kCount>
+Wrong read_part(const PartField<Part> (&fields)[kCount], const Json& value, std::optional<Part>& out) {
+  out.reset();
+  if (value.is_null()) return {};
+  if (!value.is_object()) return got(value, "wants an object, or null");
+  out.emplace();
+  for (const auto& item : value.items()) {
+    if (Wrong wrong = read_part_field(fields, item.key(), item.value(), out)) return wrong;
+  }
+  return {};
+}
+
+// Which op a description has follows from what it holds; a file that names it must name the same.
+Wrong read_op(const Json& value) {
+  std::string known;
+  for (Op each : kOps) {
+    if (value.is_string() && value.get_ref<const std::string&>() == name(each)) return {};
+    known += fmt::format("{}{}", known.empty() ? "" : each == Op::layer ? " and " : ", ", name(each));
+  }
+  return got(value, fmt::format("not available in this version; {} are", known));
 }
 Wrong check_op(const Json& value, const Description& description) {
   if (read_op(value) || value.get_ref<const std::string&>() == name(description.op())) return {};
-  return fmt::format("got {}, but the store makes it {}; leave it out, or give the store of {}", shown(value),
-                     name(description.op()), value.get_ref<const std::string&>());
+  const auto has_store = [](Op op) { return op == Op::update || op == Op::ring; };
+  const std::string wanted = value.get<std::string>();
+  if (has_store(description.op()) && (wanted == name(Op::update) || wanted == name(Op::ring))) {
+    return fmt::format("got {}, but the store makes it {}; leave it out, or give the store of {}", shown(value),
+                       name(description.op()), wanted);
+  }
+  return fmt::format("got {}, but its heads, conv and norm make it {}; leave it out, or give what {} has", shown(value),
+                     name(description.op()), wanted);
 }
 
 Wrong read_family(const Json& value) {
@@ -170,13 +259,7 @@ Wrong read_family(const Json& value) {
 }
 
 Wrong read_pad_output(const Json& value, PadOutput& out) {
-  for (PadOutput each : {PadOutput::zeros, PadOutput::untouched, PadOutput::as_if_zero_state}) {
-    if (value.is_string() && value.get_ref<const std::string&>() == name(each)) {
-      out = each;
-      return {};
-    }
-  }
-  return got(value, "wants zeros, untouched or as_if_zero_state");
+  return read_name(value, {PadOutput::zeros, PadOutput::untouched, PadOutput::as_if_zero_state}, out);
 }
 
 Wrong read_schema(const Json& value) {
@@ -208,9 +291,17 @@ constexpr Field kFields[] = {
     {"aligned_rows", [](const Json& value, Description& d) { return read_bool(value, d.aligned_rows); }},
     {"pad_output", [](const Json& value, Description& d) { return read_pad_output(value, d.pad_output_kind); }},
     {"varlen", [](const Json& value, Description& d) { return read_bool(value, d.is_varlen); }},
+    {"conv", [](const Json& value, Description& d) { return read_part(kConvFields, value, d.conv); }},
+    {"norm", [](const Json& value, Description& d) { return read_part(kNormFields, value, d.norm); }},
 };
 
 constexpr const char* kRequired[] = {"nheads", "head_dim", "dstate"};
+
+// Whether a description in JSON is of a convolution or a norm alone.
+bool is_alone(const Json& value) {
+  const auto part = [&](const char* field) { return value.contains(field) && !value[field].is_null(); };
+  return (part("conv") || part("norm")) && (!value.contains("nheads") || value["nheads"] == 0);
+}
 
 const Field* find_field(std::string_view name) {
   for (const Field& field : kFields) {
@@ -250,6 +341,9 @@ Json value_of_assignment(std::string_view text) {
   std::int64_t number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (error == std::errc() && end == text.data() + text.size()) return number;
+  double real = 0;
+  const auto [real_end, real_error] = std::from_chars(text.data(), text.data() + text.size(), real);
+  if (real_error == std::errc() && real_end == text.data() + text.size() && std::isfinite(real)) return real;
   return std::string(text);
 }
 
@@ -315,7 +409,49 @@ nlohmann::ordered_json parse_json(std::string_view text, std::string_view what) 
   }
 }
 
+namespace {
+
+nlohmann::ordered_json conv_value(const Conv& c) {
+  return {{"channels", c.channels},
+          {"width", c.width},
+          {"state_len", c.state_len},
+          {"bias", c.has_bias},
+          {"activation", expression_value(c.activation_expr)},
+          {"channels_last", c.channels_last},
+          {"store", name(c.store)},
+          {"keep", name(c.keep)},
+          {"accepted", c.has_accepted}};
+}
+
+nlohmann::ordered_json norm_value(const Norm& n) {
+  return {{"channels", n.channels},
+          {"group_size", n.group_size},
+          {"eps", n.eps},
+          {"gate", expression_value(n.gate_expr)},
+          {"before_gate", n.before_gate},
+          {"bias", n.has_bias}};
+}
+
+nlohmann::ordered_json alone_value(const Description& d) {
+  nlohmann::ordered_json json = {{"schema", kDescriptionSchema},
+                                 {"op", name(d.op())},
+                                 {"tokens", d.token_count},
+                                 {"input", name(d.input_dtype)},
+                                 {"weights", name(d.weight_dtype)}};
+  if (d.conv) {
+    json["state"] = name(d.state_dtype);
+    json["conv"] = conv_value(*d.conv);
+    json["pad_output"] = name(d.pad_output_kind);
+  }
+  if (d.norm) json["norm"] = norm_value(*d.norm);
+  json["aligned_rows"] = d.aligned_rows;
+  return json;
+}
+
+}  // namespace
+
 nlohmann::ordered_json to_json_value(const Description& d) {
+  if (d.op() == Op::conv1d || d.op() == Op::norm) return alone_value(d);
   nlohmann::ordered_json rounding = "nearest", store = {{"kind", "in_place"}};
   if (const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind))
     rounding = {{"kind", "stochastic"}, {"philox_rounds", stochastic->philox_rounds}};
@@ -347,17 +483,21 @@ nlohmann::ordered_json to_json_value(const Description& d) {
       {"pad_output", name(d.pad_output_kind)},
   };
   if (d.is_varlen) json["varlen"] = true;
+  if (d.conv) json["conv"] = conv_value(*d.conv);
+  if (d.norm) json["norm"] = norm_value(*d.norm);
   return json;
 }
 
 Description read_description(const Json& value, std::vector<std::string>& problems) {
-  Description out = mamba2({});
+  const bool alone = value.is_object() && is_alone(value);
+  Description out = alone ? conv1d({}) : mamba2({});
+  out.conv.reset();  // the file says which parts there are
   if (!value.is_object()) {
     problems.push_back(fmt::format("description: got {}; wants an object", shown(value)));
     return out;
   }
   for (const char* field : kRequired) {
-    if (!value.contains(field)) problems.push_back(fmt::format("{}: missing; wants a whole number", field));
+    if (!alone && !value.contains(field)) problems.push_back(fmt::format("{}: missing; wants a whole number", field));
   }
   bool store_read = true;
   for (const Field& field : kFields) {
@@ -408,6 +548,16 @@ void Description::set(std::string_view assignments) {
     }
     const std::string_view name = trimmed(assignment.substr(0, equals));
     const std::string_view text = trimmed(assignment.substr(equals + 1));
+    if (name.starts_with("conv.") || name.starts_with("norm.")) {
+      const std::string_view of_part = name.substr(5);
+      const Json value = of_part == "activation" || of_part == "gate"
+                             ? (text == "none" || text == "null" ? Json() : Json(std::string(text)))
+                             : value_of_assignment(text);
+      const Wrong wrong = name.starts_with("conv.") ? read_part_field(kConvFields, of_part, value, changed.conv)
+                                                    : read_part_field(kNormFields, of_part, value, changed.norm);
+      if (wrong) problems.push_back(fmt::format("{}.{}", name.substr(0, 4), *wrong));
+      continue;
+    }
     const Field* const field = find_field(field_of_alias(name));
     if (field == nullptr) {
       problems.push_back(fmt::format("unknown field {}; known are {}", in_quotes(name), known_fields()));

@@ -88,6 +88,8 @@ Template template_of(Op op) {
       return {"update.cuh", "update", "UpdateArgs"};
     case Op::ring:
       return {"ring.cuh", "ring_step", "RingArgs"};
+    default:
+      break;
   }
   fail(ErrorKind::internal, "no template for {}", name(op));
 }

@@ -17,14 +17,6 @@ namespace {
 
 using Rows = std::vector<const TableRow*>;  // by total_heads
 
-// batch * nheads, from 1 up to what fits, so that every size has a logarithm.
-std::int64_t clamped_total_heads(std::int64_t batch, int nheads) {
-  const std::int64_t heads = std::max(nheads, 1);
-  if (batch <= 0) return heads;
-  return batch > std::numeric_limits<std::int64_t>::max() / heads ? std::numeric_limits<std::int64_t>::max()
-                                                                  : batch * heads;
-}
-
 double log_distance(std::int64_t a, std::int64_t b) {
   return std::abs(std::log(static_cast<double>(std::max<std::int64_t>(a, 1))) -
                   std::log(static_cast<double>(std::max<std::int64_t>(b, 1))));
@@ -166,7 +158,7 @@ std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& questi
 
 Choice lookup(const Table& table, const Description& description, std::string_view device_key, const Arch& arch,
               std::int64_t batch, PdlMode mode) {
-  const std::int64_t total_heads = clamped_total_heads(batch, description.nheads);
+  const std::int64_t total_heads = work_items(description, std::max<std::int64_t>(batch, 1));
   const std::string kernel = description.kernel_digest();
   const std::string cost = description.cost_digest();
   int illegal = 0;

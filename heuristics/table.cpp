@@ -21,7 +21,6 @@ using Json = nlohmann::ordered_json;
 
 constexpr int kSchema = 1;
 
-constexpr Op kOps[] = {Op::update, Op::ring};
 // What a table's head calls the store of an op; windows are in the kernels' digests.
 const char* store_of(Op op) { return op == Op::ring ? "ring" : "in_place"; }
 
@@ -112,7 +111,7 @@ Op read_op(Fields& fields) {
   if (value == nullptr) return Op::update;
   for (const Op op : kOps)
     if (*value == name(op)) return op;
-  fields.wrong("op", *value, "\"update\" or \"ring\"");
+  fields.wrong("op", *value, "\"update\", \"ring\", \"conv1d\", \"norm\" or \"layer\"");
   return Op::update;
 }
 

@@ -67,7 +67,7 @@ std::vector<const Measurement*> Recorded::answers(const Description& description
   const std::string digest = description.kernel_digest();
   std::vector<const Measurement*> found;
   for (const Measurement& line : lines_) {
-    if (line.kernel_digest != digest || line.nheads != description.nheads || known.contains(line.key())) continue;
+    if (line.kernel_digest != digest || line.nheads != work_items(description, 1) || known.contains(line.key())) continue;
     if (!options.plans.empty() && !has(options.plans, line.plan)) continue;
     const bool verify = line.phase == "verify";
     if (verify != options.verify_only) continue;

@@ -182,7 +182,7 @@ WorkerProcess::End WorkerProcess::follow(const Description& description, const T
                                          const std::vector<Measurement>& known) {
   const std::string digest = description.kernel_digest();
   for (const Measurement& line : known)
-    if (line.kernel_digest == digest && line.nheads == description.nheads && line.device == gpu_.key &&
+    if (line.kernel_digest == digest && line.nheads == work_items(description, 1) && line.device == gpu_.key &&
         told_.insert(line.key()).second)
       to_send_ += line.json() + '\n';
   wire::Job job{description, options};

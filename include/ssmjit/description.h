@@ -57,8 +57,48 @@ struct Ring {
 };
 using Store = std::variant<InPlace, Ring>;
 
-// What kind of kernel a description asks for: each has its templates, its plans and its arguments.
-enum class Op { update, ring };
+// Where a conv window's newest entries go. shift: to its end, all others one place towards the front a token. circular:
+// to entry cache_seqlens % state_len, the others stay.
+enum class ConvStore { shift, circular };
+const char* name(ConvStore store);
+// Which windows a step of many tokens keeps. last: the one after its last token, in place. snapshots: that, and the one
+// after every token in a buffer of its own. slots: the one after every token in the slot that output_state_indices
+// names, instead of in place.
+enum class ConvKeep { last, snapshots, slots };
+const char* name(ConvKeep keep);
+
+// A causal convolution of each channel over its own past ("causal_conv1d_update"): conv_state holds a channel's last
+// inputs, v is that history and then the step's x;
+//   y_t[c] = activation(bias[c] + sum_k w[c, k] * v[c, t - width + 1 + k])
+struct Conv {
+  int channels = 0;   // in a layer 0: nheads * head_dim + 2 * ngroups * dstate, in the order x, B, C
+  int width = 4;      // taps, 2 to 4
+  int state_len = 0;  // entries of a channel's window, width - 1 to 64; 0: width - 1. `width` of them (as
+                      // Megatron has it) leave entry 0 dead
+  bool has_bias = true;
+  Expr activation_expr{};      // over x, the sum: silu(x), or empty
+  bool channels_last = false;  // conv_state in memory as [slots, state_len, channels], not [slots, channels, state_len]
+  ConvStore store = ConvStore::shift;
+  ConvKeep keep = ConvKeep::last;
+  bool has_accepted = false;  // whether launches give num_accepted_tokens: the history is then read from entry n - 1 on
+  bool operator==(const Conv&) const = default;
+};
+
+// The RMS norm of each group of group_size channels, u the input: y = u / sqrt(mean(u^2) + eps) * w (+ bias).
+struct Norm {
+  int channels = 0;    // in a layer 0: nheads * head_dim
+  int group_size = 0;  // divides channels; 0: all of them
+  double eps = 1e-5;
+  Expr gate_expr{};          // over z: silu(z), or empty
+  bool before_gate = false;  // norm_before_gate: the gate multiplies the result; else the input
+  bool has_bias = false;
+  bool operator==(const Norm&) const = default;
+};
+
+// What kind of kernel a description asks for: each has its templates, its plans and its arguments. layer: conv1d, then
+// update or ring, then norm, as one.
+enum class Op { update, ring, conv1d, norm, layer };
+inline constexpr Op kOps[] = {Op::update, Op::ring, Op::conv1d, Op::norm, Op::layer};
 const char* name(Op op);
 
 // What the output row of a pad request holds (a row whose slot index is negative, pad_slot_id, or past the pool).
@@ -116,6 +156,12 @@ struct Description {
   bool aligned_rows = true;
   PadOutput pad_output_kind = PadOutput::zeros;
 
+  // Without heads (nheads 0): a convolution or a norm alone, of token_count tokens a request, with input_dtype (x, z,
+  // out), weight_dtype (w and bias, fp32, bf16 or fp16), state_dtype (conv_state), aligned_rows and pad_output_kind.
+  // With heads: the parts of a layer around its update or ring; conv_state and the weights of both have input_dtype.
+  std::optional<Conv> conv;
+  std::optional<Norm> norm;
+
   // The same, one call a field, so that a description reads as one sentence.
   Description& tokens(int T) { return token_count = T, *this; }
   Description& input(DType d) { return input_dtype = d, *this; }
@@ -134,8 +180,16 @@ struct Description {
   Description& varlen(bool on = true) { return is_varlen = on, *this; }
   Description& unaligned_rows() { return aligned_rows = false, *this; }
   Description& pad_output(PadOutput p) { return pad_output_kind = p, *this; }
+  Description& with_conv(Conv c) { return conv = std::move(c), *this; }
+  Description& with_norm(Norm n) { return norm = std::move(n), *this; }
 
-  Op op() const { return std::holds_alternative<Ring>(store_kind) ? Op::ring : Op::update; }
+  Op op() const;
+  // Of the conv and the norm, if there are any, with what a 0 stands for; else 0.
+  int conv_channels() const;
+  int conv_state_len() const;
+  int conv_snapshot_len() const;  // entries of a snapshot: width where the state has so many, else width - 1
+  int norm_channels() const;
+  int norm_group_size() const;
   // Of the ring: its window and length, or 0 for another store.
   int ring_window() const;
   int ring_length() const;
@@ -178,6 +232,14 @@ struct Description {
 
 // Mamba-2 with its usual maths: delta = softplus(dt + dt_bias), decay = exp(A * delta), skip = D * x, no gate.
 Description mamba2(const Sizes& sizes);
+
+// A convolution or a norm alone; conv_state and weights in bf16, as x, until told otherwise.
+Description conv1d(Conv conv);
+Description gated_norm(Norm norm);
+
+// What the time of a call grows with, and what tables are keyed by as total_heads: batch * nheads; of a convolution
+// alone batch * (channels / 64, rounded up), of a norm alone batch * tokens * groups. At least 1.
+std::int64_t work_items(const Description& description, std::int64_t batch);
 
 // The steps of a ring: most leave the state as it is; one in some (`window` for one token a step) brings it up to date.
 // Other kernels have no_flush only.
