@@ -88,6 +88,8 @@ Template template_of(Op op) {
       return {"update.cuh", "update", "UpdateArgs"};
     case Op::ring:
       return {"ring.cuh", "ring_step", "RingArgs"};
+    case Op::layer:
+      return {"layer.cuh", "layer", "LayerArgs"};
     default:
       break;
   }
@@ -131,11 +133,34 @@ std::string function(const char* what, const char* parameters, const Expr& e) {
                      e.empty() ? "0.0f" : e.cuda());
 }
 
+// What a layer has beside its update.
+std::string layer_config(const Description& d, const Plan& plan) {
+  const bool conv = d.conv.has_value(), norm = d.norm.has_value();
+  std::string s = flag("kHasConv", conv);
+  if (conv) {
+    s += constant("kConvWidth", d.conv->width);
+    s += constant("kConvState", d.conv_state_len());
+    s += flag("kConvChannelsLast", d.conv->channels_last);
+    s += flag("kConvBias", d.conv->has_bias);
+    s += function("activation", "float x", d.conv->activation_expr.empty() ? dsl::x : d.conv->activation_expr);
+  }
+  s += flag("kHasNorm", norm);
+  s += constant("kNormRows", norm ? d.norm_group_size() : d.heads_per_group() * d.head_dim);
+  s += flag("kHasNormGate", norm && !d.norm->gate_expr.empty());
+  s += flag("kNormBeforeGate", norm && d.norm->before_gate);
+  s += flag("kNormBias", norm && d.norm->has_bias);
+  s += function("norm_gate", "float z", norm ? d.norm->gate_expr : Expr());
+  s += function("norm_eps", "", norm ? Expr(d.norm->eps) : Expr());
+  s += constant("kCluster", plan.cluster);
+  return s;
+}
+
 std::string config(const Description& d, const Plan& plan) {
-  const bool ring = d.op() == Op::ring;
+  const bool ring = d.op() == Op::ring, layer = d.op() == Op::layer;
   std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
-  s += fmt::format("  using Input = {};  // x, z, B, C, out\n", cuda_type(d.input_dtype));
+  s += fmt::format("  using Input = {};  // x, z, B, C, out{}\n", cuda_type(d.input_dtype),
+                   layer ? "; windows and weights of the convolution, weights of the norm" : "");
   s += fmt::format("  using Dt = {};\n", cuda_type(d.dt_dtype));
   s += fmt::format("  using Weight = {};  // D, dt_bias\n", cuda_type(d.weight_dtype));
   s += constant("kHeadDim", d.head_dim);
@@ -154,7 +179,7 @@ std::string config(const Description& d, const Plan& plan) {
     const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
     s += flag("kVarlen", d.is_varlen);
     s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
-  } else {
+  } else if (!layer) {
     s += flag("kDestination", d.has_destination);
     s += flag("kAlignedRows", d.aligned_rows);
   }
@@ -163,8 +188,10 @@ std::string config(const Description& d, const Plan& plan) {
   s += constant("kBlockM", plan.block_m);
   s += constant("kWarps", plan.warps);
   if (!ring) s += constant("kLanesPerRow", plan.lanes_per_row);
-  s += constant("kHeadsPerBlock", plan.heads_per_block);
-  s += constant("kStages", plan.stages);
+  if (!layer) {
+    s += constant("kHeadsPerBlock", plan.heads_per_block);
+    s += constant("kStages", plan.stages);
+  }
   s += choice("StatePath", "kStatePath", name(plan.state_path));
   s += flag("kStreaming", plan.streaming);
   s += flag("kEarlyState", plan.early_state);
@@ -174,6 +201,7 @@ std::string config(const Description& d, const Plan& plan) {
   if (!ring) s += function("decay", "float A, float dt, float delta", d.decay_expr);
   s += function("skip", "float D, float x", d.skip_expr);
   s += function("gate", "float z", d.gate_expr);
+  if (layer) s += "\n" + layer_config(d, plan);
   s += "};\n";
   return s;
 }
@@ -194,11 +222,11 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
   Pieces(source.text).add(from.file);
   source.text += config(description, plan);
   source.text += fmt::format(
-      "\nextern \"C\" __global__ void __launch_bounds__({}) {}(const __grid_constant__ {} args) {{\n"
+      "\nextern \"C\" __global__ void __launch_bounds__({}){} {}(const __grid_constant__ {} args) {{\n"
       "  {}<Config>(args);\n}}\n",
       plan.min_blocks_per_sm == 0 ? std::to_string(shape.block_threads)
                                   : fmt::format("{}, {}", shape.block_threads, plan.min_blocks_per_sm),
-      entry, from.args, from.function);
+      plan.cluster > 1 ? fmt::format(" __cluster_dims__({}, 1, 1)", plan.cluster) : "", entry, from.args, from.function);
   source.digest = digest16(without_banner(source.text));
   source.options = kOptions;
   source.entries = {{entry, shape.block_threads, shape.smem_bytes}};

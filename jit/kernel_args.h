@@ -7,6 +7,7 @@
 namespace ssmjit {
 
 namespace device_args {
+#include "templates/layer_args.cuh"
 #include "templates/ring_args.cuh"
 #include "templates/ring_slots_args.cuh"
 #include "templates/update_args.cuh"
@@ -19,6 +20,7 @@ int device_pdl(Pdl pdl);
 // Of arguments that were found right (Kernel::problems). `pdl`: what the launch has, which may be less than args.pdl.
 device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl);
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl);
+device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl);
 // Likewise of arguments that RingSlots::problems finds right.
 device_args::MaterialiseArgs to_device(const Description& description, const MaterialiseArgs& args);
 device_args::ResetSlotsArgs to_device(const Description& description, const ResetSlotsArgs& args);

@@ -12,7 +12,11 @@ namespace {
 template <class Report>
 void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
   if (wants.op != Op::update) {
-    report([] { return std::string("args: got UpdateArgs for a ring kernel; wants RingArgs"); });
+    report([&] {
+      return wants.op == Op::ring
+                 ? std::string("args: got UpdateArgs for a ring kernel; wants RingArgs")
+                 : fmt::format("args: got UpdateArgs for a kernel of {}; wants that op's arguments", name(wants.op));
+    });
     return;
   }
   if (!check_version(args, report)) return;  // nothing behind it can be trusted

@@ -136,40 +136,37 @@ template <class Cfg>
 struct ConvItem {
   using S = LayerShape<Cfg>;
   using Input = typename Cfg::Input;
-  using Weight = typename Cfg::ConvWeight;
   static constexpr int kPer = S::kPer;
   static constexpr int kState = Cfg::kConvState;
-  static constexpr int kWeightWords = kPer * Cfg::kConvWidth / kPerWord<Weight>;
-  static constexpr int kBiasWords = kPer / kPerWord<Weight>;
-  static_assert(kPer % kPerWord<Weight> == 0);
 
+  int channel;  // its first
   u32 input[1];
   u32 window[kState];  // channels first: [kPer][kState] elements; last: [kState][kPer]
-  u32 weight[kWeightWords];
-  u32 bias[kBiasWords];
+  u32 weight[Cfg::kConvWidth];
+  u32 bias[1];
 
   SSMJIT_DEVICE static int at(int channel, int k) {
     return Cfg::kConvChannelsLast ? k * kPer + channel : channel * kState + k;
   }
-  // channel: the item's first of all `channels`.
-  SSMJIT_DEVICE void load_weights(const LayerArgs& args, i64 channel) {
-    load_now<kWeightWords>(static_cast<const Weight*>(args.conv_weight) + channel * Cfg::kConvWidth, weight);
-    if constexpr (Cfg::kConvBias) load_now<kBiasWords>(static_cast<const Weight*>(args.conv_bias) + channel, bias);
+  SSMJIT_DEVICE void load_weights(const LayerArgs& args) {
+    load_now<Cfg::kConvWidth>(static_cast<const Input*>(args.conv_weight) + static_cast<i64>(channel) * Cfg::kConvWidth,
+                              weight);
+    if constexpr (Cfg::kConvBias) bias[0] = load_now_b32(static_cast<const Input*>(args.conv_bias) + channel);
   }
-  SSMJIT_DEVICE void load_window(const void* slot, i64 channel, i64 channels, bool live) {
+  SSMJIT_DEVICE void load_window(const void* slot, int channels, bool live) {
     const Input* p = static_cast<const Input*>(slot);
 #pragma unroll
     for (int k = 0; k < kState; ++k) window[k] = 0;
     if (!live) return;
     if constexpr (Cfg::kConvChannelsLast) {
 #pragma unroll
-      for (int k = 0; k < kState; ++k) window[k] = load_now_b32(p + k * channels + channel);
+      for (int k = 0; k < kState; ++k) window[k] = load_now_b32(p + static_cast<i64>(k) * channels + channel);
     } else {
-      load_now<kState>(p + channel * kState, window);
+      load_now<kState>(p + static_cast<i64>(channel) * kState, window);
     }
   }
   // The inputs a step on: each channel's first is dropped, the new one appended.
-  SSMJIT_DEVICE void store_window(void* slot, i64 channel, i64 channels) const {
+  SSMJIT_DEVICE void store_window(void* slot, int channels) const {
     u32 next[kState];
     const auto shifted = [&](int c, int k) {
       return k + 1 < kState ? element_bits<Input>(window, at(c, k + 1)) : element_bits<Input>(input, c);
@@ -187,19 +184,20 @@ struct ConvItem {
     u32* p = static_cast<u32*>(slot);
 #pragma unroll
     for (int w = 0; w < kState; ++w)
-      p[Cfg::kConvChannelsLast ? (w * channels + channel) / kPer : channel / kPer * kState + w] = next[w];
+      p[Cfg::kConvChannelsLast ? (static_cast<i64>(w) * channels + channel) / kPer
+                               : static_cast<i64>(channel / kPer) * kState + w] = next[w];
   }
   SSMJIT_DEVICE u32 result() const {
     float v[kPer];
 #pragma unroll
     for (int c = 0; c < kPer; ++c) {
       float sum = 0.0f;
-      if constexpr (Cfg::kConvBias) sum = element_value<Weight>(bias, c);
+      if constexpr (Cfg::kConvBias) sum = element_value<Input>(bias, c);
 #pragma unroll
       for (int k = 0; k < Cfg::kConvWidth; ++k) {
         const float in = k + 1 < Cfg::kConvWidth ? element_value<Input>(window, at(c, kState - Cfg::kConvWidth + 1 + k))
                                                  : element_value<Input>(input, c);
-        sum = fma_f32(element_value<Weight>(weight, c * Cfg::kConvWidth + k), in, sum);
+        sum = fma_f32(element_value<Input>(weight, c * Cfg::kConvWidth + k), in, sum);
       }
       v[c] = Cfg::activation(sum);
     }
@@ -230,11 +228,41 @@ struct LayerInputs {
   typename Cfg::Input z[S::kOwned];
 };
 
+// What of them needs neither state nor convolution, worked out while those are on their way.
+template <class Cfg>
+struct LayerScalars {
+  using S = LayerShape<Cfg>;
+  float delta, decay, D;
+  float gate[S::kOwned], norm_gate[S::kOwned];
+
+  SSMJIT_DEVICE explicit LayerScalars(const LayerInputs<Cfg>& in) {
+    float dt_bias = 0.0f;
+    D = 0.0f;
+    if constexpr (Cfg::kHasDtBias) dt_bias = widen(in.dt_bias);
+    if constexpr (Cfg::kHasD) D = widen(in.D);
+    delta = Cfg::delta(widen(in.dt), dt_bias);
+    decay = Cfg::decay(in.A, widen(in.dt), delta);
+    keep(delta);
+    keep(decay);
+#pragma unroll
+    for (int i = 0; i < S::kOwned; ++i) {
+      if constexpr (Cfg::kHasGate) {
+        gate[i] = Cfg::gate(widen(in.z[i]));
+        keep(gate[i]);
+      }
+      if constexpr (Cfg::kHasNormGate) {
+        norm_gate[i] = Cfg::norm_gate(widen(in.z[i]));
+        keep(norm_gate[i]);
+      }
+    }
+  }
+};
+
 // A lane's weights of the norm, of the rows whose output it writes.
 template <class Cfg>
 struct NormWeights {
   using S = LayerShape<Cfg>;
-  typename Cfg::NormWeight weight[S::kOwned], bias[S::kOwned];
+  typename Cfg::Input weight[S::kOwned], bias[S::kOwned];
 };
 
 template <class Cfg>
@@ -272,25 +300,26 @@ struct LayerStep {
 
   // ---- the convolution's channels ----
 
-  // Item i of the block, by its first channel among all x, B and C of the request.
-  SSMJIT_DEVICE i64 channel(int i) const {
-    const int c = i * S::kPer;
-    if (c < S::kBlockRows) return first + c;
-    const int groups = args.ngroups, in_group = c - S::kBlockRows;
-    const i64 x = static_cast<i64>(groups) * S::kGroupRows + static_cast<i64>(group()) * Cfg::kDstate;
-    return in_group < Cfg::kDstate ? x + in_group : x + static_cast<i64>(groups - 1) * Cfg::kDstate + in_group;
+  // The first channel of item i of the block, among all x, B and C of the request.
+  SSMJIT_DEVICE int channel(int i) const {
+    const int groups = args.nheads / Cfg::kHeadsPerGroup;
+    const int c = i * S::kPer, in_group = c - S::kBlockRows;
+    const int B = groups * S::kGroupRows + group() * Cfg::kDstate + in_group;
+    return in_group < 0 ? first + c : in_group < Cfg::kDstate ? B : B + (groups - 1) * Cfg::kDstate;
   }
-  SSMJIT_DEVICE i64 channels() const { return static_cast<i64>(args.ngroups) * (S::kGroupRows + 2 * Cfg::kDstate); }
+  SSMJIT_DEVICE int channels() const { return args.nheads / Cfg::kHeadsPerGroup * (S::kGroupRows + 2 * Cfg::kDstate); }
   SSMJIT_DEVICE void load_input(Item& item, int i) const {
-    const int c = i * S::kPer;
-    const int in_group = c - S::kBlockRows;
-    const i64 of_group = static_cast<i64>(group()) * Cfg::kDstate;
-    const Input* p =
-        in_group < 0 ? static_cast<const Input*>(args.x) + row * args.x_stride + first + c
-        : in_group < Cfg::kDstate
-            ? static_cast<const Input*>(args.B) + row * args.B_stride + of_group + in_group
-            : static_cast<const Input*>(args.C) + row * args.C_stride + of_group + (in_group - Cfg::kDstate);
-    item.input[0] = load_now_b32(p);
+    const Input* x = static_cast<const Input*>(args.x) + row * args.x_stride;
+    if constexpr (Cfg::kHasConv) {
+      item.input[0] = load_now_b32(x + item.channel);
+    } else {
+      const int c = i * S::kPer, in_group = c - S::kBlockRows, of_group = group() * Cfg::kDstate;
+      const Input* B = static_cast<const Input*>(args.B) + row * args.B_stride;
+      const Input* C = static_cast<const Input*>(args.C) + row * args.C_stride;
+      item.input[0] = load_now_b32(in_group < 0              ? x + first + c
+                                   : in_group < Cfg::kDstate ? B + of_group + in_group
+                                                             : C + of_group + in_group - Cfg::kDstate);
+    }
   }
   static SSMJIT_DEVICE bool exists(int i) { return S::kItems % S::kThreads == 0 || i < S::kItems; }
 
@@ -313,7 +342,7 @@ struct LayerStep {
   }
   SSMJIT_DEVICE void load_norm(NormWeights<Cfg>& norm, int pass) const {
     const int at = first + pass * Cfg::kBlockM + own_row;
-    using T = typename Cfg::NormWeight;
+    using T = typename Cfg::Input;
     if constexpr (Cfg::kHasNorm) {
 #pragma unroll
       for (int i = 0; i < S::kOwned; ++i) load_now(static_cast<const T*>(args.norm_weight) + at + i, norm.weight[i]);
@@ -336,14 +365,9 @@ struct LayerStep {
 
   // The recurrence on the lane's vectors, the new state to memory; y of the rows that the lane owns, rounded as a
   // kernel of its own would pass it on.
-  SSMJIT_DEVICE void step(LayerTile<Cfg>& tile, const LayerInputs<Cfg>& in, State* to, bool live, int pass,
+  SSMJIT_DEVICE void step(LayerTile<Cfg>& tile, const LayerScalars<Cfg>& in, State* to, bool live, int pass,
                           float (&y_own)[S::kOwned]) const {
     constexpr int kPer = kPerWord<State>;
-    float dt_bias = 0.0f, D = 0.0f;
-    if constexpr (Cfg::kHasDtBias) dt_bias = widen(in.dt_bias);
-    if constexpr (Cfg::kHasD) D = widen(in.D);
-    const float delta = Cfg::delta(widen(in.dt), dt_bias);
-    const float decay = Cfg::decay(in.A, widen(in.dt), delta);
     const Input* x_rows = shared.channels + pass * Cfg::kBlockM;
     const Input* columns = shared.channels + S::kBlockRows;
     float x[S::kRows], B[S::kVectors][S::kVecElements], C[S::kVectors][S::kVecElements];
@@ -357,7 +381,7 @@ struct LayerStep {
     float y[S::kRows];
 #pragma unroll
     for (int r = 0; r < S::kRows; ++r) {
-      const float u = delta * x[r];
+      const float u = in.delta * x[r];
       y[r] = 0.0f;
 #pragma unroll
       for (int v = 0; v < S::kVectors; ++v) {
@@ -368,7 +392,7 @@ struct LayerStep {
           unpack_word(tile.raw[r][v].word[w], s, State{});
 #pragma unroll
           for (int e = 0; e < kPer; ++e) {
-            s[e] = fma_f32(s[e], decay, u * B[v][w * kPer + e]);
+            s[e] = fma_f32(s[e], in.decay, u * B[v][w * kPer + e]);
             y[r] = fma_f32(s[e], C[v][w * kPer + e], y[r]);
           }
           tile.raw[r][v].word[w] = pack_word(s, State{});
@@ -380,19 +404,19 @@ struct LayerStep {
 #pragma unroll
     for (int i = 0; i < S::kOwned; ++i) {
       float v = y[i];
-      if constexpr (Cfg::kHasSkip) v += Cfg::skip(D, widen(x_rows[own_row + i]));
-      if constexpr (Cfg::kHasGate) v *= Cfg::gate(widen(in.z[i]));
+      if constexpr (Cfg::kHasSkip) v += Cfg::skip(in.D, widen(x_rows[own_row + i]));
+      if constexpr (Cfg::kHasGate) v *= in.gate[i];
       Input rounded;
       narrow(v, rounded);
       y_own[i] = widen(rounded);
-      if constexpr (Cfg::kHasNormGate && !Cfg::kNormBeforeGate) y_own[i] *= Cfg::norm_gate(widen(in.z[i]));
+      if constexpr (Cfg::kHasNormGate && !Cfg::kNormBeforeGate) y_own[i] *= in.norm_gate[i];
     }
   }
 
   SSMJIT_DEVICE Input* output(int pass) const {
     return static_cast<Input*>(args.out) + row * args.out_stride + first + pass * Cfg::kBlockM + own_row;
   }
-  SSMJIT_DEVICE void write(const float (&u)[S::kOwned], const NormWeights<Cfg>& norm, const Input (&z)[S::kOwned],
+  SSMJIT_DEVICE void write(const float (&u)[S::kOwned], const NormWeights<Cfg>& norm, const float (&gate)[S::kOwned],
                            float scale, int pass) const {
     if (!owner) return;
     Input* out = output(pass);
@@ -402,7 +426,7 @@ struct LayerStep {
       if constexpr (Cfg::kHasNorm) {
         v = v * scale * widen(norm.weight[i]);
         if constexpr (Cfg::kNormBias) v += widen(norm.bias[i]);
-        if constexpr (Cfg::kHasNormGate && Cfg::kNormBeforeGate) v *= Cfg::norm_gate(widen(z[i]));
+        if constexpr (Cfg::kHasNormGate && Cfg::kNormBeforeGate) v *= gate[i];
       }
       narrow(v, out[i]);
     }
@@ -424,6 +448,7 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
   using State = typename Cfg::State;
   using Step = LayerStep<Cfg>;
   constexpr bool kClustered = Cfg::kCluster > 1;
+  constexpr bool kExchange = kClustered && Cfg::kHasNorm;
   constexpr bool kBulk = Cfg::kStatePath == StatePath::bulk;
   __shared__ LayerShared<Cfg> shared;
   extern __shared__ __align__(128) unsigned char stages[];  // bulk: the state of the block's rows
@@ -448,17 +473,22 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
   const IndexEntry slot =
       IndexEntry::load(args.state_batch_indices, args.wide_indices, at.row * args.index_stride, at.row, args.A);
   if (thread == 0) {
-    if constexpr (kClustered && Cfg::kHasNorm) barrier_init(&shared.sums, 1);
+    if constexpr (kExchange) barrier_init(&shared.sums, 1);
     if constexpr (kBulk) {
 #pragma unroll
       for (int pass = 0; pass < S::kPasses; ++pass) barrier_init(&shared.state[pass], 1);
     }
-    if constexpr (kBulk || kClustered) barrier_init_fence();
-    if constexpr (kClustered && Cfg::kHasNorm) barrier_arrive_expect(&shared.sums, 4 * S::kSums);
+    if constexpr (kBulk || kExchange) barrier_init_fence();
+    if constexpr (kExchange) barrier_arrive_expect(&shared.sums, 4 * S::kSums);
   }
+  if constexpr (kExchange) cluster_arrive_relaxed();  // peers may send from their wait on
 
   // What a launch brings, and what stays the same from launch to launch; no address of either waits for the index.
   typename Step::Item item[S::kRounds];
+  if constexpr (Cfg::kHasConv) {
+#pragma unroll
+    for (int i = 0; i < S::kRounds; ++i) item[i].channel = at.channel(thread + i * S::kThreads);
+  }
   LayerInputs<Cfg> in;
   NormWeights<Cfg> norm;
   const auto load_inputs = [&] {
@@ -471,7 +501,7 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
     if constexpr (Cfg::kHasConv) {
 #pragma unroll
       for (int i = 0; i < S::kRounds; ++i)
-        if (Step::exists(thread + i * S::kThreads)) item[i].load_weights(args, at.channel(thread + i * S::kThreads));
+        if (Step::exists(thread + i * S::kThreads)) item[i].load_weights(args);
     }
     at.load_scalars(in, 0);
     if constexpr (S::kPasses == 1) at.load_norm(norm, 0);
@@ -495,8 +525,7 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
     windows = static_cast<typename Cfg::Input*>(args.conv_state) + (live ? index * args.conv_state_stride : 0);
 #pragma unroll
     for (int i = 0; i < S::kRounds; ++i)
-      if (Step::exists(thread + i * S::kThreads))
-        item[i].load_window(windows, at.channel(thread + i * S::kThreads), at.channels(), live);
+      if (Step::exists(thread + i * S::kThreads)) item[i].load_window(windows, at.channels(), live);
   }
   LayerTile<Cfg> tile;
   if constexpr (kBulk) {
@@ -516,17 +545,20 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
     load_inputs();
   }
 
-  // The convolution. Afterwards no block of the cluster needs the windows as they were.
+  LayerScalars<Cfg> scalars(in);
+  if constexpr (kExchange) cluster_wait();
+
   const auto store_windows = [&](bool of_x) {
     if constexpr (Cfg::kHasConv) {
 #pragma unroll
       for (int i = 0; i < S::kRounds; ++i) {
         const int id = thread + i * S::kThreads;
         if (Step::exists(id) && live && (id * S::kPer < S::kBlockRows) == of_x)
-          item[i].store_window(windows, at.channel(id), at.channels());
+          item[i].store_window(windows, at.channels());
       }
     }
   };
+  // The convolution.
 #pragma unroll
   for (int i = 0; i < S::kRounds; ++i) {
     const int id = thread + i * S::kThreads;
@@ -538,11 +570,11 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
       v = item[i].input[0];
     reinterpret_cast<u32*>(shared.channels)[id] = v;
   }
-  if constexpr (kClustered) cluster_arrive_relaxed();
+  if constexpr (kClustered && !kExchange) cluster_arrive_relaxed();  // this block has read the windows
   sync_block();
   store_windows(true);
 
-  // The recurrence. A lane's sum of squares is of the rows whose output it writes.
+  // The recurrence. A lane's sum of squares is of the rows whose output it knows.
   float u[S::kOwned];
   float squares = 0.0f;
   const auto take = [&](int pass) {
@@ -558,13 +590,12 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
                   ? load_shared(stage + Step::element(r, v, lane_row, column) * static_cast<int>(sizeof(State)))
                   : Vec16{};
     }
-    at.step(tile, in, state + pass * Cfg::kBlockM * Cfg::kDstate, live, pass, u);
-    if (at.owner) {
+    at.step(tile, scalars, state + pass * Cfg::kBlockM * Cfg::kDstate, live, pass, u);
 #pragma unroll
-      for (int i = 0; i < S::kOwned; ++i) {
-        squares = fma_f32(u[i], u[i], squares);
-        if constexpr (S::kPasses > 1) shared.held[pass * Cfg::kBlockM + at.own_row + i] = u[i];
-      }
+    for (int i = 0; i < S::kOwned; ++i) {
+      squares = fma_f32(u[i], u[i], squares);
+      if constexpr (S::kPasses > 1)
+        if (at.owner) shared.held[pass * Cfg::kBlockM + at.own_row + i] = u[i];
     }
   };
   if constexpr (S::kPasses == 1) {
@@ -581,27 +612,29 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
         if constexpr (!kBulk) at.load_state(ahead, state + (pass + 1) * Cfg::kBlockM * Cfg::kDstate, live);
       }
       take(pass);
-      in = in_ahead;
+      if (more) scalars = LayerScalars<Cfg>(in_ahead);
       if constexpr (!kBulk) tile = ahead;
     }
   }
 
-  // The sum over the norm's channels. The cluster's wait is for the peers' convolutions and their shared memory.
-  if constexpr (Cfg::kHasNorm) squares = sum_lanes(squares);
-  if constexpr (kClustered) {
-    cluster_wait();
-    if constexpr (Cfg::kHasNorm) {
+  // The sum over the norm's channels. kCopies neighbouring lanes know the same rows.
+  if constexpr (Cfg::kHasNorm) {
+    constexpr int kCopies = S::kLanes * S::kOwned / S::kRows;
+#pragma unroll
+    for (int step = 16; step >= kCopies; step /= 2) squares += shuffle_xor(squares, step);
+    if constexpr (kExchange) {
       if (lane_index() < Cfg::kCluster)
         cluster_store_async_b32(cluster_address(&shared.sum[cluster_rank() * Cfg::kWarps + warp], lane_index()),
                                 float_bits(squares), cluster_address(&shared.sums, lane_index()));
+    } else {
+      if (lane_index() == 0) shared.sum[warp] = squares;
     }
-  } else if constexpr (Cfg::kHasNorm) {
-    if (lane_index() == 0) shared.sum[warp] = squares;
+  } else if constexpr (kClustered) {
+    cluster_wait();
   }
-  if (at.first % S::kGroupRows == 0) store_windows(false);
   float scale = 1.0f;
   if constexpr (Cfg::kHasNorm) {
-    if constexpr (kClustered)
+    if constexpr (kExchange)
       barrier_wait(&shared.sums, 0);
     else
       sync_block();
@@ -613,16 +646,22 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
     scale = 1.0f / sqrt_f32(sum / Cfg::kNormRows + Cfg::norm_eps());
   }
   if constexpr (S::kPasses == 1) {
-    at.write(u, norm, in.z, scale, 0);
+    at.write(u, norm, scalars.norm_gate, scale, 0);
   } else {
 #pragma unroll 1
     for (int pass = 0; pass < S::kPasses; ++pass) {
       at.load_norm(norm, pass);
-      typename Cfg::Input z[S::kOwned];
+      [[maybe_unused]] typename Cfg::Input z[S::kOwned];
+      float gate[S::kOwned];
       if constexpr (Cfg::kHasNormGate && Cfg::kNormBeforeGate) at.load_z(z, pass);
 #pragma unroll
-      for (int i = 0; i < S::kOwned; ++i) u[i] = shared.held[pass * Cfg::kBlockM + at.own_row + i];
-      at.write(u, norm, z, scale, pass);
+      for (int i = 0; i < S::kOwned; ++i) {
+        if constexpr (Cfg::kHasNormGate && Cfg::kNormBeforeGate) gate[i] = Cfg::norm_gate(widen(z[i]));
+        u[i] = at.owner ? shared.held[pass * Cfg::kBlockM + at.own_row + i] : 0.0f;
+      }
+      at.write(u, norm, gate, scale, pass);
     }
   }
+  // All sums have come, so every block of the cluster has read its group's windows.
+  if (at.first % S::kGroupRows == 0) store_windows(false);
 }

@@ -32,7 +32,7 @@ struct LayerArgs {
   const void* state_batch_indices;  // [batch], null: row b uses slot b
   long long index_stride;
   long long pad_slot_id;  // a row with this index, or a negative one, is a pad row
-  int ngroups;
+  int nheads;
   int wide_indices;  // 1: indices are int64, 0: int32
   int pdl;           // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads the index, the states and the
                      // weights, waits, then reads the rest; any other does as for 1

@@ -381,6 +381,16 @@ void Cluster::store_to_barrier(std::byte* to, std::uint32_t value, std::uintptr_
            "multiple of 4");
     give_up();
   }
+  // The value depends on what the thread has read so far, so what waits for it comes after those reads. The GPU
+  // promises nothing of its writes, which can't be told apart here.
+  if (run_.races) {
+    if (b.gate.gathered == nullptr)
+      b.gate.gathered = clocks_.copy(*t.known);
+    else if (b.gate.merged != t.known->version)
+      clocks_.merge(*b.gate.gathered, *t.known);
+    b.gate.merged = t.known->version;
+    b.gate.gathered->of[t.index] = t.clock++;
+  }
   Copy store = start(to, nullptr, sizeof(value), 0);
   store.read = sizeof(value);
   const std::byte* bytes = reinterpret_cast<const std::byte*>(&value);
