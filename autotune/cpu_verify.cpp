@@ -110,8 +110,13 @@ std::vector<Verdict> verify_on_cpu(const Description& description, const std::ve
   // An emitted kernel does not know nheads: three groups of heads, no power of two, stand for all. Another's may.
   Description few = description;
   if (options.source.empty()) {
-    few.ngroups = std::min(3, description.ngroups);
+    // Whole groups of a layer's norm, too.
+    const int group_rows = description.heads_per_group() * description.head_dim;
+    const int unit = description.norm ? std::max(1, description.norm_group_size() / std::max(1, group_rows)) : 1;
+    few.ngroups = std::min(3, description.ngroups / unit) * unit;
     few.nheads = few.ngroups * description.heads_per_group();
+    if (few.conv) few.conv->channels = 0;
+    if (few.norm) few.norm->channels = 0, few.norm->group_size = description.norm_group_size();
   }
   const KernelCases cases = standard_cases(few, kMultiprocessors, options.seed);
 

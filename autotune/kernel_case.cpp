@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "autotune/host_numbers.h"
+#include "autotune/layer_case.h"
 #include "autotune/ring_case.h"
 #include "autotune/update_case.h"
 
@@ -44,6 +45,7 @@ std::vector<CaseLayout> standard_layouts(const Description& description, int sms
 }
 
 std::unique_ptr<KernelCase> make_case(const Description& description, const CaseLayout& layout, std::uint64_t seed) {
+  if (description.op() == Op::layer) return std::make_unique<LayerCase>(description, layout, seed);
   if (description.op() == Op::ring) return std::make_unique<RingCase>(description, layout, seed);
   return std::make_unique<UpdateCase>(description, layout, seed);
 }

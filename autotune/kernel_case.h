@@ -1,5 +1,5 @@
-// One test of a kernel: its memory, laid out as an engine might, and what it must hold after a launch. UpdateCase and
-// RingCase are the tests of the ops.
+// One test of a kernel: its memory, laid out as an engine might, and what it must hold after a launch. UpdateCase,
+// RingCase and LayerCase are the tests of the ops.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,7 @@ struct CaseLayout {
 };
 
 // What one launch is given.
-using CaseArgs = std::variant<UpdateArgs, RingArgs>;
+using CaseArgs = std::variant<UpdateArgs, RingArgs, LayerArgs>;
 
 struct CaseResult {
   std::vector<std::string> failures;  // sentences; empty: passed

@@ -135,18 +135,20 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
     return part;
   };
   state_ = place(B * H * P * N * size_bytes(d.state_dtype) * (d.has_destination ? 2 : 1));
+  windows_ = place(B * d.conv_channels() * d.conv_state_len() * in);
   scale_ = place(d.has_state_scale() ? B * H * P * size_bytes(DType::f32) : 0);
   const std::int64_t inputs = layer_bytes_;
   x_ = place(rows * H * P * in);
   B_ = place(rows * G * N * in);
   C_ = place(rows * G * N * in);
-  z_ = place(d.has_z() ? rows * H * P * in : 0);
+  const bool has_z = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
+  z_ = place(has_z ? rows * H * P * in : 0);
   dt_ = place(rows * H * size_bytes(d.dt_dtype));
   input_bytes_ = layer_bytes_ - inputs;
   x_ring_ = place(ring_rows * H * P * in);
   B_ring_ = place(ring_rows * G * N * in);
   dt_ring_ = place(ring_rows * H * size_bytes(DType::f32));
-  cold_bytes_ = state_.bytes + scale_.bytes + x_ring_.bytes + B_ring_.bytes + dt_ring_.bytes;
+  cold_bytes_ = state_.bytes + windows_.bytes + scale_.bytes + x_ring_.bytes + B_ring_.bytes + dt_ring_.bytes;
 
   const std::int64_t cold = 4 * gpu.l2_bytes;
   count_ = static_cast<int>(std::max<std::int64_t>(8, cold / cold_bytes_ + 1));
@@ -161,7 +163,9 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   memory_ = DeviceBuffer(static_cast<std::size_t>(layer_bytes_ * count_));
   sources_ = DeviceBuffer(static_cast<std::size_t>(input_bytes_ * count_));
   out_ = DeviceBuffer(static_cast<std::size_t>(round_up(x_.bytes, kPartAlign)));
-  weights_ = DeviceBuffer(static_cast<std::size_t>(3 * round_up(4 * H, kWeightAlign)));
+  const std::int64_t taps = d.conv ? d.conv->width : 0, channels = d.conv_channels(), normed = d.norm_channels();
+  weights_ = DeviceBuffer(static_cast<std::size_t>(
+      3 * round_up(4 * H, kWeightAlign) + round_up((taps + 1) * channels * in, kWeightAlign) + 2 * normed * in));
   index_bytes_ = round_up(4 * (B + 1), kPartAlign);
   indices_ = DeviceBuffer(static_cast<std::size_t>(4 * index_bytes_));
   if (ring) cursors_ = DeviceBuffer(static_cast<std::size_t>(2 * index_bytes_));
@@ -185,6 +189,10 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   kernels_.fill(DType::f32, weights, H, seed + 1, -1.5, 0.2, stream_);
   kernels_.fill(d.weight_dtype, weights + step, H, seed + 2, 0, 1, stream_);
   kernels_.fill(d.weight_dtype, weights + 2 * step, H, seed + 3, -3.5, 0.2, stream_);
+  if (channels > 0) kernels_.fill(d.input_dtype, weights + 3 * step, (taps + 1) * channels, seed + 4, 0, 0.5, stream_);
+  if (normed > 0)
+    kernels_.fill(d.input_dtype, weights + 3 * step + round_up((taps + 1) * channels * in, kWeightAlign), 2 * normed,
+                  seed + 5, 1, 0.3, stream_);
   for (int layer = 0; layer < count_; ++layer) {
     std::byte* p = source(layer);
     const std::int64_t dt_at = dt_.at - x_.at;
@@ -223,6 +231,7 @@ void Layers::take_cursors(const std::byte* packed) const {
 }
 
 CaseArgs Layers::args(int layer, Pdl pdl) const {
+  if (description_.op() == Op::layer) return layer_args(layer, pdl);
   if (description_.op() == Op::ring) return ring_args(layer, pdl);
   return update_args(layer, pdl);
 }
@@ -270,6 +279,32 @@ UpdateArgs Layers::update_args(int layer, Pdl pdl) const {
   return a;
 }
 
+LayerArgs Layers::layer_args(int layer, Pdl pdl) const {
+  const Description& d = description_;
+  const std::int64_t B = batch_, H = d.nheads, P = d.head_dim, in = size_bytes(d.input_dtype);
+  auto a = common_args<LayerArgs>(layer, pdl, {B});
+  const std::byte* p = at(layer);
+  const std::byte* weights = weights_.data() + 3 * round_up(4 * H, kWeightAlign);
+  std::int64_t conv_bytes = 0;
+  if (d.conv) {
+    const std::int64_t channels = d.conv_channels(), length = d.conv_state_len(), taps = d.conv->width;
+    a.conv_state = d.conv->channels_last ? contiguous(p + windows_.at, d.input_dtype, {B, length, channels})
+                                         : contiguous(p + windows_.at, d.input_dtype, {B, channels, length});
+    // x, B and C lie one behind the other for each row: the parts of the three are one stretch.
+    a.x = contiguous(p + x_.at, d.input_dtype, {B, channels});
+    a.B = a.C = Tensor{};
+    a.conv_weight = contiguous(weights, d.input_dtype, {channels, taps});
+    if (d.conv->has_bias) a.conv_bias = contiguous(weights + taps * channels * in, d.input_dtype, {channels});
+    conv_bytes = round_up((taps + 1) * channels * in, kWeightAlign);
+  }
+  if (d.norm) {
+    a.norm_weight = contiguous(weights + conv_bytes, d.input_dtype, {H * P});
+    if (d.norm->has_bias) a.norm_bias = contiguous(weights + conv_bytes + H * P * in, d.input_dtype, {H * P});
+    if (!d.norm->gate_expr.empty()) a.z = contiguous(p + z_.at, d.input_dtype, {B, H, P});
+  }
+  return a;
+}
+
 RingArgs Layers::ring_args(int layer, Pdl pdl) const {
   const Description& d = description_;
   const std::int64_t B = batch_, T = d.token_count, H = d.nheads, P = d.head_dim, L = d.ring_length();
@@ -297,6 +332,7 @@ void Layers::refill(int layer) const {
   };
   // 8-bit states are in units of their scale.
   fill(state_, d.state_dtype, s, 0, d.has_state_scale() ? 30 : 1);
+  fill(windows_, d.input_dtype, s + 7, 0, 1);
   fill(scale_, DType::f32, s + 3, 0.03, 0.005);
   // Deltas above 0, so that a flush again and again of the same rows leaves a state that is bounded.
   fill(x_ring_, d.input_dtype, s + 4, 0, 1);

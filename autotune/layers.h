@@ -98,6 +98,7 @@ class Layers {
   Args common_args(int layer, Pdl pdl, const std::vector<std::int64_t>& of_rows) const;
   UpdateArgs update_args(int layer, Pdl pdl) const;
   RingArgs ring_args(int layer, Pdl pdl) const;
+  LayerArgs layer_args(int layer, Pdl pdl) const;
 
   Description description_;
   int batch_ = 0;
@@ -110,7 +111,7 @@ class Layers {
   struct Part {
     std::int64_t at = 0, bytes = 0;
   };
-  Part state_, scale_, x_, B_, C_, z_, dt_, x_ring_, B_ring_, dt_ring_;
+  Part state_, windows_, scale_, x_, B_, C_, z_, dt_, x_ring_, B_ring_, dt_ring_;
   std::int64_t input_bytes_ = 0, layer_bytes_ = 0, cold_bytes_ = 0;
   // Of each of: slots, destination slots, cu_seqlens, the seed; and of starts and counts.
   std::int64_t index_bytes_ = 0;

@@ -171,10 +171,10 @@ struct Space {
     const std::string file = space_file(op);
     const Json json = Json::parse(template_file(file));
     for (const Field& f : kFields) names.emplace_back(f.name);
-    for (const char* fact : {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy",
-                             "has_pdl", "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate", "input_bytes",
-                             "group_rows", "norm_rows", "max_cluster", "conv_shifts_in_place", "conv_state_len",
-                             "has_destination_slots"})
+    for (const char* fact :
+         {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy", "has_pdl",
+          "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate", "input_bytes", "group_rows",
+          "norm_rows", "max_cluster", "conv_shifts_in_place", "conv_state_len", "has_destination_slots"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -243,8 +243,8 @@ std::function<double(const Plan&)> layer_distance(const Description& description
                                         : static_cast<double>(description.heads_per_group()) * description.head_dim;
   return [=](const Plan& p) {
     const double block_rows = group / p.cluster;
-    return 4 * octaves(p.block_m, block_rows) + octaves(p.cluster, std::max(1.0, group / rows)) +
-           octaves(p.warps, 8) + octaves(p.lanes_per_row, 16) + (p.state_path == StatePath::direct ? 0 : 0.5);
+    return 4 * octaves(p.block_m, block_rows) + octaves(p.cluster, std::max(1.0, group / rows)) + octaves(p.warps, 8) +
+           octaves(p.lanes_per_row, 16) + (p.state_path == StatePath::direct ? 0 : 0.5);
   };
 }
 
@@ -371,10 +371,10 @@ std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
 }
 
 Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads) {
-  const std::function<double(const Plan&)> distance =
-      description.op() == Op::layer  ? layer_distance(description)
-      : description.op() == Op::ring ? ring_distance(description, total_heads)
-                                     : update_distance(description, total_heads);
+  const std::function<double(const Plan&)> distance = description.op() == Op::layer ? layer_distance(description)
+                                                      : description.op() == Op::ring
+                                                          ? ring_distance(description, total_heads)
+                                                          : update_distance(description, total_heads);
   const Plan* best = nullptr;
   double least = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
@@ -384,8 +384,8 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
     if (best == nullptr || d < least) best = &p, least = d;
   }
   if (best == nullptr)
-    fail(description.op() == Op::layer ? ErrorKind::invalid : ErrorKind::internal,
-         "no plan for {} on {}{}", description.summary(), arch.text(),
+    fail(description.op() == Op::layer ? ErrorKind::invalid : ErrorKind::internal, "no plan for {} on {}{}",
+         description.summary(), arch.text(),
          description.op() == Op::layer ? "; launch its conv, update and norm one by one" : "");
   return *best;
 }

@@ -226,7 +226,8 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
       "  {}<Config>(args);\n}}\n",
       plan.min_blocks_per_sm == 0 ? std::to_string(shape.block_threads)
                                   : fmt::format("{}, {}", shape.block_threads, plan.min_blocks_per_sm),
-      plan.cluster > 1 ? fmt::format(" __cluster_dims__({}, 1, 1)", plan.cluster) : "", entry, from.args, from.function);
+      plan.cluster > 1 ? fmt::format(" __cluster_dims__({}, 1, 1)", plan.cluster) : "", entry, from.args,
+      from.function);
   source.digest = digest16(without_banner(source.text));
   source.options = kOptions;
   source.entries = {{entry, shape.block_threads, shape.smem_bytes}};

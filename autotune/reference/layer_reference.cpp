@@ -1,5 +1,6 @@
 #include "autotune/reference/layer_reference.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "autotune/host_numbers.h"
@@ -8,7 +9,7 @@ namespace ssmjit {
 namespace {
 
 // Of fp32 sums of a few products, relative to the products: more than their roundings and an activation's.
-constexpr double kSumError = 2e-6;
+constexpr double kSumError = 6e-7;
 
 double applied(const Expr& expr, Leaf leaf, double v) {
   LeafValues values{};
@@ -46,34 +47,46 @@ LayerChannels layer_channels(const Description& d, const LayerArgs& args, std::i
     out.value = stored_values(from, row * from.stride[0] + at, static_cast<int>(count), read);
     return out;
   }
-  const int width = d.conv->width, length = d.conv_state_len();
+  const int width = d.conv->width, length = d.conv_state_len(), n = static_cast<int>(count);
+  const std::vector<double> x = stored_values(args.x, row * args.x.stride[0] + first, n, read);
+  const std::vector<double> weight = stored_values(args.conv_weight, first * width, n * width, read);
+  std::vector<double> bias;
+  if (d.conv->has_bias) bias = stored_values(args.conv_bias, first, n, read);
+  std::vector<std::vector<double>> window(static_cast<std::size_t>(length));  // by age
+  for (int k = 0; slots.live && k < length; ++k) {
+    const std::int64_t slot = slots.source * args.conv_state.stride[0];
+    if (d.conv->channels_last) {
+      window[static_cast<std::size_t>(k)] = stored_values(args.conv_state, slot + window_offset(d, first, k), n, read);
+      continue;
+    }
+    if (k > 0) continue;
+    const std::vector<double> all = stored_values(args.conv_state, slot + window_offset(d, first, 0), n * length, read);
+    for (std::size_t i = 0; i < all.size(); ++i) window[i % static_cast<std::size_t>(length)].push_back(all[i]);
+  }
   for (std::int64_t c = first; c < first + count; ++c) {
     double sum = 0, terms = 0;
     const auto add = [&](double v) {
       sum += v;
       terms += std::abs(v);
     };
-    if (d.conv->has_bias) add(stored_value(args.conv_bias, c, read));
+    const auto i = static_cast<std::size_t>(c - first);
+    if (d.conv->has_bias) add(bias[i]);
     for (int k = 0; k < width; ++k) {
       double v = 0;
       if (k + 1 == width)
-        v = stored_value(args.x, row * args.x.stride[0] + c, read);
+        v = x[i];
       else if (slots.live)
-        v = stored_value(args.conv_state,
-                         slots.source * args.conv_state.stride[0] + window_offset(d, c, length - width + 1 + k), read);
-      add(stored_value(args.conv_weight, c * width + k, read) * v);
+        v = window[static_cast<std::size_t>(length - width + 1 + k)][i];
+      add(weight[i * static_cast<std::size_t>(width) + static_cast<std::size_t>(k)] * v);
     }
     if (!d.conv->activation_expr.empty()) sum = applied(d.conv->activation_expr, Leaf::x, sum);
     out.value.push_back(rounded(d.input_dtype, sum));
-    out.unsure[static_cast<std::size_t>(c - first)] =
-        d.input_dtype != DType::f32 && may_round_elsewhere(d.input_dtype, sum, kSumError * terms);
+    out.unsure[i] = d.input_dtype != DType::f32 && may_round_elsewhere(d.input_dtype, sum, kSumError * terms);
   }
   return out;
 }
 
-int layer_group_heads(const Description& d) {
-  return d.norm ? d.norm_group_size() / d.head_dim : d.heads_per_group();
-}
+int layer_group_heads(const Description& d) { return d.norm ? d.norm_group_size() / d.head_dim : d.heads_per_group(); }
 
 LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int64_t row, int group,
                            const RowSlots& slots, const Reader& read) {
@@ -83,22 +96,24 @@ LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int
   const std::int64_t first = std::int64_t{group} * heads * P, rows = heads * P;
   LayerGroup result;
   const auto channels = [&](std::int64_t at, std::int64_t count) {
-    LayerChannels c = layer_channels(d, args, row, slots, at, count, read);
-    for (bool unsure : c.unsure) result.unsure = result.unsure || unsure;
-    return std::move(c.value);
+    return layer_channels(d, args, row, slots, at, count, read);
   };
   const bool has_z = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
   std::vector<double> z;
   if (has_z) z = stored_values(args.z, row * args.z.stride[0] + first, static_cast<int>(rows), read);
 
-  const std::vector<double> x = channels(first, rows);
+  const LayerChannels of_x = channels(first, rows);
+  const std::vector<double>& x = of_x.value;
   std::vector<double> B, C;
+  bool unsure_B = false;
   for (int i = 0; i < heads; ++i) {
     const int head = group * heads + i;
     if (i % d.heads_per_group() == 0) {
       const std::int64_t at = std::int64_t{head / d.heads_per_group()} * N;
-      B = channels(inner + at, N);
-      C = channels(inner + d.ngroups * N + at, N);
+      const LayerChannels of_B = channels(inner + at, N);
+      B = of_B.value;
+      unsure_B = std::find(of_B.unsure.begin(), of_B.unsure.end(), true) != of_B.unsure.end();
+      C = channels(inner + d.ngroups * N + at, N).value;
     }
     LeafValues leaf{};
     const auto set = [&](Leaf l, double v) { leaf[static_cast<std::size_t>(l)] = v; };
@@ -113,10 +128,11 @@ LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int
     HeadResult h;
     h.state.assign(static_cast<std::size_t>(P * N), 0.0);
     if (slots.live)
-      h.state = stored_values(args.state, slots.source * args.state.stride[0] + head * P * N, static_cast<int>(P * N),
-                              read);
+      h.state =
+          stored_values(args.state, slots.source * args.state.stride[0] + head * P * N, static_cast<int>(P * N), read);
     for (std::int64_t p = 0; p < P; ++p) {
       const double x_p = x[static_cast<std::size_t>(i * P + p)];
+      result.unsure.push_back(unsure_B || of_x.unsure[static_cast<std::size_t>(i * P + p)]);
       double y = 0, terms = 0;
       for (std::int64_t n = 0; n < N; ++n) {
         double& s = h.state[static_cast<std::size_t>(p * N + n)];

@@ -35,7 +35,7 @@ struct LayerGroup {
   std::vector<HeadResult> heads;  // state before it is rounded; y before the norm, rounded
   std::vector<double> out;        // [heads, head_dim]
   std::vector<double> terms;      // of out, as HeadResult::y_terms
-  bool unsure = false;            // of any channel
+  std::vector<bool> unsure;       // [heads, head_dim]: x there or B of the group, so that the new state may be another
 };
 int layer_group_heads(const Description& description);
 // A pad row is computed as if its states were zero.

@@ -72,12 +72,12 @@ std::vector<std::string> plan_problems(const Plan& plan, const Description& desc
 // Fails: ErrorKind::invalid with all of plan_problems().
 void check_plan(const Plan& plan, const Description& description, const Arch& arch);
 
-// All legal plans, in a fixed order; none for a layer that no one kernel computes (several tokens, windows kept for each,
-// a ring, a norm group of parts of heads' groups), which takes a launch for each part. Fails: ErrorKind::invalid for an
-// invalid description.
+// All legal plans, in a fixed order; none for a layer that no one kernel computes (several tokens, windows kept for
+// each, a ring, a norm group of parts of heads' groups), which takes a launch for each part. Fails: ErrorKind::invalid
+// for an invalid description.
 std::vector<Plan> plan_space(const Description& description, const Arch& arch);
-// A plan that is legal and decent everywhere: what is used where no table has an answer. Fails: ErrorKind::invalid where
-// plan_space() has none.
+// A plan that is legal and decent everywhere: what is used where no table has an answer. Fails: ErrorKind::invalid
+// where plan_space() has none.
 Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads);
 
 // Launch shape of the plan's only launch.
