@@ -149,7 +149,7 @@ LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int
         y *= gate;
         terms *= std::abs(gate);
       }
-      h.y.push_back(rounded(d.input_dtype, y));
+      h.y.push_back(d.norm ? rounded(d.input_dtype, y) : y);
       h.y_terms.push_back(terms);
     }
     result.heads.push_back(std::move(h));

@@ -32,7 +32,7 @@ LayerChannels layer_channels(const Description& description, const LayerArgs& ar
 
 // The heads of one group of the norm (of one group of B and C, where there is no norm) of a row.
 struct LayerGroup {
-  std::vector<HeadResult> heads;  // state before it is rounded; y before the norm, rounded
+  std::vector<HeadResult> heads;  // state before it is rounded; y, rounded where a norm follows
   std::vector<double> out;        // [heads, head_dim]
   std::vector<double> terms;      // of out, as HeadResult::y_terms
   std::vector<bool> unsure;       // [heads, head_dim]: x there or B of the group, so that the new state may be another

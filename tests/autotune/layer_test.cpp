@@ -1,5 +1,6 @@
 // Fused layers on the CPU executor: right plans of every kind of layer pass without a finding, each wrong kernel is
 // rejected.
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -54,6 +55,8 @@ struct Variant {
   std::string plan;
   const char* base = kDirect;
 };
+
+void PrintTo(const Variant& v, std::ostream* out) { *out << v.name; }
 
 std::vector<Variant> variants() {
   std::vector<Variant> all;
@@ -128,6 +131,8 @@ struct Mutant {
   bool fault = false;  // found by how it runs, not by what it gives
 };
 
+void PrintTo(const Mutant& m, std::ostream* out) { *out << m.name; }
+
 std::vector<Mutant> mutants() {
   return {
       {"StaleWindow", "k + 1 < kState ? element_bits<Input>(window, at(c, k + 1))",
@@ -135,7 +140,7 @@ std::vector<Mutant> mutants() {
       {"TapsInTheOtherOrder", "c * Cfg::kConvWidth + k)", "c * Cfg::kConvWidth + Cfg::kConvWidth - 1 - k)"},
       {"NoConvBias", "sum = element_value<Input>(bias, c);", "sum = 0.0f;"},
       {"NoActivation", "v[c] = Cfg::activation(sum);", "v[c] = sum;"},
-      {"CFromTheFirstGroup", "B + (groups - 1) * Cfg::kDstate", "B + (groups - 1 - group()) * Cfg::kDstate"},
+      {"BForC", "widen_shared(columns + Cfg::kDstate + at, C[v]);", "widen_shared(columns + at, C[v]);"},
       {"WindowsOfBAndCNeverWritten", "if (at.first % S::kGroupRows == 0) store_windows(false);", ""},
       {"WindowsOfBAndCOfOneGroupOnly", "if (at.first % S::kGroupRows == 0) store_windows(false);",
        "if (at.first == 0) store_windows(false);"},
@@ -144,8 +149,8 @@ std::vector<Mutant> mutants() {
       {"WindowsOfBAndCWrittenEarly", "  store_windows(true);\n",
        "  store_windows(true);\n  if (at.first % S::kGroupRows == 0) store_windows(false);\n", "cluster=4", kDirect,
        true},
-      {"NoSkip", "v += Cfg::skip(in.D, widen(x_rows[own_row + i]));", ""},
-      {"NoNormGate", "y_own[i] *= in.norm_gate[i];", ""},
+      {"NoSkip", "v += Cfg::skip(in.D, widen(x_rows[own_row + i]));", ";"},
+      {"NoNormGate", "y_own[i] *= in.norm_gate[i];", ";"},
       {"MeanOfTheBlockAlone", "sum / Cfg::kNormRows", "sum / S::kBlockRows"},
       {"NoEps", "+ Cfg::norm_eps()", "+ 10.0f * Cfg::norm_eps() + 0.1f"},
       {"NoNormWeight", "v = v * scale * widen(norm.weight[i]);", "v = v * scale;"},
