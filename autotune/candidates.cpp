@@ -67,11 +67,8 @@ void Candidates::verify(const std::vector<std::size_t>& plans) {
       if (stage == std::string_view("verified")) check_device();
     };
     options.on_verdict = [this](std::size_t i, const Verdict& verdict) { settle(verifying_[i], verdict); };
-    // A kernel does not know nheads, so a few heads stand for all: two groups, so that a wrong one shows.
-    Description few = description_;
-    few.ngroups = std::min(2, description_.ngroups);
-    few.nheads = few.ngroups * description_.heads_per_group();
-    verifier_ = std::make_unique<GpuVerifier>(few, options);
+    // Two groups stand for all, so that a wrong one shows.
+    verifier_ = std::make_unique<GpuVerifier>(few_groups(description_, 2), options);
   }
   verifier_->run(unverified);
 }

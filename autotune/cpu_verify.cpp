@@ -57,7 +57,7 @@ class CpuTarget : public Target {
     const Pdl pdl =
         !plan_.early_state ? launched_ == 1 && how_.arch.has_pdl() ? Pdl::wait_first : Pdl::off : Pdl::early_state;
     const LaunchShape shape = launch_shape(plan_, description_, test.layout().batch);
-    return std::visit([&](const auto& given) { return run(shape, to_device(given, pdl)); }, args);
+    return std::visit([&](const auto& given) { return run(shape, to_device(description_, given, pdl)); }, args);
   }
 
  private:
@@ -107,17 +107,8 @@ std::vector<Verdict> verify_on_cpu(const Description& description, const std::ve
          kForever_s);
   for (const Plan& plan : plans) check_plan(plan, description, how.arch);
 
-  // An emitted kernel does not know nheads: three groups of heads, no power of two, stand for all. Another's may.
-  Description few = description;
-  if (options.source.empty()) {
-    // Whole groups of a layer's norm, too.
-    const int group_rows = description.heads_per_group() * description.head_dim;
-    const int unit = description.norm ? std::max(1, description.norm_group_size() / std::max(1, group_rows)) : 1;
-    few.ngroups = std::min(3, description.ngroups / unit) * unit;
-    few.nheads = few.ngroups * description.heads_per_group();
-    if (few.conv) few.conv->channels = 0;
-    if (few.norm) few.norm->channels = 0, few.norm->group_size = description.norm_group_size();
-  }
+  // Three groups, no power of two, stand for all, but for a source that is not ours.
+  const Description few = options.source.empty() ? few_groups(description, 3) : description;
   const KernelCases cases = standard_cases(few, kMultiprocessors, options.seed);
 
   std::vector<Verdict> verdicts(plans.size());

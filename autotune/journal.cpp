@@ -212,9 +212,10 @@ Measurement Measurement::from_json(std::string_view line) {
     if (schema != 1) fail(ErrorKind::invalid, "journal: schema: got {}; wants 1", schema);
     std::string text = name(m.op);
     if (json.contains("op")) get("op", text);
-    if (text != name(Op::update) && text != name(Op::ring))
-      fail(ErrorKind::invalid, "journal: op: got {}; wants update or ring", in_quotes(text));
-    if (text == name(Op::ring)) m.op = Op::ring;
+    const auto* op = std::find_if(std::begin(kOps), std::end(kOps), [&](Op o) { return text == name(o); });
+    if (op == std::end(kOps))
+      fail(ErrorKind::invalid, "journal: op: got {}; wants update, ring, conv1d, norm or layer", in_quotes(text));
+    m.op = *op;
     get("kernel_digest", m.kernel_digest);
     get("cost_digest", m.cost_digest);
     get("kernel", m.kernel);

@@ -10,6 +10,7 @@
 
 #include "autotune/host_numbers.h"
 #include "autotune/layer_case.h"
+#include "autotune/norm_case.h"
 #include "autotune/ring_case.h"
 #include "autotune/update_case.h"
 
@@ -30,11 +31,15 @@ std::string CaseLayout::name() const {
   if (padded_state) s += ", padded slots";
   if (packed_rows) s += ", packed rows";
   if (pads) s += ", pads";
+  if (in_place) s += ", in place";
+  if (far_magnitudes) s += ", far magnitudes";
   if (strong_decay) s += ", strong decay";
   return s;
 }
 
 std::vector<CaseLayout> standard_layouts(const Description& description, int sms) {
+  if (description.op() == Op::norm)
+    return {{.batch = 1, .far_magnitudes = true}, {.batch = 3, .packed_rows = true}, {.batch = 2, .in_place = true}};
   const int wave = std::clamp(sms / std::max(1, description.nheads) + 1, 2, 17);
   std::vector<CaseLayout> layouts(4);
   layouts[0] = {.batch = 1, .strong_decay = true};
@@ -44,9 +49,30 @@ std::vector<CaseLayout> standard_layouts(const Description& description, int sms
   return layouts;
 }
 
+Description few_groups(const Description& description, int groups) {
+  Description few = description;
+  // A layer's norm wants its groups whole.
+  const int group_rows = description.heads_per_group() * description.head_dim;
+  const int together =
+      description.op() == Op::layer && description.norm ? std::max(1, description.norm_group_size() / group_rows) : 1;
+  few.ngroups = std::min(groups, description.ngroups / together) * together;
+  few.nheads = few.ngroups * description.heads_per_group();
+  if (few.op() == Op::layer) {
+    if (few.conv) few.conv->channels = 0;
+    if (few.norm) few.norm->channels = 0, few.norm->group_size = description.norm_group_size();
+  }
+  if (few.op() == Op::norm) {
+    const int size = description.norm_group_size();
+    few.norm->group_size = size;
+    few.norm->channels = std::min(groups, description.norm_channels() / size) * size;
+  }
+  return few;
+}
+
 std::unique_ptr<KernelCase> make_case(const Description& description, const CaseLayout& layout, std::uint64_t seed) {
   if (description.op() == Op::layer) return std::make_unique<LayerCase>(description, layout, seed);
   if (description.op() == Op::ring) return std::make_unique<RingCase>(description, layout, seed);
+  if (description.op() == Op::norm) return std::make_unique<NormCase>(description, layout, seed);
   return std::make_unique<UpdateCase>(description, layout, seed);
 }
 
@@ -68,9 +94,9 @@ std::size_t KernelCase::add(std::string name, std::int64_t bytes, Use use) {
   block.name = std::move(name);
   block.tensor_offset = kCanary;
   block.before.assign(static_cast<std::size_t>(bytes) + 2 * kCanary, kPoison);
-  block.may_change = use == Use::updated || use == Use::output;
+  block.may_change = use == Use::updated || use == Use::output || use == Use::overwritten;
   block.output = use == Use::output;
-  block.produced = use == Use::produced || use == Use::output;
+  block.produced = use == Use::produced || use == Use::output || use == Use::overwritten;
   blocks_.push_back(std::move(block));
   return blocks_.size() - 1;
 }

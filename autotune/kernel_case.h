@@ -1,5 +1,5 @@
 // One test of a kernel: its memory, laid out as an engine might, and what it must hold after a launch. UpdateCase,
-// RingCase and LayerCase are the tests of the ops.
+// RingCase, LayerCase and NormCase are the tests of the ops.
 #pragma once
 
 #include <cstddef>
@@ -20,16 +20,18 @@ namespace ssmjit {
 struct CaseLayout {
   int batch = 1;
   DType index_dtype = DType::i32;
-  bool indexed = false;       // slots by index, shuffled; else row b uses slot b
-  bool padded_state = false;  // gaps between slots
-  bool packed_rows = false;   // x, B, C (and z) are slices of one row a token, as a projection leaves them
-  bool pads = false;          // some rows are pads: negative, pad_slot_id, past the pool
-  bool strong_decay = false;  // magnitudes of trained models at their ends: states die, or hardly decay
+  bool indexed = false;         // slots by index, shuffled; else row b uses slot b
+  bool padded_state = false;    // gaps between slots
+  bool packed_rows = false;     // x, B, C (and z) are slices of one row a token, as a projection leaves them
+  bool pads = false;            // some rows are pads: negative, pad_slot_id, past the pool
+  bool in_place = false;        // of a norm: its output lies over x
+  bool far_magnitudes = false;  // of a norm: inputs from where eps is all that counts to some hundreds
+  bool strong_decay = false;    // magnitudes of trained models at their ends: states die, or hardly decay
   std::string name() const;
 };
 
 // What one launch is given.
-using CaseArgs = std::variant<UpdateArgs, RingArgs, LayerArgs>;
+using CaseArgs = std::variant<UpdateArgs, RingArgs, NormArgs, LayerArgs>;
 
 struct CaseResult {
   std::vector<std::string> failures;  // sentences; empty: passed
@@ -69,7 +71,7 @@ class KernelCase {
   void failed(CaseResult& result, const std::string& sentence) const;
 
   // ---- making the memory; a tensor points into blocks() until it is moved ----
-  enum class Use { constant, produced, updated, output };
+  enum class Use { constant, produced, updated, output, overwritten };  // overwritten: produced, and the output too
   std::size_t add(std::string name, std::int64_t bytes, Use use);
   std::byte* at(std::size_t block) { return blocks_[block].before.data() + blocks_[block].tensor_offset; }
   // Rows of x, B, C and z, `rows` of each: tensors of their own, or slices of one packed row.
@@ -125,6 +127,9 @@ class KernelCase {
 
 // The layouts that every candidate is verified with: odd small batches and one past a wave of `sms` multiprocessors.
 std::vector<CaseLayout> standard_layouts(const Description& description, int sms);
+// A description of the same kernel with fewer groups of heads or channels, `groups` at most, which stand for all: an
+// emitted kernel does not know how many there are.
+Description few_groups(const Description& description, int groups);
 
 using KernelCases = std::vector<std::unique_ptr<KernelCase>>;
 // A case of the description's op for each of those layouts.

@@ -45,6 +45,7 @@ struct HashArgs {
 
 constexpr std::int64_t kWeightAlign = 512;  // as PyTorch's allocator places tensors
 constexpr std::int64_t kPartAlign = 256;
+constexpr std::int64_t kMostSmallLayers = 1024;  // of a norm, whose layers are some KiB: nodes of a graph
 
 std::int64_t round_up(std::int64_t v, std::int64_t to) { return (v + to - 1) / to * to; }
 
@@ -134,38 +135,51 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
     layer_bytes_ += round_up(bytes, kPartAlign);
     return part;
   };
+  const std::int64_t channels = d.op() == Op::norm ? d.norm_channels() : H * P;
+  const bool gated = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
   state_ = place(B * H * P * N * size_bytes(d.state_dtype) * (d.has_destination ? 2 : 1));
   windows_ = place(B * d.conv_channels() * d.conv_state_len() * in);
   scale_ = place(d.has_state_scale() ? B * H * P * size_bytes(DType::f32) : 0);
   const std::int64_t inputs = layer_bytes_;
-  x_ = place(rows * H * P * in);
+  x_ = place(rows * channels * in);
   B_ = place(rows * G * N * in);
   C_ = place(rows * G * N * in);
-  const bool has_z = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
-  z_ = place(has_z ? rows * H * P * in : 0);
+  z_ = place(gated ? rows * channels * in : 0);
   dt_ = place(rows * H * size_bytes(d.dt_dtype));
   input_bytes_ = layer_bytes_ - inputs;
   x_ring_ = place(ring_rows * H * P * in);
   B_ring_ = place(ring_rows * G * N * in);
   dt_ring_ = place(ring_rows * H * size_bytes(DType::f32));
   cold_bytes_ = state_.bytes + windows_.bytes + scale_.bytes + x_ring_.bytes + B_ring_.bytes + dt_ring_.bytes;
+  if (d.op() == Op::norm) cold_bytes_ = x_.bytes + z_.bytes;
 
   const std::int64_t cold = 4 * gpu.l2_bytes;
   count_ = static_cast<int>(std::max<std::int64_t>(8, cold / cold_bytes_ + 1));
+  if (d.op() == Op::norm && count_ > kMostSmallLayers) {
+    count_ = kMostSmallLayers;
+    overwritten_ = DeviceBuffer(static_cast<std::size_t>(round_up(2 * gpu.l2_bytes, kPartAlign)));
+  }
   const std::int64_t room = free_device_bytes() * 9 / 10;
   if (count_ * (layer_bytes_ + input_bytes_) > room) count_ = static_cast<int>(room / (layer_bytes_ + input_bytes_));
-  if (count_ < 2 || cold_bytes_in_all() < 2 * gpu.l2_bytes)
+  if (count_ < 2 || (!wants_overwriting() && cold_bytes_in_all() < 2 * gpu.l2_bytes))
     fail(ErrorKind::machine,
          "timing: {} layers of {} bytes of {} fit the device's free memory; a cold figure wants {} bytes in all "
          "(twice the L2) and two layers",
-         count_, cold_bytes_, ring ? "state and rings" : "state", 2 * gpu.l2_bytes);
+         count_, cold_bytes_,
+         ring                 ? "state and rings"
+         : d.op() == Op::norm ? "inputs"
+                              : "state",
+         2 * gpu.l2_bytes);
 
   memory_ = DeviceBuffer(static_cast<std::size_t>(layer_bytes_ * count_));
   sources_ = DeviceBuffer(static_cast<std::size_t>(input_bytes_ * count_));
   out_ = DeviceBuffer(static_cast<std::size_t>(round_up(x_.bytes, kPartAlign)));
-  const std::int64_t taps = d.conv ? d.conv->width : 0, channels = d.conv_channels(), normed = d.norm_channels();
-  weights_ = DeviceBuffer(static_cast<std::size_t>(
-      3 * round_up(4 * H, kWeightAlign) + round_up((taps + 1) * channels * in, kWeightAlign) + 2 * normed * in));
+  const std::int64_t weights_of = d.op() == Op::norm ? channels : H;  // entries of each of up to three
+  const std::int64_t taps = d.conv ? d.conv->width + 1 : 0;
+  const std::int64_t conv_bytes = round_up(taps * d.conv_channels() * in, kWeightAlign);
+  const std::int64_t norm_bytes = d.op() == Op::layer ? 2 * d.norm_channels() * in : 0;
+  weights_ =
+      DeviceBuffer(static_cast<std::size_t>(3 * round_up(4 * weights_of, kWeightAlign) + conv_bytes + norm_bytes));
   index_bytes_ = round_up(4 * (B + 1), kPartAlign);
   indices_ = DeviceBuffer(static_cast<std::size_t>(4 * index_bytes_));
   if (ring) cursors_ = DeviceBuffer(static_cast<std::size_t>(2 * index_bytes_));
@@ -185,14 +199,14 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   upload(2);
   indices_.upload(&seed, sizeof seed, static_cast<std::size_t>(3 * index_bytes_));
   std::byte* weights = weights_.data();
-  const std::int64_t step = round_up(4 * H, kWeightAlign);
-  kernels_.fill(DType::f32, weights, H, seed + 1, -1.5, 0.2, stream_);
-  kernels_.fill(d.weight_dtype, weights + step, H, seed + 2, 0, 1, stream_);
-  kernels_.fill(d.weight_dtype, weights + 2 * step, H, seed + 3, -3.5, 0.2, stream_);
-  if (channels > 0) kernels_.fill(d.input_dtype, weights + 3 * step, (taps + 1) * channels, seed + 4, 0, 0.5, stream_);
-  if (normed > 0)
-    kernels_.fill(d.input_dtype, weights + 3 * step + round_up((taps + 1) * channels * in, kWeightAlign), 2 * normed,
-                  seed + 5, 1, 0.3, stream_);
+  const std::int64_t step = round_up(4 * weights_of, kWeightAlign);
+  kernels_.fill(DType::f32, weights, weights_of, seed + 1, -1.5, 0.2, stream_);
+  kernels_.fill(d.weight_dtype, weights + step, weights_of, seed + 2, 0, 1, stream_);
+  kernels_.fill(d.weight_dtype, weights + 2 * step, weights_of, seed + 3, -3.5, 0.2, stream_);
+  if (conv_bytes > 0)
+    kernels_.fill(d.input_dtype, weights + 3 * step, taps * d.conv_channels(), seed + 4, 0, 0.5, stream_);
+  if (norm_bytes > 0)
+    kernels_.fill(d.input_dtype, weights + 3 * step + conv_bytes, norm_bytes / in, seed + 5, 1, 0.3, stream_);
   for (int layer = 0; layer < count_; ++layer) {
     std::byte* p = source(layer);
     const std::int64_t dt_at = dt_.at - x_.at;
@@ -233,6 +247,7 @@ void Layers::take_cursors(const std::byte* packed) const {
 CaseArgs Layers::args(int layer, Pdl pdl) const {
   if (description_.op() == Op::layer) return layer_args(layer, pdl);
   if (description_.op() == Op::ring) return ring_args(layer, pdl);
+  if (description_.op() == Op::norm) return norm_args(layer, pdl);
   return update_args(layer, pdl);
 }
 
@@ -305,6 +320,19 @@ LayerArgs Layers::layer_args(int layer, Pdl pdl) const {
   return a;
 }
 
+NormArgs Layers::norm_args(int layer, Pdl pdl) const {
+  const Description& d = description_;
+  const std::int64_t B = batch_, T = d.token_count, N = d.norm_channels(), step = round_up(4 * N, kWeightAlign);
+  NormArgs a;
+  a.x = contiguous(at(layer) + x_.at, d.input_dtype, {B, T, N});
+  if (z_.bytes > 0) a.z = contiguous(at(layer) + z_.at, d.input_dtype, {B, T, N});
+  a.weight = contiguous(weights_.data() + step, d.weight_dtype, {N});
+  if (d.norm->has_bias) a.bias = contiguous(weights_.data() + 2 * step, d.weight_dtype, {N});
+  a.out = contiguous(out_.data(), d.input_dtype, {B, T, N});
+  a.pdl = pdl;
+  return a;
+}
+
 RingArgs Layers::ring_args(int layer, Pdl pdl) const {
   const Description& d = description_;
   const std::int64_t B = batch_, T = d.token_count, H = d.nheads, P = d.head_dim, L = d.ring_length();
@@ -370,6 +398,8 @@ void Layers::pass(int layer, const BenchKernels::Pass& how, bool dependent) cons
   }
   kernels_.pass(how, moved, dependent, stream_);
 }
+
+void Layers::overwrite_l2() const { overwritten_.fill(0, stream_.handle()); }
 
 std::uint64_t Layers::read_hash() const {
   stream_.synchronize();

@@ -66,8 +66,12 @@ class Layers {
   int count() const { return count_; }
   int sms() const { return kernels_.sms(); }
   int batch() const { return batch_; }
-  // State and rings of all layers together, bytes: at least 4 x the L2, where memory allows.
+  // What is cold of all layers together, bytes: states and rings, of a norm its inputs. At least 4 x the L2, where
+  // memory allows and kMostSmallLayers are not reached, of a norm alone.
   std::int64_t cold_bytes_in_all() const { return cold_bytes_ * count_; }
+  // Whether they are too few to be cold by themselves: then the L2 is to be overwritten before each replay.
+  bool wants_overwriting() const { return overwritten_.size() > 0; }
+  void overwrite_l2() const;
   // Of a step in the phase that was entered.
   const Bytes& bytes() const { return bytes_; }
 
@@ -97,6 +101,7 @@ class Layers {
   template <class Args>
   Args common_args(int layer, Pdl pdl, const std::vector<std::int64_t>& of_rows) const;
   UpdateArgs update_args(int layer, Pdl pdl) const;
+  NormArgs norm_args(int layer, Pdl pdl) const;
   RingArgs ring_args(int layer, Pdl pdl) const;
   LayerArgs layer_args(int layer, Pdl pdl) const;
 
@@ -115,7 +120,7 @@ class Layers {
   std::int64_t input_bytes_ = 0, layer_bytes_ = 0, cold_bytes_ = 0;
   // Of each of: slots, destination slots, cu_seqlens, the seed; and of starts and counts.
   std::int64_t index_bytes_ = 0;
-  DeviceBuffer memory_, sources_, out_, weights_, indices_, cursors_, hash_;
+  DeviceBuffer memory_, sources_, out_, weights_, indices_, cursors_, hash_, overwritten_;
 };
 
 }  // namespace ssmjit

@@ -11,6 +11,8 @@
 
 #include "autotune/nearness.h"
 #include "autotune/reference/layer_reference.h"
+#include "autotune/norm_case.h"
+#include "autotune/reference/norm_reference.h"
 #include "autotune/reference/ring_reference.h"
 #include "autotune/reference/update_reference.h"
 #include "autotune/ring_case.h"
@@ -242,6 +244,44 @@ class RingSpotCheck : public SpotCheck {
   std::vector<Pair> pairs_;
 };
 
+class NormSpotCheck : public SpotCheck {
+ public:
+  NormSpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
+      : SpotCheck(layers, stream, 2), description_(description), args_(std::get<NormArgs>(layers.args(0, Pdl::off))) {
+    const int groups = description.norm_channels() / description.norm_group_size();
+    Sampler sampler(seed, layers.batch() * description.token_count, groups);
+    for (int i = 0; i < kSamples; ++i) {
+      Group at;
+      std::int64_t row = 0;
+      std::tie(row, at.group) = sampler.next();
+      at.request = row / description.token_count;
+      at.token = static_cast<int>(row % description.token_count);
+      at.want = norm_reference(description, args_, at.request, at.token, at.group, read_device_memory);
+      groups_.push_back(std::move(at));
+    }
+  }
+
+ private:
+  struct Group {
+    std::int64_t request = 0;
+    int token = 0, group = 0;
+    std::vector<double> want;
+  };
+
+  std::string judge_layer() const override {
+    const Description& d = description_;
+    NearnessMeter y(d.input_dtype, 1);
+    for (const Group& at : groups_)
+      y.add_row(at.want.data(),
+                values(args_.out, norm_offset(d, args_.out, at.request, at.token, at.group), d.norm_group_size()));
+    return judge_norm(y.result(), d.input_dtype);
+  }
+
+  Description description_;
+  NormArgs args_;
+  std::vector<Group> groups_;
+};
+
 }  // namespace
 
 std::unique_ptr<SpotCheck> SpotCheck::make(const Description& description, const Layers& layers, const Stream& stream,
@@ -250,6 +290,7 @@ std::unique_ptr<SpotCheck> SpotCheck::make(const Description& description, const
   stream.synchronize();
   if (description.op() == Op::layer) return std::make_unique<LayerSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::ring) return std::make_unique<RingSpotCheck>(description, layers, stream, seed);
+  if (description.op() == Op::norm) return std::make_unique<NormSpotCheck>(description, layers, stream, seed);
   return std::make_unique<UpdateSpotCheck>(description, layers, stream, seed);
 }
 

@@ -67,6 +67,7 @@ SweepLines::SweepLines(const Description& description, const TuneOptions& option
     digests_.push_back(emit(description, plan, arch).digest);
     (plan.early_state ? has_early_ : has_other_) = true;
   }
+  blank_.op = description.op();
   blank_.kernel_digest = description.kernel_digest();
   blank_.cost_digest = description.cost_digest();
   blank_.kernel = description.summary();
@@ -76,9 +77,10 @@ SweepLines::SweepLines(const Description& description, const TuneOptions& option
   blank_.driver = gpu.driver;
   blank_.nvrtc = nvrtc_version();
   blank_.policy = timing_policy(options);
+  if (description.op() == Op::norm)
+    blank_.policy += "; where they are a thousand small layers, the L2 is overwritten before each replay";
   if (description.op() != Op::ring) return;
   const std::vector<Phase> phases = phases_of(description, options);
-  blank_.op = Op::ring;
   blank_.policy +=
       fmt::format("; {} rows in use without flush, {} with", timed_ring_count(description, Phase::no_flush),
                   timed_ring_count(description, Phase::flush));

@@ -19,6 +19,7 @@ constexpr int kMostConvTokens = 64;
 constexpr int kMostWidth = 4;
 constexpr int kMostConvState = 64;
 constexpr int kMostChannels = 1 << 20;
+constexpr int kMostGroupBytes = 1 << 16;  // of one row, in the registers of a block
 
 bool is_one_of(DType dtype, std::initializer_list<DType> allowed) {
   for (DType each : allowed) {
@@ -92,6 +93,10 @@ void check_norm(const Description& d, const Norm& norm, std::vector<std::string>
   } else if (d.nheads == 0 && d.aligned_rows && d.norm_group_size() % kSizeStep != 0) {
     out.push_back(fmt::format("norm.group_size: got {}; aligned rows want a multiple of {} (else aligned_rows=false)",
                               d.norm_group_size(), kSizeStep));
+  }
+  if (d.nheads == 0 && std::int64_t{d.norm_group_size()} * size_bytes(d.input_dtype) > kMostGroupBytes) {
+    out.push_back(fmt::format("norm.group_size: got {}; wants {} at most ({} bytes of {})", d.norm_group_size(),
+                              kMostGroupBytes / size_bytes(d.input_dtype), kMostGroupBytes, name(d.input_dtype)));
   }
   if (!(norm.eps >= 0) || !fits_fp32(norm.eps))
     out.push_back(fmt::format("norm.eps: got {}; wants 0 or a positive number that fits fp32", norm.eps));

@@ -123,8 +123,17 @@ struct Space {
   std::vector<Rule> rules;
 
   static const Space& of(Op op) {
-    static const Space update(Op::update), ring(Op::ring), layer(Op::layer);
-    return op == Op::layer ? layer : op == Op::ring ? ring : update;
+    static const Space update(Op::update), ring(Op::ring), norm(Op::norm), layer(Op::layer);
+    switch (op) {
+      case Op::ring:
+        return ring;
+      case Op::norm:
+        return norm;
+      case Op::layer:
+        return layer;
+      default:
+        return update;
+    }
   }
   bool has(const Field& field) const { return std::find(fields.begin(), fields.end(), &field) != fields.end(); }
 
@@ -145,14 +154,18 @@ struct Space {
     v[base + 9] = d.ring_window();
     v[base + 10] = d.ring_length();
     v[base + 11] = d.has_z() ? 1 : 0;
-    v[base + 12] = size_bytes(d.input_dtype);
-    v[base + 13] = std::int64_t{d.heads_per_group()} * d.head_dim;
-    v[base + 14] = d.norm ? d.norm_group_size() : v[base + 13];
-    v[base + 15] = arch.max_cluster();
-    v[base + 16] = d.conv && (d.conv->store != ConvStore::shift || d.conv->keep != ConvKeep::last) ? 0 : 1;
-    v[base + 17] = d.conv_state_len();
-    v[base + 18] = d.has_destination ? 1 : 0;
-    std::size_t at = base + 19;
+    const int vector_elements = d.aligned_rows ? 16 / size_bytes(d.input_dtype) : 1;
+    v[base + 12] = vector_elements;
+    v[base + 13] = d.norm_group_size() / vector_elements;
+    v[base + 14] = d.norm_group_size() == 0 ? 0 : d.norm_channels() / d.norm_group_size();
+    v[base + 15] = size_bytes(d.input_dtype);
+    v[base + 16] = std::int64_t{d.heads_per_group()} * d.head_dim;
+    v[base + 17] = d.norm ? d.norm_group_size() : v[base + 16];
+    v[base + 18] = arch.max_cluster();
+    v[base + 19] = d.conv && (d.conv->store != ConvStore::shift || d.conv->keep != ConvKeep::last) ? 0 : 1;
+    v[base + 20] = d.conv_state_len();
+    v[base + 21] = d.has_destination ? 1 : 0;
+    std::size_t at = base + 22;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -171,10 +184,17 @@ struct Space {
     const std::string file = space_file(op);
     const Json json = Json::parse(template_file(file));
     for (const Field& f : kFields) names.emplace_back(f.name);
-    for (const char* fact :
-         {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy", "has_pdl",
-          "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate", "input_bytes", "group_rows",
-          "norm_rows", "max_cluster", "conv_shifts_in_place", "conv_state_len", "has_destination_slots"})
+    for (const char* fact : {"head_dim",        "dstate",
+                             "heads_per_group", "state_bytes",
+                             "row_vectors",     "has_bulk_copy",
+                             "has_pdl",         "max_smem_bytes",
+                             "tokens",          "ring_window",
+                             "ring_length",     "has_gate",
+                             "vector_elements", "group_vectors",
+                             "groups",          "input_bytes",
+                             "group_rows",      "norm_rows",
+                             "max_cluster",     "conv_shifts_in_place",
+                             "conv_state_len",  "has_destination_slots"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -245,6 +265,17 @@ std::function<double(const Plan&)> layer_distance(const Description& description
     const double block_rows = group / p.cluster;
     return 4 * octaves(p.block_m, block_rows) + octaves(p.cluster, std::max(1.0, group / rows)) + octaves(p.warps, 8) +
            octaves(p.lanes_per_row, 16) + (p.state_path == StatePath::direct ? 0 : 0.5);
+  };
+}
+
+// The same for a norm: a group by as many warps as have two vectors a lane, a group a block while there are few.
+std::function<double(const Plan&)> norm_distance(const Description& description, std::int64_t total_groups) {
+  const double vectors =
+      description.norm_group_size() / (description.aligned_rows ? 16.0 / size_bytes(description.input_dtype) : 1.0);
+  const int block_groups = total_groups >= 4096 ? 4 : 1;
+  return [=](const Plan& p) {
+    return octaves(p.warps / p.heads_per_block, std::max(1.0, vectors / 64)) +
+           octaves(p.heads_per_block, block_groups) / 4;
   };
 }
 
@@ -371,10 +402,21 @@ std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
 }
 
 Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads) {
-  const std::function<double(const Plan&)> distance = description.op() == Op::layer ? layer_distance(description)
-                                                      : description.op() == Op::ring
-                                                          ? ring_distance(description, total_heads)
-                                                          : update_distance(description, total_heads);
+  std::function<double(const Plan&)> distance;
+  switch (description.op()) {
+    case Op::ring:
+      distance = ring_distance(description, total_heads);
+      break;
+    case Op::norm:
+      distance = norm_distance(description, total_heads);
+      break;
+    case Op::layer:
+      distance = layer_distance(description);
+      break;
+    default:
+      distance = update_distance(description, total_heads);
+      break;
+  }
   const Plan* best = nullptr;
   double least = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
@@ -404,6 +446,12 @@ LaunchShape launch_shape(const Plan& plan, const Description& description, int b
       shape.smem_bytes =
           static_cast<int>(group / plan.cluster * description.dstate * size_bytes(description.state_dtype));
     return shape;
+  }
+  if (description.op() == Op::norm) {
+    const int groups = description.norm_channels() / description.norm_group_size();
+    return {.grid_x = (groups + plan.heads_per_block - 1) / plan.heads_per_block,
+            .grid_y = std::int64_t{batch} * description.token_count,
+            .block_threads = 32 * plan.warps};
   }
   shape.grid_x =
       static_cast<std::int64_t>(description.nheads / plan.heads_per_block) * (description.head_dim / plan.block_m);

@@ -90,6 +90,8 @@ Template template_of(Op op) {
       return {"ring.cuh", "ring_step", "RingArgs"};
     case Op::layer:
       return {"layer.cuh", "layer", "LayerArgs"};
+    case Op::norm:
+      return {"norm.cuh", "norm", "NormArgs"};
     default:
       break;
   }
@@ -112,8 +114,11 @@ std::string banner(const Description& d, const Plan& plan, const Arch& arch, con
     s += fmt::format("// With a flush: {} bytes read, {} of them written back, {} written elsewhere.\n", flush.read,
                      flush.written_back, flush.written_new);
   }
-  s += fmt::format("// Launch for nheads = {}: grid ({}, batch), block {}, dynamic shared memory {} bytes; entry {}.\n",
-                   d.nheads, shape.grid_x, shape.block_threads, shape.smem_bytes, entry);
+  const bool heads = d.nheads != 0;
+  const std::string rows = heads || d.token_count == 1 ? "batch" : fmt::format("{} * batch", d.token_count);
+  s += fmt::format("// Launch for {} = {}: grid ({}, {}), block {}, dynamic shared memory {} bytes; entry {}.\n",
+                   heads ? "nheads" : "channels", heads ? d.nheads : d.norm_channels(), shape.grid_x, rows,
+                   shape.block_threads, shape.smem_bytes, entry);
   s += fmt::format("// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n", arch.text());
   return s;
 }
@@ -155,7 +160,32 @@ std::string layer_config(const Description& d, const Plan& plan) {
   return s;
 }
 
+std::string norm_config(const Description& d, const Plan& plan) {
+  const Norm& norm = *d.norm;
+  std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
+  s += fmt::format("  using Input = {};  // x, z, out\n", cuda_type(d.input_dtype));
+  s += fmt::format("  using Weight = {};  // weight, bias\n", cuda_type(d.weight_dtype));
+  s += constant("kTokens", d.token_count);
+  s += constant("kGroupSize", d.norm_group_size());
+  s += fmt::format("  static constexpr float kEps = {};\n", Expr(norm.eps).cuda());
+  s += flag("kHasGate", !norm.gate_expr.empty());
+  s += flag("kFastSilu", norm.gate_expr == silu(Expr(Leaf::z)) && size_bytes(d.input_dtype) == 2);
+  s += flag("kBeforeGate", norm.before_gate);
+  s += flag("kHasBias", norm.has_bias);
+  s += flag("kAlignedRows", d.aligned_rows);
+  s += "\n";
+  s += constant("kWarps", plan.warps);
+  s += constant("kGroupsPerBlock", plan.heads_per_block);
+  s += flag("kStreaming", plan.streaming);
+  s += flag("kEarlyState", plan.early_state);
+  s += "\n";
+  s += function("gate", "float z", norm.gate_expr);
+  s += "};\n";
+  return s;
+}
+
 std::string config(const Description& d, const Plan& plan) {
+  if (d.op() == Op::norm) return norm_config(d, plan);
   const bool ring = d.op() == Op::ring, layer = d.op() == Op::layer;
   std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
@@ -292,6 +322,26 @@ Source emit_ring_slots(const Description& description, const Arch& arch) {
   entry("materialise", "MaterialiseArgs");
   entry("reset_slots", "ResetSlotsArgs");
   entry("copy_slots", "CopySlotsArgs");
+  source.digest = digest16(without_banner(source.text));
+  source.options = kOptions;
+  return source;
+}
+
+Source emit_prepare_A(const Arch& arch) {
+  constexpr int kThreads = 128;
+  Source source;
+  source.arch = arch;
+  source.text = fmt::format("// ssmjit {}: A = -exp(A_log)\n// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n",
+                            kVersion, arch.text());
+  Pieces(source.text).add("prepare_A.cuh");
+  for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    const std::string entry = fmt::format("ssmjit_prepare_A_{}", name(dtype));
+    source.text += fmt::format(
+        "\nextern \"C\" __global__ void __launch_bounds__({}) {}(const __grid_constant__ PrepareAArgs args) {{\n"
+        "  prepare_A<{}>(args);\n}}\n",
+        kThreads, entry, cuda_type(dtype));
+    source.entries.push_back({entry, kThreads, 0});
+  }
   source.digest = digest16(without_banner(source.text));
   source.options = kOptions;
   return source;

@@ -77,6 +77,10 @@ int estimate_registers(const Description& description, const Plan& plan) {
 
 double predict_us(const Description& description, const Plan& plan, const GpuFacts& gpu, int batch, PdlMode mode,
                   Phase phase, int ring_count, int registers) {
+  if (description.nheads == 0) {  // without a recurrence: a launch and its bytes, whatever the plan
+    const auto moved = static_cast<double>(bytes_moved(description, std::max(batch, 1)).total());
+    return kUpdate.launch_us + moved / (gpu.memory_gb_s * 1e3 * kReached);
+  }
   const Constants& c = description.op() == Op::ring ? kRing : kUpdate;
   const SmLimits sm = sm_limits(gpu.arch);
   const double slower = kMhz / gpu.boost_mhz;  // instructions, against the clock of the constants

@@ -8,6 +8,8 @@ namespace ssmjit {
 
 namespace device_args {
 #include "templates/layer_args.cuh"
+#include "templates/norm_args.cuh"
+#include "templates/prepare_A_args.cuh"
 #include "templates/ring_args.cuh"
 #include "templates/ring_slots_args.cuh"
 #include "templates/update_args.cuh"
@@ -21,9 +23,17 @@ int device_pdl(Pdl pdl);
 device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl);
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl);
 device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl);
+device_args::NormArgs to_device(const Description& description, const NormArgs& args, Pdl pdl);
+// Likewise of any op's.
+template <class Args>
+auto to_device(const Description&, const Args& args, Pdl pdl) {
+  return to_device(args, pdl);
+}
 // Likewise of arguments that RingSlots::problems finds right.
 device_args::MaterialiseArgs to_device(const Description& description, const MaterialiseArgs& args);
 device_args::ResetSlotsArgs to_device(const Description& description, const ResetSlotsArgs& args);
 device_args::CopySlotsArgs to_device(const Description& description, const CopySlotsArgs& args);
+// Likewise of what PrepareA::problems finds right.
+device_args::PrepareAArgs prepare_to_device(const Tensor& A_log, const Tensor& A);
 
 }  // namespace ssmjit

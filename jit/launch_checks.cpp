@@ -14,6 +14,25 @@ std::string shape_text(const std::array<std::int64_t, 4>& shape, int rank) {
   return text + "]";
 }
 
+std::string wrong_args(const char* got, Op kernel) {
+  struct Takes {
+    const char *kernel, *args;
+  };
+  const auto takes = [&]() -> Takes {
+    switch (kernel) {
+      case Op::update:
+        return {"kernel that updates in place", "UpdateArgs"};
+      case Op::ring:
+        return {"ring kernel", "RingArgs"};
+      case Op::norm:
+        return {"norm kernel", "NormArgs"};
+      default:
+        return {"kernel of another op", "the arguments of that"};
+    }
+  }();
+  return fmt::format("args: got {} for a {}; wants {}", got, takes.kernel, takes.args);
+}
+
 std::string lines_of(const std::vector<std::string>& sentences) {
   std::string text;
   for (const std::string& sentence : sentences) text += (text.empty() ? "" : "\n") + sentence;

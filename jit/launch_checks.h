@@ -37,6 +37,7 @@ struct Wants {
         tokens(d.token_count),
         window(d.ring_window()),
         length(d.ring_length()),
+        channels(d.norm_channels()),
         input(d.input_dtype),
         dt(d.dt_dtype),
         weight(d.weight_dtype),
@@ -59,7 +60,7 @@ struct Wants {
         has_norm_bias(d.norm && d.norm->has_bias) {}
 
   Op op;
-  std::int64_t nheads, head_dim, dstate, ngroups, tokens, window, length;
+  std::int64_t nheads, head_dim, dstate, ngroups, tokens, window, length, channels;
   DType input, dt, weight, state;
   bool has_z, has_D, has_dt_bias, has_destination, has_state_scale, is_stochastic, is_varlen, aligned_rows;
   std::int64_t channels, conv_width, conv_len;  // 0 without a convolution
@@ -117,7 +118,31 @@ struct TensorWants {
   std::array<const char*, 2> rows = {"row", "token"};  // what those dimensions count
   bool may_be_unaligned = false;                       // of vector_rows: a kernel of unaligned_rows() takes it
   std::int64_t most_stride = std::numeric_limits<std::int64_t>::max();
+  const char* or_expanded = "";  // said behind the shape where another one will do
 };
+
+// One value a head may come as an expanded view, as peers take it: with further dimensions, of extents `behind` and
+// stride 0. What is in front of these; any other tensor as it is.
+inline Tensor in_front_of(std::initializer_list<std::int64_t> behind, const Tensor& tensor) {
+  const auto count = static_cast<int>(behind.size());
+  if (tensor.rank <= count) return tensor;
+  auto at = static_cast<std::size_t>(tensor.rank - count);
+  for (const std::int64_t extent : behind) {
+    if (tensor.shape[at] != extent || tensor.stride[at] != 0) return tensor;
+    ++at;
+  }
+  Tensor front = tensor;
+  front.rank -= count;
+  return front;
+}
+// The same of a tensor that was found right.
+inline Tensor without_expanded(Tensor tensor) {
+  const auto expanded = [&](std::size_t i) { return tensor.stride[i] == 0 && tensor.shape[i] > 1; };
+  while (tensor.rank > 1 && expanded(static_cast<std::size_t>(tensor.rank) - 1)) --tensor.rank;
+  return tensor;
+}
+inline constexpr const char* kOrExpandedA = ", or [nheads, head_dim, dstate] of strides [1, 0, 0]";
+inline constexpr const char* kOrExpandedHeads = ", or with head_dim of stride 0 behind it";
 
 std::string shape_text(const std::array<std::int64_t, 4>& shape, int rank);
 
@@ -138,8 +163,8 @@ template <class Report>
         [&] { return fmt::format("{}: got dtype {}; wants {}", wants.name, name(tensor.dtype), name(wants.dtype)); });
   if (tensor.rank != wants.rank) {
     report([&] {
-      return fmt::format("{}: got {} dimensions; wants {}, {}", wants.name, tensor.rank, wants.rank,
-                         shape_text(wants.shape, wants.rank));
+      return fmt::format("{}: got {} dimensions; wants {}, {}{}", wants.name, tensor.rank, wants.rank,
+                         shape_text(wants.shape, wants.rank), wants.or_expanded);
     });
     return;
   }
@@ -285,6 +310,8 @@ void check_slot_of_each_row(const Tensor& state, std::int64_t batch, Report& rep
     });
 }
 
+// About the arguments of another op than the kernel's.
+std::string wrong_args(const char* got, Op kernel);
 // One sentence a line.
 std::string lines_of(const std::vector<std::string>& sentences);
 

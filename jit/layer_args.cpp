@@ -12,9 +12,7 @@ namespace {
 template <class Report>
 void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
   if (wants.op != Op::layer) {
-    report([&] {
-      return fmt::format("args: got LayerArgs for a kernel of {}; wants that op's arguments", name(wants.op));
-    });
+    report([&] { return wrong_args("LayerArgs", wants.op); });
     return;
   }
   if (!check_version(args, report)) return;  // nothing behind it can be trusted

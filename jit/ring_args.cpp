@@ -49,7 +49,7 @@ std::int64_t total_tokens(const RingArgs& args) {
 template <class Report>
 void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
   if (wants.op != Op::ring) {
-    report([] { return std::string("args: got RingArgs for a kernel that updates in place; wants UpdateArgs"); });
+    report([&] { return wrong_args("RingArgs", wants.op); });
     return;
   }
   if (!check_version(args, report)) return;  // nothing behind it can be trusted
@@ -74,18 +74,26 @@ void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
                           std::initializer_list<std::int64_t> inner, Align align, bool wanted = true,
                           const char* reader = kNeeded, bool written = false) {
     TensorWants tensor_wants = of_tokens(wants, tensor, name, dtype, batch, total, inner);
+    if (inner.size() == 1) tensor_wants.or_expanded = kOrExpandedHeads;
     tensor_wants.align = align;
     tensor_wants.rows_apart = written;
     tensor_wants.most_stride = kMostIntStride;
     check(tensor, tensor_wants, wanted, reader);
   };
   tokens(args.x, "x", wants.input, {wants.nheads, wants.head_dim}, Align::vector_rows);
-  tokens(args.dt, "dt", wants.dt, {wants.nheads}, Align::element);
-  check(args.A, {"A", DType::f32, 1, {wants.nheads}}, true, kNeeded);
+  tokens(in_front_of({wants.head_dim}, args.dt), "dt", wants.dt, {wants.nheads}, Align::element);
+  check(in_front_of({wants.head_dim, wants.dstate}, args.A),
+        {.name = "A", .dtype = DType::f32, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedA}, true,
+        kNeeded);
   tokens(args.B, "B", wants.input, {wants.ngroups, wants.dstate}, Align::vector_rows);
   tokens(args.C, "C", wants.input, {wants.ngroups, wants.dstate}, Align::vector_rows);
-  check(args.D, {"D", wants.weight, 1, {wants.nheads}}, wants.has_D, kRead);
-  check(args.dt_bias, {"dt_bias", wants.weight, 1, {wants.nheads}}, wants.has_dt_bias, kRead);
+  const auto weight = [&](const Tensor& tensor, const char* name, bool wanted) {
+    check(in_front_of({wants.head_dim}, tensor),
+          {.name = name, .dtype = wants.weight, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedHeads},
+          wanted, kRead);
+  };
+  weight(args.D, "D", wants.has_D);
+  weight(args.dt_bias, "dt_bias", wants.has_dt_bias);
   tokens(args.z, "z", wants.input, {wants.nheads, wants.head_dim}, Align::vector_rows, wants.has_z, kRead);
   tokens(args.out, "out", wants.input, {wants.nheads, wants.head_dim}, Align::vector_rows, true, kNeeded, true);
   check(args.cu_seqlens, {"cu_seqlens", DType::i32, 1, {batch == kAny ? kAny : batch + 1}}, wants.is_varlen,
@@ -204,7 +212,7 @@ device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   device.z_token_stride = token(args.z, 2);
   device.dt = args.dt.data;
   device.dt_stride = request(args.dt);
-  device.dt_token_stride = token(args.dt, 1);
+  device.dt_token_stride = token(without_expanded(args.dt), 1);
   device.B = args.B.data;
   device.B_stride = request(args.B);
   device.B_token_stride = token(args.B, 2);

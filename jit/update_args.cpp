@@ -12,11 +12,7 @@ namespace {
 template <class Report>
 void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
   if (wants.op != Op::update) {
-    report([&] {
-      return wants.op == Op::ring
-                 ? std::string("args: got UpdateArgs for a ring kernel; wants RingArgs")
-                 : fmt::format("args: got UpdateArgs for a kernel of {}; wants that op's arguments", name(wants.op));
-    });
+    report([&] { return wrong_args("UpdateArgs", wants.op); });
     return;
   }
   if (!check_version(args, report)) return;  // nothing behind it can be trusted
@@ -44,12 +40,19 @@ void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
                       .rows_apart = true,
                       .rows = {"slot", ""}});
   needed(args.x, {"x", wants.input, 3, {batch, wants.nheads, wants.head_dim}, rows, false, 1, {"row", ""}, true});
-  needed(args.dt, {"dt", wants.dt, 2, {batch, wants.nheads}});
-  needed(args.A, {"A", DType::f32, 1, {wants.nheads}});
+  needed(in_front_of({wants.head_dim}, args.dt),
+         {.name = "dt", .dtype = wants.dt, .rank = 2, .shape = {batch, wants.nheads}, .or_expanded = kOrExpandedHeads});
+  needed(in_front_of({wants.head_dim, wants.dstate}, args.A),
+         {.name = "A", .dtype = DType::f32, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedA});
   needed(args.B, {"B", wants.input, 3, {batch, wants.ngroups, wants.dstate}, rows, false, 1, {"row", ""}, true});
   needed(args.C, {"C", wants.input, 3, {batch, wants.ngroups, wants.dstate}, rows, false, 1, {"row", ""}, true});
-  optional(args.D, {"D", wants.weight, 1, {wants.nheads}}, wants.has_D);
-  optional(args.dt_bias, {"dt_bias", wants.weight, 1, {wants.nheads}}, wants.has_dt_bias);
+  const auto weight = [&](const Tensor& tensor, const char* name, bool wanted) {
+    optional(in_front_of({wants.head_dim}, tensor),
+             {.name = name, .dtype = wants.weight, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedHeads},
+             wanted);
+  };
+  weight(args.D, "D", wants.has_D);
+  weight(args.dt_bias, "dt_bias", wants.has_dt_bias);
   optional(args.z, {"z", wants.input, 3, {batch, wants.nheads, wants.head_dim}}, wants.has_z);
   needed(args.out, {"out", wants.input, 3, {batch, wants.nheads, wants.head_dim}, Align::element, true});
 

@@ -8,6 +8,8 @@
 #include "device/shuffle.cuh"
 #include "layer.cuh"
 #include "materialise.cuh"
+#include "norm.cuh"
+#include "prepare_A.cuh"
 #include "ring.cuh"
 #include "rounding.cuh"
 #include "update.cuh"
@@ -254,3 +256,41 @@ extern "C" __global__ void __launch_bounds__(256, 1) __cluster_dims__(8, 1, 1)
   layer<LayerOfClusters>(args);
 }
 #endif
+// Groups of 512, gated first, two groups a block of one warp each; and one group of 5120, rows at any address, the gate
+// last, with a bias, its weights asked for before the wait.
+struct NormOfGroups {
+  using Input = bf16;
+  using Weight = bf16;
+  static constexpr int kTokens = 1;
+  static constexpr int kGroupSize = 512;
+  static constexpr float kEps = 1e-05f;
+  static constexpr bool kHasGate = true;
+  static constexpr bool kFastSilu = true;
+  static constexpr bool kBeforeGate = false;
+  static constexpr bool kHasBias = false;
+  static constexpr bool kAlignedRows = true;
+  static constexpr int kWarps = 2;
+  static constexpr int kGroupsPerBlock = 2;
+  static constexpr bool kStreaming = true;
+  static constexpr bool kEarlyState = false;
+  static SSMJIT_DEVICE float gate(float z) { return fn_silu(z); }
+};
+struct NormOfRows : NormOfGroups {
+  using Weight = float;
+  static constexpr int kTokens = 6;
+  static constexpr int kGroupSize = 5120;
+  static constexpr bool kFastSilu = false;
+  static constexpr bool kBeforeGate = true;
+  static constexpr bool kHasBias = true;
+  static constexpr bool kAlignedRows = false;
+  static constexpr int kWarps = 8;
+  static constexpr int kGroupsPerBlock = 1;
+  static constexpr bool kEarlyState = true;
+};
+extern "C" __global__ void __launch_bounds__(64, 1) check_norm_of_groups(const __grid_constant__ NormArgs args) {
+  norm<NormOfGroups>(args);
+}
+extern "C" __global__ void __launch_bounds__(256, 1) check_norm_of_rows(const __grid_constant__ NormArgs args) {
+  norm<NormOfRows>(args);
+}
+extern "C" __global__ void check_prepare_A(const __grid_constant__ PrepareAArgs args) { prepare_A<bf16>(args); }

@@ -41,8 +41,9 @@ enum class Pdl { off, wait_first, early_state };
 const char* name(Pdl pdl);
 
 // Tensors of one update step. Rows (dimension 0 of all but the weights) may be strided; inner dimensions are
-// contiguous. The caller's errors that can't be seen here: two rows with the same live slot (a race), a moved or freed
-// pointer.
+// contiguous. A, dt, D and dt_bias have one value a head; they may also be views that peers expand: A as [nheads,
+// head_dim, dstate], the others with head_dim behind nheads, those dimensions of stride 0. The caller's errors that
+// can't be seen here: two rows with the same live slot (a race), a moved or freed pointer.
 struct UpdateArgs {
   std::size_t size = sizeof(UpdateArgs);
   Tensor state;  // [slots, nheads, head_dim, dstate], state dtype; base and slot stride multiples of 16 bytes; updated
@@ -64,6 +65,7 @@ struct UpdateArgs {
 
 // Tensors of one ring step. x, z, out: [batch, tokens, nheads, head_dim]; dt: [batch, tokens, nheads]; B, C: [batch,
 // tokens, ngroups, dstate]; requests and tokens may be strided, inner dimensions are contiguous, rows 16-byte aligned.
+// A, dt, D and dt_bias may be expanded views as those of UpdateArgs.
 // A description with varlen: [total, ...] or [1, total, ...] instead of [batch, tokens, ...], request b's tokens from
 // cu_seqlens[b] to cu_seqlens[b + 1].
 // The host owns the cursors and moves them once a model step, after all layers (advance_ring() below). A slot that
@@ -126,6 +128,19 @@ struct LayerArgs {
   bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
 };
 
+// Tensors of one gated norm. x, z, out: [batch, tokens, channels], requests and tokens strided as they come, or [batch
+// * tokens, channels], rows strided; channels are contiguous; 16-byte aligned unless the description has unaligned
+// rows.
+struct NormArgs {
+  std::size_t size = sizeof(NormArgs);
+  Tensor x;            // input dtype
+  Tensor z;            // input dtype; given iff the description has a gate
+  Tensor weight;       // [channels], weight dtype
+  Tensor bias;         // [channels], weight dtype; given iff the description has a bias
+  Tensor out;          // input dtype; written; may be x or z itself
+  Pdl pdl = Pdl::off;  // early_state: weight and bias are read before the wait
+};
+
 // A slot's cursors, as the host keeps them.
 struct RingCursor {
   int start = 0;
@@ -165,6 +180,7 @@ class Kernel {
   void launch(const UpdateArgs& args, void* stream) const;
   void launch(const RingArgs& args, void* stream) const;
   void launch(const LayerArgs& args, void* stream) const;
+  void launch(const NormArgs& args, void* stream) const;
 
   // Fail: ErrorKind::invalid for a Kernel that was never loaded; so does launch().
   const Description& description() const;
@@ -175,6 +191,7 @@ class Kernel {
   static std::vector<std::string> problems(const Description& description, const UpdateArgs& args);
   static std::vector<std::string> problems(const Description& description, const RingArgs& args);
   static std::vector<std::string> problems(const Description& description, const LayerArgs& args);
+  static std::vector<std::string> problems(const Description& description, const NormArgs& args);
 
  private:
   struct State;

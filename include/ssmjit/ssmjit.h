@@ -10,6 +10,7 @@
 #include <ssmjit/log.h>
 #include <ssmjit/measurement.h>  // 5 what it costs (see tune.h, which measures)
 #include <ssmjit/plan.h>         // 2 how
+#include <ssmjit/prepare.h>      // A from A_log, once
 #include <ssmjit/ring.h>         // slots of a ring between its steps
 #include <ssmjit/source.h>       // 3 the CUDA C++ text
 #include <ssmjit/table.h>        // 6 and 7: tables, and the choice from them

@@ -1,5 +1,7 @@
 #include <ssmjit/kernel.h>
 
+#include <cstring>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -103,6 +105,48 @@ TEST(KernelProblems, AWrongRankOfAnyTensorIsNamed) {
     EXPECT_THAT(problems(args), testing::Contains(HasSubstr(std::string(named.name) + ": got ")));
     EXPECT_THAT(problems(args), testing::Contains(HasSubstr(" dimensions; wants ")));
   }
+}
+
+// A, dt, D and dt_bias as peers take them.
+UpdateArgs expanded_args() {
+  UpdateArgs args = full_args();
+  args.A = strided(args.A.data, DType::f32, {kHeads, kHeadDim, kDstate}, {1, 0, 0});
+  args.dt = strided(args.dt.data, DType::f32, {kBatch, kHeads, kHeadDim}, {kHeads, 1, 0});
+  args.D = strided(args.D.data, DType::f32, {kHeads, kHeadDim}, {1, 0});
+  args.dt_bias = strided(args.dt_bias.data, DType::f32, {kHeads, kHeadDim}, {1, 0});
+  return args;
+}
+
+TEST(KernelProblems, OneValueAHeadMayBeAnExpandedViewAndReachesTheKernelAsThePlainOne) {
+  EXPECT_THAT(problems(expanded_args()), IsEmpty());
+  const device_args::UpdateArgs plain = to_device(full_args(), Pdl::off),
+                                expanded = to_device(expanded_args(), Pdl::off);
+  EXPECT_EQ(std::memcmp(&plain, &expanded, sizeof plain), 0);
+}
+
+TEST(KernelProblems, AValueForEachElementIsRefusedByName) {
+  struct Misfit {
+    Tensor UpdateArgs::*tensor;
+    std::size_t dimension;
+    const char* sentence;
+  };
+  for (const Misfit& m :
+       {Misfit{&UpdateArgs::A, 1,
+               "A: got 3 dimensions; wants 1, [4], or [nheads, head_dim, dstate] of "
+               "strides [1, 0, 0]"},
+        Misfit{&UpdateArgs::dt, 2, "dt: got 3 dimensions; wants 2, [3, 4], or with head_dim of stride 0"},
+        Misfit{&UpdateArgs::D, 1, "D: got 2 dimensions; wants 1, [4], or with head_dim of stride 0"},
+        Misfit{&UpdateArgs::dt_bias, 1, "dt_bias: got 2 dimensions; wants 1, [4], or with head_dim"}}) {
+    UpdateArgs args = expanded_args();
+    (args.*m.tensor).stride[m.dimension] = 1;
+    EXPECT_THAT(problems(args), ElementsAre(HasSubstr(m.sentence)));
+    args = expanded_args();
+    (args.*m.tensor).shape[m.dimension] += 1;
+    EXPECT_THAT(problems(args), ElementsAre(HasSubstr(m.sentence)));
+  }
+  UpdateArgs args = expanded_args();
+  args.A.stride[0] = kHeadDim * kDstate;
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("A: dimension 0 has stride 8192; wants 1")));
 }
 
 TEST(KernelProblems, AWrongExtentOfAnyTensorIsNamed) {

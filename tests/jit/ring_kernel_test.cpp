@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -104,6 +105,43 @@ constexpr Named kTensors[] = {{"state", &RingArgs::state},
                               {"z", &RingArgs::z},
                               {"out", &RingArgs::out},
                               {"rand_seed", &RingArgs::rand_seed}};
+
+// The same with A, dt, D and dt_bias as peers take them.
+RingArgs expanded(RingArgs args) {
+  args.A = strided(args.A.data, DType::f32, {kHeads, kHeadDim, kDstate}, {1, 0, 0});
+  for (Tensor* tensor : {&args.dt, &args.D, &args.dt_bias}) {
+    const auto behind = static_cast<std::size_t>(tensor->rank++);
+    tensor->shape[behind] = kHeadDim;
+    tensor->stride[behind] = 0;
+  }
+  return args;
+}
+
+TEST(RingProblems, OneValueAHeadMayBeAnExpandedViewAndReachesTheKernelAsThePlainOne) {
+  const auto same = [](const RingArgs& plain) {
+    const device_args::RingArgs a = to_device(plain, Pdl::off), b = to_device(expanded(plain), Pdl::off);
+    return std::memcmp(&a, &b, sizeof a) == 0;
+  };
+  EXPECT_THAT(problems(expanded(full_args())), IsEmpty());
+  EXPECT_TRUE(same(full_args()));
+  for (const bool leading_one : {false, true}) {
+    EXPECT_THAT(problems(expanded(varlen_args(leading_one)), varlen_description()), IsEmpty());
+    EXPECT_TRUE(same(varlen_args(leading_one)));
+  }
+}
+
+TEST(RingProblems, AValueForEachElementIsRefusedByName) {
+  RingArgs args = expanded(full_args());
+  args.A.stride[2] = 1;
+  args.dt.stride[3] = 1;
+  args.D.stride[1] = 1;
+  args.dt_bias.shape[1] = 7;
+  EXPECT_THAT(problems(args),
+              ElementsAre(HasSubstr("dt: got 4 dimensions; wants 3, [3, 6, 4], or with head_dim of stride 0"),
+                          HasSubstr("A: got 3 dimensions; wants 1, [4], or [nheads, head_dim, dstate]"),
+                          HasSubstr("D: got 2 dimensions; wants 1, [4], or with head_dim"),
+                          HasSubstr("dt_bias: got 2 dimensions; wants 1, [4], or with head_dim")));
+}
 
 TEST(RingProblems, GoodArgumentsHaveNone) {
   EXPECT_THAT(problems(full_args()), IsEmpty());

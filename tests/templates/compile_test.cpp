@@ -65,6 +65,21 @@ std::vector<Candidate> ring_candidates() {
   return all;
 }
 
+// Norms of the shipped models and others.
+std::vector<Candidate> norm_candidates() {
+  std::vector<Candidate> all;
+  for (const std::string& name : shipped_models())
+    for (const char* set : {"tokens=1", "tokens=6,input=fp16,weights=fp16", "weights=fp32,norm.before_gate=true",
+                            "norm.gate=none,norm.bias=true", "input=fp32,weights=fp32", "aligned_rows=false"})
+      for (const Arch& arch : Arch::known()) {
+        Description d = load_model(name).kernel("norm");
+        d.set(set);
+        EXPECT_THAT(d.problems(), testing::IsEmpty()) << name << " " << set;
+        all.push_back({name + ":norm --set " + set, d, arch});
+      }
+  return all;
+}
+
 bool nvrtc_is_missing(std::string& why) {
   try {
     nvrtc_version();
@@ -116,6 +131,12 @@ TEST(Compile, NvrtcTakesEveryRingOfTheSample) {
   std::string why;
   if (nvrtc_is_missing(why)) GTEST_SKIP() << why;
   compiles_sampled(ring_candidates());
+}
+
+TEST(Compile, NvrtcTakesEveryNormOfTheSample) {
+  std::string why;
+  if (nvrtc_is_missing(why)) GTEST_SKIP() << why;
+  compiles_sampled(norm_candidates());
 }
 
 TEST(Compile, DefaultPlansOfTheShippedModelsSpillNothing) {

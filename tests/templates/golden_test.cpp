@@ -27,8 +27,10 @@ std::vector<Golden> goldens() {
   const Description ring = Description(tp8).tokens(6).state(DType::bf16).store(Ring{.window = 16});
   const Description ring_of_bytes =
       Description(ring).state(DType::i8).rounding(Stochastic{}).gate(silu(dsl::z)).varlen();
+  Description norm = gated_norm({.channels = 4096, .group_size = 512, .gate_expr = silu(dsl::z)});
   const Arch arch;
-  return {{"tp8_fp32_default", tp8, default_plan(tp8, arch, 128)},
+  return {{"norm_512_bf16_default", norm, default_plan(norm, arch, 8)},
+          {"tp8_fp32_default", tp8, default_plan(tp8, arch, 128)},
           {"tp8_bf16_bulk_gate_destination",
            bulk,
            {.block_m = 32,

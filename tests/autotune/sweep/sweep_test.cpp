@@ -373,6 +373,52 @@ TEST_F(Sweep, EveryKindOfRingHasLayersThatItsKernelsTake) {
   }
 }
 
+TEST_F(Sweep, ANormIsTimedInOnePhaseOnItsInputsAndItsRowIsKeyedByGroups) {
+  const Description norm =
+      gated_norm({.channels = 768, .group_size = 256, .gate_expr = silu(dsl::z), .has_bias = true}).tokens(2);
+  use(norm, {{3, 0}, {2, 0}});
+  const std::vector<Measurement> all = run();
+  ASSERT_THAT(all, SizeIs(2));
+  for (const Measurement& m : all) {
+    EXPECT_EQ(m.outcome == Outcome::ok || m.outcome == Outcome::dropped, true) << m.reason;
+    EXPECT_EQ(m.op, Op::norm);
+    EXPECT_EQ(m.total_heads(), kBatch * 2 * 3);
+    EXPECT_EQ(m.bytes, bytes_moved(norm, kBatch));
+    EXPECT_EQ(Measurement::from_json(m.json()).key(), m.key());
+    EXPECT_EQ(Measurement::from_json(m.json()).op, Op::norm);
+  }
+  const Table table = fit_table(all);
+  ASSERT_THAT(table.rows, SizeIs(1));
+  EXPECT_EQ(table.rows[0].plan, options_.plans[1]);
+  EXPECT_EQ(table.rows[0].us, 2);
+  EXPECT_EQ(Table::from_json(table.json()).rows, table.rows);
+  const Choice choice = lookup(table, norm, all[0].device, Arch{9, 0, 'a'}, kBatch, PdlMode::off);
+  EXPECT_EQ(choice.why, Why::exact);
+  EXPECT_EQ(choice.plan, options_.plans[1]);
+}
+
+TEST_F(Sweep, OfANormWithSmallLayersThereAreAThousandAndTheirTimesAreAsCold) {
+  use(gated_norm({.channels = 8}).weights(DType::f32), {{3, 0}, {2, 0}});
+  options_.batches = {1};
+  options_.modes = {PdlMode::off, PdlMode::chain};
+  const std::vector<Measurement> all = run();
+  ASSERT_THAT(all, testing::Not(IsEmpty()));
+  for (const Measurement& m : all) {
+    EXPECT_EQ(m.layers, 1024) << m.reason;
+    EXPECT_THAT(m.policy, HasSubstr("the L2 is overwritten before each replay"));
+    EXPECT_THAT(m.us, testing::AnyOf(testing::DoubleNear(2, 1e-6), testing::DoubleNear(3, 1e-6)));
+  }
+  EXPECT_EQ(bytes_in_use_(), 0u);
+}
+
+TEST_F(Sweep, AWrongNormWinsNothing) {
+  use(gated_norm({.channels = 768, .group_size = 256, .gate_expr = silu(dsl::z)}), {{3, 0}, {2, 0}});
+  // Its kernels are those of another description.
+  world_.description.norm->before_gate = true;
+  const Description right = gated_norm({.channels = 768, .group_size = 256, .gate_expr = silu(dsl::z)});
+  for (const Measurement& m : sweep(right, options_)) EXPECT_EQ(m.outcome, Outcome::wrong) << m.reason;
+}
+
 TEST_F(Sweep, AnUpdateHasOnePhase) {
   use(mamba2({.nheads = 4, .head_dim = 16, .dstate = 64, .ngroups = 1}).state(DType::bf16), {{3, 0}, {2, 0}});
   const std::vector<Measurement> all = run();

@@ -4,6 +4,7 @@
 #include <variant>
 
 #include "autotune/host_numbers.h"
+#include "autotune/reference/norm_reference.h"
 #include "autotune/reference/ring_reference.h"
 #include "autotune/reference/update_reference.h"
 #include "jit/kernel_args.h"
@@ -145,6 +146,31 @@ void update_step(const Description& d, const device_args::UpdateArgs& a, std::in
   }
 }
 
+// `rows`: batch * tokens.
+void norm_step(Description d, const device_args::NormArgs& a, std::int64_t rows) {
+  // Verification takes a few of the description's groups.
+  d.norm->group_size = d.norm_group_size();
+  d.norm->channels = a.channels;
+  const std::int64_t batch = rows / d.token_count, T = d.token_count, N = a.channels;
+  const auto of_tokens = [&](const void* data, std::int64_t stride, std::int64_t token_stride) {
+    return strided(data, d.input_dtype, {batch, T, N}, {stride, token_stride, 1});
+  };
+  NormArgs r;
+  r.x = of_tokens(a.x, a.x_stride, a.x_token_stride);
+  r.z = of_tokens(a.z, a.z_stride, a.z_token_stride);
+  r.out = of_tokens(a.out, a.out_stride, a.out_token_stride);
+  r.weight = contiguous(a.weight, d.weight_dtype, {N});
+  r.bias = contiguous(a.bias, d.weight_dtype, {N});
+  const int size = d.norm_group_size();
+  for (std::int64_t b = 0; b < batch; ++b)
+    for (int t = 0; t < T; ++t)
+      for (int g = 0; g < N / size; ++g) {
+        const std::vector<double> y = norm_reference(d, r, b, t, g, read_host);
+        for (int i = 0; i < size; ++i)
+          encode(d.input_dtype, bytes_of(r.out), norm_offset(d, r.out, b, t, g) + i, y[static_cast<std::size_t>(i)]);
+      }
+}
+
 std::uint64_t mixed(std::uint64_t v) {
   v = (v ^ (v >> 30)) * 0xbf58476d1ce4e5b9ull;
   v = (v ^ (v >> 27)) * 0x94d049bb133111ebull;
@@ -159,6 +185,7 @@ std::size_t argument_bytes(const char* name) {
   if (kernel == "ssmjit_produce") return sizeof(ProduceArgs);
   if (kernel == "ssmjit_fill") return sizeof(FillArgs);
   if (kernel == "ssmjit_hash") return sizeof(HashArgs);
+  if (kernel.starts_with("ssmjit_norm_")) return sizeof(device_args::NormArgs);
   return kernel.starts_with("ssmjit_ring_") ? sizeof(device_args::RingArgs) : sizeof(device_args::UpdateArgs);
 }
 
@@ -199,6 +226,10 @@ double launch(const char* name, const CUlaunchConfig& config, const void* argume
   world->batches.push_back(static_cast<int>(batch));
   if (world->description.op() == Op::update) {
     update_step(world->description, read_argument<device_args::UpdateArgs>(argument), batch);
+    return cost.no_flush;
+  }
+  if (world->description.op() == Op::norm) {
+    norm_step(world->description, read_argument<device_args::NormArgs>(argument), batch);
     return cost.no_flush;
   }
   // Verification takes a few of the description's heads.
