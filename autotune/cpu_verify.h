@@ -24,6 +24,7 @@ CpuLaunch cpu_launch(const LaunchShape& shape, const Args& args, std::vector<Cpu
   launch.grid_y = shape.grid_y;
   launch.block_threads = shape.block_threads;
   launch.smem_bytes = shape.smem_bytes;
+  launch.cluster = shape.cluster;
   launch.args = &args;
   launch.args_bytes = sizeof args;
   launch.buffers = std::move(buffers);

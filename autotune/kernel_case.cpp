@@ -10,6 +10,7 @@
 
 #include "autotune/conv1d_case.h"
 #include "autotune/host_numbers.h"
+#include "autotune/layer_case.h"
 #include "autotune/norm_case.h"
 #include "autotune/ring_case.h"
 #include "autotune/update_case.h"
@@ -52,8 +53,16 @@ std::vector<CaseLayout> standard_layouts(const Description& description, int sms
 
 Description few_groups(const Description& description, int groups) {
   Description few = description;
-  few.ngroups = std::min(groups, description.ngroups);
+  // A layer's norm wants its groups whole.
+  const int group_rows = description.heads_per_group() * description.head_dim;
+  const int together =
+      description.op() == Op::layer && description.norm ? std::max(1, description.norm_group_size() / group_rows) : 1;
+  few.ngroups = std::min(groups, description.ngroups / together) * together;
   few.nheads = few.ngroups * description.heads_per_group();
+  if (few.op() == Op::layer) {
+    if (few.conv) few.conv->channels = 0;
+    if (few.norm) few.norm->channels = 0, few.norm->group_size = description.norm_group_size();
+  }
   if (few.op() == Op::norm) {
     const int size = description.norm_group_size();
     few.norm->group_size = size;
@@ -64,6 +73,7 @@ Description few_groups(const Description& description, int groups) {
 }
 
 std::unique_ptr<KernelCase> make_case(const Description& description, const CaseLayout& layout, std::uint64_t seed) {
+  if (description.op() == Op::layer) return std::make_unique<LayerCase>(description, layout, seed);
   if (description.op() == Op::ring) return std::make_unique<RingCase>(description, layout, seed);
   if (description.op() == Op::conv1d) return std::make_unique<Conv1dCase>(description, layout, seed);
   if (description.op() == Op::norm) return std::make_unique<NormCase>(description, layout, seed);

@@ -1,5 +1,5 @@
 // One test of a kernel: its memory, laid out as an engine might, and what it must hold after a launch. UpdateCase,
-// RingCase, Conv1dCase and NormCase are the tests of the ops.
+// RingCase, Conv1dCase, NormCase and LayerCase are the tests of the ops.
 #pragma once
 
 #include <cstddef>
@@ -31,7 +31,7 @@ struct CaseLayout {
 };
 
 // What one launch is given.
-using CaseArgs = std::variant<UpdateArgs, RingArgs, Conv1dArgs, NormArgs>;
+using CaseArgs = std::variant<UpdateArgs, RingArgs, Conv1dArgs, NormArgs, LayerArgs>;
 
 struct CaseResult {
   std::vector<std::string> failures;  // sentences; empty: passed

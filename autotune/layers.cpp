@@ -138,8 +138,9 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   const bool conv = d.op() == Op::conv1d, by_token = conv && d.conv->keep == ConvKeep::slots;
   const std::int64_t channels = conv ? d.conv_channels() : d.op() == Op::norm ? d.norm_channels() : H * P;
   const std::int64_t window = conv ? channels * d.conv_state_len() : H * P * N;
-  const bool gated = d.op() == Op::norm ? !d.norm->gate_expr.empty() : d.has_z();
+  const bool gated = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
   state_ = place(B * window * size_bytes(d.state_dtype) * (by_token ? 1 + d.token_count : d.has_destination ? 2 : 1));
+  windows_ = place(d.op() == Op::layer ? B * d.conv_channels() * d.conv_state_len() * in : 0);
   scale_ = place(d.has_state_scale() ? B * H * P * size_bytes(DType::f32) : 0);
   const std::int64_t inputs = layer_bytes_;
   x_ = place(rows * channels * in);
@@ -152,7 +153,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   B_ring_ = place(ring_rows * G * N * in);
   dt_ring_ = place(ring_rows * H * size_bytes(DType::f32));
   if (conv) kept_ = place(by_token ? 0 : bytes_moved(d, batch).written_new - x_.bytes);
-  cold_bytes_ = state_.bytes + scale_.bytes + x_ring_.bytes + B_ring_.bytes + dt_ring_.bytes;
+  cold_bytes_ = state_.bytes + windows_.bytes + scale_.bytes + x_ring_.bytes + B_ring_.bytes + dt_ring_.bytes;
   if (d.op() == Op::norm) cold_bytes_ = x_.bytes + z_.bytes;
 
   const std::int64_t cold = 4 * gpu.l2_bytes;
@@ -177,8 +178,11 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   sources_ = DeviceBuffer(static_cast<std::size_t>(input_bytes_ * count_));
   out_ = DeviceBuffer(static_cast<std::size_t>(round_up(x_.bytes, kPartAlign)));
   const std::int64_t weights_of = d.op() == Op::norm ? channels : H;  // entries of each of up to three
-  weights_ = DeviceBuffer(static_cast<std::size_t>(conv ? round_up(4 * channels * (d.conv->width + 1), kWeightAlign)
-                                                        : 3 * round_up(4 * weights_of, kWeightAlign)));
+  const std::int64_t taps = d.conv ? d.conv->width + 1 : 0;
+  const std::int64_t conv_bytes = round_up(taps * d.conv_channels() * (conv ? 4 : in), kWeightAlign);
+  const std::int64_t norm_bytes = d.op() == Op::layer ? 2 * d.norm_channels() * in : 0;
+  const std::int64_t head_bytes = conv ? 0 : 3 * round_up(4 * weights_of, kWeightAlign);
+  weights_ = DeviceBuffer(static_cast<std::size_t>(head_bytes + conv_bytes + norm_bytes));
   index_bytes_ = round_up(4 * ((by_token ? rows : B) + 1), kPartAlign);
   indices_ = DeviceBuffer(static_cast<std::size_t>(4 * index_bytes_));
   if (ring) cursors_ = DeviceBuffer(static_cast<std::size_t>(2 * index_bytes_));
@@ -204,6 +208,10 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   kernels_.fill(DType::f32, weights, weights_of, seed + 1, -1.5, 0.2, stream_);
   kernels_.fill(d.weight_dtype, weights + step, weights_of, seed + 2, 0, 1, stream_);
   kernels_.fill(d.weight_dtype, weights + 2 * step, weights_of, seed + 3, -3.5, 0.2, stream_);
+  if (conv_bytes > 0)
+    kernels_.fill(d.input_dtype, weights + 3 * step, taps * d.conv_channels(), seed + 4, 0, 0.5, stream_);
+  if (norm_bytes > 0)
+    kernels_.fill(d.input_dtype, weights + 3 * step + conv_bytes, norm_bytes / in, seed + 5, 1, 0.3, stream_);
   for (int layer = 0; layer < count_; ++layer) {
     std::byte* p = source(layer);
     const std::int64_t dt_at = dt_.at - x_.at;
@@ -242,6 +250,7 @@ void Layers::take_cursors(const std::byte* packed) const {
 }
 
 CaseArgs Layers::args(int layer, Pdl pdl) const {
+  if (description_.op() == Op::layer) return layer_args(layer, pdl);
   if (description_.op() == Op::ring) return ring_args(layer, pdl);
   if (description_.op() == Op::conv1d) return conv1d_args(layer, pdl);
   if (description_.op() == Op::norm) return norm_args(layer, pdl);
@@ -288,6 +297,32 @@ UpdateArgs Layers::update_args(int layer, Pdl pdl) const {
   auto a = common_args<UpdateArgs>(layer, pdl, {batch_});
   if (description_.has_destination)
     a.dst_state_batch_indices = contiguous(indices_.data() + index_bytes_, DType::i32, {batch_});
+  return a;
+}
+
+LayerArgs Layers::layer_args(int layer, Pdl pdl) const {
+  const Description& d = description_;
+  const std::int64_t B = batch_, H = d.nheads, P = d.head_dim, in = size_bytes(d.input_dtype);
+  auto a = common_args<LayerArgs>(layer, pdl, {B});
+  const std::byte* p = at(layer);
+  const std::byte* weights = weights_.data() + 3 * round_up(4 * H, kWeightAlign);
+  std::int64_t conv_bytes = 0;
+  if (d.conv) {
+    const std::int64_t channels = d.conv_channels(), length = d.conv_state_len(), taps = d.conv->width;
+    a.conv_state = d.conv->channels_last ? contiguous(p + windows_.at, d.input_dtype, {B, length, channels})
+                                         : contiguous(p + windows_.at, d.input_dtype, {B, channels, length});
+    // x, B and C lie one behind the other for each row: the parts of the three are one stretch.
+    a.x = contiguous(p + x_.at, d.input_dtype, {B, channels});
+    a.B = a.C = Tensor{};
+    a.conv_weight = contiguous(weights, d.input_dtype, {channels, taps});
+    if (d.conv->has_bias) a.conv_bias = contiguous(weights + taps * channels * in, d.input_dtype, {channels});
+    conv_bytes = round_up((taps + 1) * channels * in, kWeightAlign);
+  }
+  if (d.norm) {
+    a.norm_weight = contiguous(weights + conv_bytes, d.input_dtype, {H * P});
+    if (d.norm->has_bias) a.norm_bias = contiguous(weights + conv_bytes + H * P * in, d.input_dtype, {H * P});
+    if (!d.norm->gate_expr.empty()) a.z = contiguous(p + z_.at, d.input_dtype, {B, H, P});
+  }
   return a;
 }
 
@@ -378,6 +413,7 @@ void Layers::refill(int layer) const {
   };
   // 8-bit states are in units of their scale.
   fill(state_, d.state_dtype, s, 0, d.has_state_scale() ? 30 : 1);
+  fill(windows_, d.input_dtype, s + 7, 0, 1);
   fill(scale_, DType::f32, s + 3, 0.03, 0.005);
   // Deltas above 0, so that a flush again and again of the same rows leaves a state that is bounded.
   fill(x_ring_, d.input_dtype, s + 4, 0, 1);

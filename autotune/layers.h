@@ -105,6 +105,7 @@ class Layers {
   RingArgs ring_args(int layer, Pdl pdl) const;
   Conv1dArgs conv1d_args(int layer, Pdl pdl) const;
   void fill_conv1d_weights(std::uint64_t seed);
+  LayerArgs layer_args(int layer, Pdl pdl) const;
 
   Description description_;
   int batch_ = 0;
@@ -117,7 +118,7 @@ class Layers {
   struct Part {
     std::int64_t at = 0, bytes = 0;
   };
-  Part state_, scale_, x_, B_, C_, z_, dt_, x_ring_, B_ring_, dt_ring_;
+  Part state_, windows_, scale_, x_, B_, C_, z_, dt_, x_ring_, B_ring_, dt_ring_;
   Part kept_;  // of a convolution: what it writes beside its windows and its output
   std::int64_t input_bytes_ = 0, layer_bytes_ = 0, cold_bytes_ = 0;
   // Of each of: slots, destination slots (of a convolution of each token), cu_seqlens (a convolution's counts), the

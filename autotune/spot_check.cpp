@@ -1,5 +1,6 @@
 #include "autotune/spot_check.h"
 
+#include <algorithm>
 #include <cmath>
 #include <tuple>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "autotune/conv1d_case.h"
 #include "autotune/host_numbers.h"
 #include "autotune/nearness.h"
+#include "autotune/reference/layer_reference.h"
 #include "autotune/norm_case.h"
 #include "autotune/reference/norm_reference.h"
 #include "autotune/reference/ring_reference.h"
@@ -89,6 +91,78 @@ class UpdateSpotCheck : public SpotCheck {
   Description description_;
   UpdateArgs args_;
   std::vector<Pair> pairs_;
+};
+
+class LayerSpotCheck : public SpotCheck {
+ public:
+  LayerSpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
+      : SpotCheck(layers, stream, 2),
+        description_(description),
+        args_(std::get<LayerArgs>(layers.args(0, Pdl::off))),
+        heads_(layer_group_heads(description)) {
+    Sampler sampler(seed, layers.batch(), description.nheads);
+    for (int i = 0; i < std::max(1, kSamples / heads_); ++i) {
+      Sample sample;
+      std::tie(sample.row, sample.group) = sampler.next();
+      sample.group /= heads_;
+      sample.slots = row_slots(args_, sample.row, read_device_memory);
+      sample.want = layer_reference(description, args_, sample.row, sample.group, sample.slots, read_device_memory);
+      if (description.conv) {
+        const std::int64_t length = description.conv_state_len();
+        sample.windows = values(args_.conv_state, sample.slots.source * args_.conv_state.stride[0],
+                                static_cast<int>(description.conv_channels() * length));
+      }
+      samples_.push_back(std::move(sample));
+    }
+  }
+
+ private:
+  struct Sample {
+    std::int64_t row = 0;
+    int group = 0;
+    RowSlots slots;
+    LayerGroup want;
+    std::vector<double> windows;  // of all the row's channels, before the launch
+  };
+
+  std::string judge_layer() const override {
+    const Description& d = description_;
+    const std::int64_t P = d.head_dim, N = d.dstate;
+    NearnessMeter y(d.input_dtype, d.dstate), state(d.state_dtype, d.dstate);
+    for (const Sample& sample : samples_) {
+      for (int i = 0; i < heads_; ++i) {
+        const std::int64_t head = std::int64_t{sample.group} * heads_ + i;
+        y.add_row(sample.want.out.data() + i * P,
+                  values(args_.out, sample.row * args_.out.stride[0] + head * P, d.head_dim),
+                  sample.want.terms.data() + i * P);
+        const std::vector<double>& want = sample.want.heads[static_cast<std::size_t>(i)].state;
+        const std::vector<double> got =
+            values(args_.state, sample.slots.target * args_.state.stride[0] + head * P * N, static_cast<int>(P * N));
+        for (std::int64_t p = 0; p < P; ++p)
+          if (!sample.want.unsure[static_cast<std::size_t>(i * P + p)])
+            state.add_row(want.data() + p * N, {got.begin() + p * N, got.begin() + (p + 1) * N});
+      }
+      if (!d.conv) continue;
+      const std::int64_t channels = d.conv_channels();
+      const int last = d.conv_state_len() - 1;
+      const std::vector<double> x = values(args_.x, sample.row * args_.x.stride[0], static_cast<int>(channels));
+      const std::vector<double> got = values(args_.conv_state, sample.slots.target * args_.conv_state.stride[0],
+                                             static_cast<int>(sample.windows.size()));
+      for (std::int64_t c = 0; c < channels; ++c)
+        for (int k = 0; k <= last; ++k) {
+          const auto at = [&](int entry) { return static_cast<std::size_t>(window_offset(d, c, entry)); };
+          if (got[at(k)] != (k < last ? sample.windows[at(k + 1)] : x[static_cast<std::size_t>(c)]))
+            return fmt::format("conv_state: row {}, channel {}, entry {}: got {}", sample.row, c, k, got[at(k)]);
+        }
+    }
+    const std::string wrong = judge(y.result(), d.input_dtype, d.dstate, "out");
+    return wrong.empty() ? judge(state.result(), d.state_dtype, d.dstate, "state") : wrong;
+  }
+
+  Description description_;
+  LayerArgs args_;
+  int heads_;
+  std::vector<Sample> samples_;
 };
 
 class RingSpotCheck : public SpotCheck {
@@ -268,6 +342,7 @@ std::unique_ptr<SpotCheck> SpotCheck::make(const Description& description, const
                                            std::uint64_t seed) {
   layers.refill(0);
   stream.synchronize();
+  if (description.op() == Op::layer) return std::make_unique<LayerSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::ring) return std::make_unique<RingSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::conv1d) return std::make_unique<Conv1dSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::norm) return std::make_unique<NormSpotCheck>(description, layers, stream, seed);

@@ -51,6 +51,8 @@ constexpr Field kFields[] = {
     {"ring_rows", [](const Plan& p) -> std::int64_t { return static_cast<std::int64_t>(p.ring_rows); },
      [](Plan& p, std::int64_t v) { p.ring_rows = static_cast<RingRows>(v); }, false, 2,
      [](std::int64_t v) { return name(static_cast<RingRows>(v)); }},
+    {"cluster", [](const Plan& p) -> std::int64_t { return p.cluster; },
+     [](Plan& p, std::int64_t v) { p.cluster = static_cast<int>(v); }},
 };
 // Those behind are of some ops only, and left out of a text where they are as by default.
 constexpr std::size_t kCommonFields = 9;
@@ -110,7 +112,8 @@ std::string space_file(Op op) { return fmt::format("{}.json", name(op)); }
 // An op's JSON file, read once: the tunables, and the conditions over them and the description's sizes.
 struct Space {
   std::vector<Tunable> tunables;
-  std::vector<std::vector<std::int64_t>> values;  // by tunable, in kFields' order
+  std::vector<const Field*> fields;               // by tunable, in kFields' order
+  std::vector<std::vector<std::int64_t>> values;  // by tunable
   std::vector<std::string> names;                 // of all values that a condition may read
   std::vector<Constraint> derived;
   struct Rule {
@@ -120,7 +123,7 @@ struct Space {
   std::vector<Rule> rules;
 
   static const Space& of(Op op) {
-    static const Space update(Op::update), ring(Op::ring), conv1d(Op::conv1d), norm(Op::norm);
+    static const Space update(Op::update), ring(Op::ring), conv1d(Op::conv1d), norm(Op::norm), layer(Op::layer);
     switch (op) {
       case Op::ring:
         return ring;
@@ -128,10 +131,13 @@ struct Space {
         return conv1d;
       case Op::norm:
         return norm;
+      case Op::layer:
+        return layer;
       default:
         return update;
     }
   }
+  bool has(const Field& field) const { return std::find(fields.begin(), fields.end(), &field) != fields.end(); }
 
   // The values of `names`: plan fields, facts, constants, derived.
   std::vector<std::int64_t> facts(const Description& d, const Arch& arch) const {
@@ -155,8 +161,14 @@ struct Space {
     v[base + 13] = d.norm_group_size() / vector_elements;
     v[base + 14] = d.norm_group_size() == 0 ? 0 : d.norm_channels() / d.norm_group_size();
     v[base + 15] = d.aligned_rows ? 1 : 0;
-    v[base + 16] = d.conv_state_len();
-    std::size_t at = base + 17;
+    v[base + 16] = size_bytes(d.input_dtype);
+    v[base + 17] = std::int64_t{d.heads_per_group()} * d.head_dim;
+    v[base + 18] = d.norm ? d.norm_group_size() : v[base + 17];
+    v[base + 19] = arch.max_cluster();
+    v[base + 20] = d.conv && (d.conv->store != ConvStore::shift || d.conv->keep != ConvKeep::last) ? 0 : 1;
+    v[base + 21] = d.conv_state_len();
+    v[base + 22] = d.has_destination ? 1 : 0;
+    std::size_t at = base + 23;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -175,17 +187,38 @@ struct Space {
     const std::string file = space_file(op);
     const Json json = Json::parse(template_file(file));
     for (const Field& f : kFields) names.emplace_back(f.name);
-    for (const char* fact : {"head_dim", "dstate", "heads_per_group", "state_bytes", "row_vectors", "has_bulk_copy",
-                             "has_pdl", "max_smem_bytes", "tokens", "ring_window", "ring_length", "has_gate",
-                             "vector_elements", "group_vectors", "groups", "aligned_rows", "state_len"})
+    for (const char* fact : {"head_dim",
+                             "dstate",
+                             "heads_per_group",
+                             "state_bytes",
+                             "row_vectors",
+                             "has_bulk_copy",
+                             "has_pdl",
+                             "max_smem_bytes",
+                             "tokens",
+                             "ring_window",
+                             "ring_length",
+                             "has_gate",
+                             "vector_elements",
+                             "group_vectors",
+                             "groups",
+                             "aligned_rows",
+                             "input_bytes",
+                             "group_rows",
+                             "norm_rows",
+                             "max_cluster",
+                             "conv_shifts_in_place",
+                             "conv_state_len",
+                             "has_destination_slots"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
     for (const auto& t : json.at("tunables")) {
       Tunable tunable{t.at("name"), t.at("meaning"), {}};
       const Field* field = find_field(tunable.name);
-      if (field == nullptr || tunables.size() == std::size(kFields) || field != &kFields[tunables.size()])
-        fail(ErrorKind::internal, "{}: tunable {} is not field {} of a plan", file, tunable.name, tunables.size());
+      if (field == nullptr || (!fields.empty() && field <= fields.back()))
+        fail(ErrorKind::internal, "{}: tunable {} is no field of a plan, or not in their order", file, tunable.name);
+      fields.push_back(field);
       std::vector<std::int64_t> numbers;
       for (const auto& value : t.at("values")) {
         const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
@@ -241,6 +274,18 @@ std::function<double(const Plan&)> ring_distance(const Description& description,
 // The same for a convolution: the best at most sizes on an H200 had 4 channels a lane.
 std::function<double(const Plan&)> conv1d_distance() {
   return [](const Plan& p) { return octaves(p.block_m, 512) + octaves(p.warps, 4); };
+}
+
+// The same for a layer, by what its kernel keeps on its way: clusters of blocks of some 16 KiB of state.
+std::function<double(const Plan&)> layer_distance(const Description& description) {
+  const double rows = 16384.0 / (static_cast<double>(description.dstate) * size_bytes(description.state_dtype));
+  const double group = description.norm ? description.norm_group_size()
+                                        : static_cast<double>(description.heads_per_group()) * description.head_dim;
+  return [=](const Plan& p) {
+    const double block_rows = group / p.cluster;
+    return 4 * octaves(p.block_m, block_rows) + octaves(p.cluster, std::max(1.0, group / rows)) + octaves(p.warps, 8) +
+           octaves(p.lanes_per_row, 16) + (p.state_path == StatePath::direct ? 0 : 0.5);
+  };
 }
 
 // The same for a norm: a group by as many warps as have two vectors a lane, a group a block while there are few.
@@ -320,10 +365,11 @@ std::vector<std::string> plan_problems(const Plan& plan, const Description& desc
   if (plan.min_blocks_per_sm < 0 || plan.min_blocks_per_sm > 32)
     problems.push_back(fmt::format("plan min_blocks_per_sm: got {}; wants 0 to 32", plan.min_blocks_per_sm));
   if (plan.warps > 32) problems.push_back(fmt::format("plan warps: got {}; wants 32 at most", plan.warps));
-  for (std::size_t i = space.tunables.size(); i < std::size(kFields); ++i) {
-    if (is_left_out(kFields[i], plan)) continue;
-    problems.push_back(fmt::format("plan {}: got {}; {} kernels have no such tunable, leave it out", kFields[i].name,
-                                   value_text(kFields[i], kFields[i].get(plan)), name(description.op())));
+  if (plan.cluster < 1) problems.push_back(fmt::format("plan cluster: got {}; wants 1 or more", plan.cluster));
+  for (const Field& field : kFields) {
+    if (space.has(field) || field.get(plan) == field.get(Plan{})) continue;
+    problems.push_back(fmt::format("plan {}: got {}; {} kernels have no such tunable, leave it out", field.name,
+                                   value_text(field, field.get(plan)), name(description.op())));
   }
   if (!problems.empty()) return problems;
 
@@ -367,7 +413,7 @@ std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
       return;
     }
     for (std::int64_t value : space.values[i]) {
-      kFields[i].set(plan, value);
+      space.fields[i]->set(plan, value);
       choose(i + 1);
     }
   };
@@ -387,6 +433,9 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
     case Op::norm:
       distance = norm_distance(description, total_heads);
       break;
+    case Op::layer:
+      distance = layer_distance(description);
+      break;
     default:
       distance = update_distance(description, total_heads);
       break;
@@ -399,7 +448,10 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
     const double d = distance(p);
     if (best == nullptr || d < least) best = &p, least = d;
   }
-  if (best == nullptr) fail(ErrorKind::internal, "no plan for {} on {}", description.summary(), arch.text());
+  if (best == nullptr)
+    fail(description.op() == Op::layer ? ErrorKind::invalid : ErrorKind::internal, "no plan for {} on {}{}",
+         description.summary(), arch.text(),
+         description.op() == Op::layer ? "; launch its conv, update and norm one by one" : "");
   return *best;
 }
 
@@ -409,6 +461,19 @@ LaunchShape launch_shape(const Plan& plan, const Description& description, int b
     shape.grid_x = (description.conv_channels() + plan.block_m - 1) / plan.block_m;
     shape.grid_y = batch;
     shape.block_threads = 32 * plan.warps;
+    return shape;
+  }
+  if (description.op() == Op::layer) {
+    const std::int64_t channels = std::int64_t{description.nheads} * description.head_dim;
+    const std::int64_t group = description.norm ? description.norm_group_size()
+                                                : std::int64_t{description.heads_per_group()} * description.head_dim;
+    shape.grid_x = channels / group * plan.cluster;
+    shape.grid_y = batch;
+    shape.block_threads = 32 * plan.warps;
+    shape.cluster = plan.cluster;
+    if (plan.state_path == StatePath::bulk)
+      shape.smem_bytes =
+          static_cast<int>(group / plan.cluster * description.dstate * size_bytes(description.state_dtype));
     return shape;
   }
   if (description.op() == Op::norm) {

@@ -90,6 +90,8 @@ Template template_of(Op op) {
       return {"ring.cuh", "ring_step", "RingArgs"};
     case Op::conv1d:
       return {"conv1d.cuh", "conv1d", "Conv1dArgs"};
+    case Op::layer:
+      return {"layer.cuh", "layer", "LayerArgs"};
     case Op::norm:
       return {"norm.cuh", "norm", "NormArgs"};
     default:
@@ -142,6 +144,14 @@ std::string function(const char* what, const char* parameters, const Expr& e) {
                      e.empty() ? "0.0f" : e.cuda());
 }
 
+// A convolution's, the same alone and in a layer, so that both round alike.
+std::string activation(const Description& d) {
+  const Expr x(Leaf::x), &given = d.conv->activation_expr;
+  if (given == silu(x) && size_bytes(d.input_dtype) == 2)
+    return "  static SSMJIT_DEVICE float activation(float x) { return silu_of_16_bits(x); }\n";
+  return function("activation", "float x", given.empty() ? x : given);
+}
+
 std::string conv1d_config(const Description& d, const Plan& plan) {
   const Conv& conv = *d.conv;
   std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
@@ -165,12 +175,33 @@ std::string conv1d_config(const Description& d, const Plan& plan) {
   s += flag("kStreaming", plan.streaming);
   s += flag("kEarlyState", plan.early_state);
   s += "\n";
-  const Expr x(Leaf::x);
-  if (conv.activation_expr == silu(x) && size_bytes(d.input_dtype) == 2)
-    s += "  static SSMJIT_DEVICE float activation(float x) { return silu_of_16_bits(x); }\n";
-  else
-    s += function("activation", "float x", conv.activation_expr.empty() ? x : conv.activation_expr);
+  s += activation(d);
   s += "};\n";
+  return s;
+}
+
+// What a layer has beside its update.
+std::string layer_config(const Description& d, const Plan& plan) {
+  const bool conv = d.conv.has_value(), norm = d.norm.has_value();
+  std::string s = flag("kHasConv", conv);
+  if (conv) {
+    s += constant("kConvWidth", d.conv->width);
+    s += constant("kConvState", d.conv_state_len());
+    s += flag("kConvChannelsLast", d.conv->channels_last);
+    s += flag("kConvBias", d.conv->has_bias);
+    s += activation(d);
+  }
+  s += flag("kHasNorm", norm);
+  s += constant("kNormRows", norm ? d.norm_group_size() : d.heads_per_group() * d.head_dim);
+  s += flag("kHasNormGate", norm && !d.norm->gate_expr.empty());
+  s += flag("kNormBeforeGate", norm && d.norm->before_gate);
+  s += flag("kNormBias", norm && d.norm->has_bias);
+  if (norm && d.norm->gate_expr == silu(dsl::z) && size_bytes(d.input_dtype) == 2)
+    s += "  static SSMJIT_DEVICE float norm_gate(float z) { return silu_of_16_bits(z); }\n";
+  else
+    s += function("norm_gate", "float z", norm ? d.norm->gate_expr : Expr());
+  s += function("norm_eps", "", norm ? Expr(d.norm->eps) : Expr());
+  s += constant("kCluster", plan.cluster);
   return s;
 }
 
@@ -201,10 +232,11 @@ std::string norm_config(const Description& d, const Plan& plan) {
 std::string config(const Description& d, const Plan& plan) {
   if (d.op() == Op::conv1d) return conv1d_config(d, plan);
   if (d.op() == Op::norm) return norm_config(d, plan);
-  const bool ring = d.op() == Op::ring;
+  const bool ring = d.op() == Op::ring, layer = d.op() == Op::layer;
   std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
-  s += fmt::format("  using Input = {};  // x, z, B, C, out\n", cuda_type(d.input_dtype));
+  s += fmt::format("  using Input = {};  // x, z, B, C, out{}\n", cuda_type(d.input_dtype),
+                   layer ? "; windows and weights of the convolution, weights of the norm" : "");
   s += fmt::format("  using Dt = {};\n", cuda_type(d.dt_dtype));
   s += fmt::format("  using Weight = {};  // D, dt_bias\n", cuda_type(d.weight_dtype));
   s += constant("kHeadDim", d.head_dim);
@@ -223,7 +255,7 @@ std::string config(const Description& d, const Plan& plan) {
     const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
     s += flag("kVarlen", d.is_varlen);
     s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
-  } else {
+  } else if (!layer) {
     s += flag("kDestination", d.has_destination);
     s += flag("kAlignedRows", d.aligned_rows);
   }
@@ -232,8 +264,10 @@ std::string config(const Description& d, const Plan& plan) {
   s += constant("kBlockM", plan.block_m);
   s += constant("kWarps", plan.warps);
   if (!ring) s += constant("kLanesPerRow", plan.lanes_per_row);
-  s += constant("kHeadsPerBlock", plan.heads_per_block);
-  s += constant("kStages", plan.stages);
+  if (!layer) {
+    s += constant("kHeadsPerBlock", plan.heads_per_block);
+    s += constant("kStages", plan.stages);
+  }
   s += choice("StatePath", "kStatePath", name(plan.state_path));
   s += flag("kStreaming", plan.streaming);
   s += flag("kEarlyState", plan.early_state);
@@ -243,6 +277,7 @@ std::string config(const Description& d, const Plan& plan) {
   if (!ring) s += function("decay", "float A, float dt, float delta", d.decay_expr);
   s += function("skip", "float D, float x", d.skip_expr);
   s += function("gate", "float z", d.gate_expr);
+  if (layer) s += "\n" + layer_config(d, plan);
   s += "};\n";
   return s;
 }
@@ -263,11 +298,12 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
   Pieces(source.text).add(from.file);
   source.text += config(description, plan);
   source.text += fmt::format(
-      "\nextern \"C\" __global__ void __launch_bounds__({}) {}(const __grid_constant__ {} args) {{\n"
+      "\nextern \"C\" __global__ void __launch_bounds__({}){} {}(const __grid_constant__ {} args) {{\n"
       "  {}<Config>(args);\n}}\n",
       plan.min_blocks_per_sm == 0 ? std::to_string(shape.block_threads)
                                   : fmt::format("{}, {}", shape.block_threads, plan.min_blocks_per_sm),
-      entry, from.args, from.function);
+      plan.cluster > 1 ? fmt::format(" __cluster_dims__({}, 1, 1)", plan.cluster) : "", entry, from.args,
+      from.function);
   source.digest = digest16(without_banner(source.text));
   source.options = kOptions;
   source.entries = {{entry, shape.block_threads, shape.smem_bytes}};

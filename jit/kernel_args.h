@@ -8,6 +8,7 @@ namespace ssmjit {
 
 namespace device_args {
 #include "templates/conv1d_args.cuh"
+#include "templates/layer_args.cuh"
 #include "templates/norm_args.cuh"
 #include "templates/prepare_A_args.cuh"
 #include "templates/ring_args.cuh"
@@ -23,6 +24,7 @@ int device_pdl(Pdl pdl);
 device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl);
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl);
 device_args::Conv1dArgs to_device(const Conv1dArgs& args, Pdl pdl);
+device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl);
 device_args::NormArgs to_device(const Description& description, const NormArgs& args, Pdl pdl);
 // Likewise of any op's.
 template <class Args>

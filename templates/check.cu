@@ -7,6 +7,7 @@
 #include "device/cluster.cuh"
 #include "device/mma.cuh"
 #include "device/shuffle.cuh"
+#include "layer.cuh"
 #include "materialise.cuh"
 #include "norm.cuh"
 #include "prepare_A.cuh"
@@ -248,6 +249,61 @@ struct SlotsOfFloats : RingOfTwoHeads {
 SSMJIT_CHECK_SLOTS(SlotsOfBytes)
 SSMJIT_CHECK_SLOTS(SlotsOfFloats)
 
+// A fused layer: one block a norm group, which any arch has.
+struct Layer : Maths {
+  using State = bf16;
+  using Input = bf16;
+  static constexpr int kHeadDim = 64;
+  static constexpr int kDstate = 128;
+  static constexpr int kHeadsPerGroup = 8;
+  static constexpr bool kHasConv = true;
+  static constexpr int kConvWidth = 4;
+  static constexpr int kConvState = 3;
+  static constexpr bool kConvChannelsLast = false;
+  static constexpr bool kConvBias = true;
+  static constexpr bool kHasNorm = true;
+  static constexpr int kNormRows = 512;
+  static constexpr bool kHasNormGate = true;
+  static constexpr bool kNormBeforeGate = false;
+  static constexpr bool kNormBias = false;
+  static constexpr int kCluster = 1;
+  static constexpr int kBlockM = 64;
+  static constexpr int kWarps = 8;
+  static constexpr int kLanesPerRow = 16;
+  static constexpr StatePath kStatePath = StatePath::direct;
+  static SSMJIT_DEVICE float activation(float x) { return fn_silu(x); }
+  static SSMJIT_DEVICE float norm_gate(float z) { return fn_silu(z); }
+  static SSMJIT_DEVICE float norm_eps() { return 1e-5f; }
+};
+// fp16 inputs and fp32 states, windows longer than the convolution with channels last, the norm before the gate.
+struct LayerOfFp16 : Layer {
+  using State = float;
+  using Input = f16;
+  static constexpr int kConvWidth = 3;
+  static constexpr int kConvState = 5;
+  static constexpr bool kConvChannelsLast = true;
+  static constexpr bool kNormBeforeGate = true;
+  static constexpr bool kNormBias = true;
+  static constexpr bool kEarlyState = true;
+  static constexpr int kLanesPerRow = 32;
+};
+// Eight blocks a norm group, the state by bulk copies.
+struct LayerOfClusters : Layer {
+  static constexpr int kCluster = 8;
+  static constexpr StatePath kStatePath = StatePath::bulk;
+};
+extern "C" __global__ void __launch_bounds__(256, 1) check_layer(const __grid_constant__ LayerArgs args) {
+  layer<Layer>(args);
+}
+extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_fp16(const __grid_constant__ LayerArgs args) {
+  layer<LayerOfFp16>(args);
+}
+#if __CUDA_ARCH__ >= 900
+extern "C" __global__ void __launch_bounds__(256, 1) __cluster_dims__(8, 1, 1)
+    check_layer_of_clusters(const __grid_constant__ LayerArgs args) {
+  layer<LayerOfClusters>(args);
+}
+#endif
 // Groups of 512, gated first, two groups a block of one warp each; and one group of 5120, rows at any address, the gate
 // last, with a bias, its weights asked for before the wait.
 struct NormOfGroups {

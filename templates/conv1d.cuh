@@ -1,10 +1,10 @@
 #pragma once
 #include "conv1d_args.cuh"
-#include "device/approx.cuh"
 #include "device/basic.cuh"
 #include "device/convert.cuh"
 #include "device/memory.cuh"
 #include "device/scalar.cuh"
+#include "fast_silu.cuh"
 #include "index.cuh"
 #include "launch.cuh"
 #include "maths.cuh"
@@ -132,9 +132,6 @@ template <class T, class U>
 constexpr bool kSameType = false;
 template <class T>
 constexpr bool kSameType<T, T> = true;
-
-// silu for outputs of 16 bits: within 2^-20 of its size, at a third of the instructions.
-SSMJIT_DEVICE float silu_of_16_bits(float v) { return v * reciprocal_fast_f32(1.0f + exp2_fast_f32(-1.44269504f * v)); }
 
 // Cfg is a struct of constants: the types Input, State, Weight, kTokens, kWidth, kStateLen, kSnapshotLen, kHasBias,
 // kChannelsLast, kStore, kKeep, kAccepted, kAlignedRows, kPadOutput, the plan's fields, and the function activation.

@@ -1,10 +1,10 @@
 #pragma once
-#include "device/approx.cuh"
 #include "device/barrier.cuh"
 #include "device/basic.cuh"
 #include "device/convert.cuh"
 #include "device/memory.cuh"
 #include "device/shuffle.cuh"
+#include "fast_silu.cuh"
 #include "launch.cuh"
 #include "maths.cuh"
 #include "norm_args.cuh"
@@ -94,11 +94,10 @@ SSMJIT_DEVICE void store_norm(const float (&v)[kWidth], T* p) {
   }
 }
 
-// silu to some 2^-21, where the result is rounded to 16 bits; else the description's own function.
 template <class Cfg>
 SSMJIT_DEVICE float norm_gate(float z) {
   if constexpr (Cfg::kFastSilu)
-    return z * reciprocal_fast_f32(1.0f + exp2_fast_f32(-1.44269504f * z));
+    return silu_of_16_bits(z);
   else
     return Cfg::gate(z);
 }

@@ -127,6 +127,34 @@ struct Conv1dArgs {
   bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
 };
 
+// Tensors of one fused layer step, one token a request. Rows may be strided, inner dimensions are contiguous. What the
+// description has no use for is not given.
+struct LayerArgs {
+  std::size_t size = sizeof(LayerArgs);
+  Tensor state;       // [slots, nheads, head_dim, dstate], state dtype; base and slot stride multiples of 16 bytes, as
+                      // those of conv_state; updated
+  Tensor conv_state;  // [slots, channels, state_len], or [slots, state_len, channels] with channels_last, input dtype;
+                      // given iff there is a convolution; updated
+  Tensor x;           // with a convolution [batch, channels], x, B and C before it; else [batch, nheads, head_dim];
+                      // input dtype, rows 16-byte aligned
+  Tensor B;           // [batch, ngroups, dstate], input dtype, rows 16-byte aligned; given iff there is no convolution
+  Tensor C;           // as B
+  Tensor dt;          // [batch, nheads], dt dtype
+  Tensor z;           // [batch, nheads, head_dim], input dtype; given iff there is a gate, of the update or of the norm
+  Tensor conv_weight;             // [channels, width], input dtype, 16-byte aligned; given iff there is a convolution
+  Tensor conv_bias;               // [channels], input dtype, 16-byte aligned; given iff the convolution has a bias
+  Tensor A;                       // [nheads], fp32, negative
+  Tensor D;                       // [nheads], weight dtype; given iff the description's skip reads D
+  Tensor dt_bias;                 // [nheads], weight dtype; given iff the description's delta reads dt_bias
+  Tensor norm_weight;             // [nheads * head_dim], input dtype; given iff there is a norm
+  Tensor norm_bias;               // [nheads * head_dim], input dtype; given iff the norm has a bias
+  Tensor out;                     // [batch, nheads, head_dim], input dtype; written
+  Tensor state_batch_indices;     // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b
+  std::int64_t pad_slot_id = -1;  // this index, and every negative one, marks a pad row
+  Pdl pdl = Pdl::off;             // early_state: indices, both states and all weights are read before the wait
+  bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
+};
+
 // Tensors of one gated norm. x, z, out: [batch, tokens, channels], requests and tokens strided as they come, or [batch
 // * tokens, channels], rows strided; channels are contiguous; 16-byte aligned unless the description has unaligned
 // rows.
@@ -179,6 +207,7 @@ class Kernel {
   void launch(const UpdateArgs& args, void* stream) const;
   void launch(const RingArgs& args, void* stream) const;
   void launch(const Conv1dArgs& args, void* stream) const;
+  void launch(const LayerArgs& args, void* stream) const;
   void launch(const NormArgs& args, void* stream) const;
 
   // Fail: ErrorKind::invalid for a Kernel that was never loaded; so does launch().
@@ -190,6 +219,7 @@ class Kernel {
   static std::vector<std::string> problems(const Description& description, const UpdateArgs& args);
   static std::vector<std::string> problems(const Description& description, const RingArgs& args);
   static std::vector<std::string> problems(const Description& description, const Conv1dArgs& args);
+  static std::vector<std::string> problems(const Description& description, const LayerArgs& args);
   static std::vector<std::string> problems(const Description& description, const NormArgs& args);
 
  private:

@@ -22,6 +22,8 @@ struct Arch {
   int max_smem_bytes() const;
   bool has_bulk_copy() const { return major >= 9; }
   bool has_pdl() const { return major >= 9; }
+  // Blocks that a cluster may have; 1 before sm_90.
+  int max_cluster() const { return major >= 9 ? 8 : 1; }
   // Whether cubins for it have run in this project's tests; others compile and are `unverified on hardware`.
   bool verified() const { return major == 9 && minor == 0; }
   bool operator==(const Arch&) const = default;
@@ -41,7 +43,7 @@ const char* name(StatePath path);
 enum class RingRows { all, live };
 const char* name(RingRows rows);
 
-// The tunables of the kernels; templates/update.json and templates/ring.json declare each with its values and
+// The tunables of the kernels; an op's JSON file in templates/ declares each that it has, with its values and
 // constraints.
 struct Plan {
   int block_m = 0;          // rows of head_dim a block takes
@@ -54,8 +56,9 @@ struct Plan {
   bool early_state = false;            // Pdl::early_state asks for the state before it waits; else it is as wait_first
   int min_blocks_per_sm = 1;           // blocks of an SM that the compiler leaves registers for; 0: its own choice
   RingRows ring_rows = RingRows::all;  // ring kernels only
+  int cluster = 1;                     // layer kernels only: blocks that share the rows of a norm group
 
-  // "block_m=32,warps=4,...": every field, in the order above; those of ring kernels only where they are not as here.
+  // "block_m=32,warps=4,...": every field, in the order above; those of some ops only where they are not as here.
   std::string text() const;
   std::string json() const;
   // Reads text(); fields left out keep `base`'s. Fails: ErrorKind::invalid, naming the field.
@@ -69,9 +72,12 @@ std::vector<std::string> plan_problems(const Plan& plan, const Description& desc
 // Fails: ErrorKind::invalid with all of plan_problems().
 void check_plan(const Plan& plan, const Description& description, const Arch& arch);
 
-// All legal plans, in a fixed order. Fails: ErrorKind::invalid for an invalid description.
+// All legal plans, in a fixed order; none for a layer that no one kernel computes (several tokens, windows kept for
+// each, a ring, a norm group of parts of heads' groups), which takes a launch for each part. Fails: ErrorKind::invalid
+// for an invalid description.
 std::vector<Plan> plan_space(const Description& description, const Arch& arch);
-// A plan that is legal for any valid description and decent everywhere: what is used where no table has an answer.
+// A plan that is legal and decent everywhere: what is used where no table has an answer. Fails: ErrorKind::invalid
+// where plan_space() has none.
 Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads);
 
 // Launch shape of the plan's only launch.
@@ -80,6 +86,7 @@ struct LaunchShape {
   std::int64_t grid_y = 0;
   int block_threads = 0;
   int smem_bytes = 0;  // dynamic
+  int cluster = 1;     // blocks along x that run together
   bool operator==(const LaunchShape&) const = default;
 };
 LaunchShape launch_shape(const Plan& plan, const Description& description, int batch);

@@ -67,6 +67,7 @@ class Cluster {
   void copy_wait(std::uint32_t queue, std::uint32_t pending);
   void copy_wait_read(std::uint32_t queue, std::uint32_t pending);
   void copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_t bytes, std::uintptr_t barrier);
+  void store_to_barrier(std::byte* to, std::uint32_t value, std::uintptr_t barrier);
   void check_copy(bool to_shared, const std::byte* to, const std::byte* from, std::uint32_t bytes, std::uint32_t read);
   void matrix_row(std::uintptr_t row);
   void load_maybe_appended(std::byte* to, const std::byte* from, std::uint32_t bytes);

@@ -366,6 +366,40 @@ void Cluster::copy_to_barrier(std::byte* to, const std::byte* from, std::uint32_
   if (!b.waiting.empty()) complete(b);
 }
 
+void Cluster::store_to_barrier(std::byte* to, std::uint32_t value, std::uintptr_t barrier) {
+  Thread& t = *running_;
+  Mbarrier& b = mbarrier(barrier, "counts a store at");
+  complete(b);
+  const std::uintptr_t target = reinterpret_cast<std::uintptr_t>(to);
+  const auto block_of = [&](std::uintptr_t address) {
+    return (address - reinterpret_cast<std::uintptr_t>(shared_)) / shared_stride_;
+  };
+  if (target % sizeof(value) != 0 || !place(target, sizeof(value), t.site).shared ||
+      block_of(target) != block_of(barrier)) {
+    report(CpuFault::misuse, t.site, target, t,
+           "stores 4 bytes that count at an mbarrier; they must lie in the shared memory of the barrier's block, at a "
+           "multiple of 4");
+    give_up();
+  }
+  // The value depends on what the thread has read so far, so what waits for it comes after those reads. The GPU
+  // promises nothing of its writes, which can't be told apart here.
+  if (run_.races) {
+    if (b.gate.gathered == nullptr)
+      b.gate.gathered = clocks_.copy(*t.known);
+    else if (b.gate.merged != t.known->version)
+      clocks_.merge(*b.gate.gathered, *t.known);
+    b.gate.merged = t.known->version;
+    b.gate.gathered->of[t.index] = t.clock++;
+  }
+  Copy store = start(to, nullptr, sizeof(value), 0);
+  store.read = sizeof(value);
+  const std::byte* bytes = reinterpret_cast<const std::byte*>(&value);
+  store.taken.assign(bytes, bytes + sizeof(value));
+  b.copies.push_back(std::move(store));
+  b.brought += sizeof(value);
+  if (!b.waiting.empty()) complete(b);
+}
+
 // The bytes move now; whoever is ordered after (thread, clock) may use them.
 void Cluster::finish(const Copy& c, std::uint32_t thread, std::uint32_t clock) {
   if (c.read > 0) std::memcpy(c.to, c.taken.empty() ? c.from : c.taken.data(), c.read);

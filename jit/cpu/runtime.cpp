@@ -53,6 +53,9 @@ void copy_to_barrier(void* to, const void* from, u32 bytes, void* barrier) {
   Cluster::current().check_copy(true, bytes_at(to), bytes_at(from), bytes, bytes);
   Cluster::current().copy_to_barrier(bytes_at(to), bytes_at(from), bytes, number(barrier));
 }
+void store_to_barrier(void* to, u32 value, void* barrier) {
+  Cluster::current().store_to_barrier(bytes_at(to), value, number(barrier));
+}
 void matrix_row(const void* row) { Cluster::current().matrix_row(number(row)); }
 void load_maybe_appended(void* to, const void* from, u32 bytes) {
   Cluster::current().load_maybe_appended(bytes_at(to), bytes_at(from), bytes);
@@ -96,6 +99,7 @@ std::span<const RuntimeFunction> runtime_functions() {
       {"ssmjit_cpu_copy_wait", address(copy_wait), true},
       {"ssmjit_cpu_copy_wait_read", address(copy_wait_read), true},
       {"ssmjit_cpu_copy_to_barrier", address(copy_to_barrier), true},
+      {"ssmjit_cpu_store_to_barrier", address(store_to_barrier), true},
       {"ssmjit_cpu_matrix_row", address(matrix_row), true},
       {"ssmjit_cpu_load_maybe_appended", address(load_maybe_appended), true},
       {"expf", address(static_cast<Float1>(std::exp)), false},

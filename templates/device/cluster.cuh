@@ -37,6 +37,15 @@ SSMJIT_DEVICE void cluster_wait() {
 #endif
 }
 
+// An arrive that orders no memory but barriers initialised before barrier_init_fence, and costs no wait for the
+// thread's stores: for shared memory that a peer may reach into from now on, and for what this thread has read and
+// used, which others may write after their wait.
+SSMJIT_DEVICE void cluster_arrive_relaxed() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+
 // Where `shared`, an address in this block's shared memory, lies in that of block `rank` of the cluster.
 struct ClusterAddress {
   u32 bits;
@@ -107,5 +116,15 @@ SSMJIT_DEVICE void barrier_wait_cluster(Barrier* b, u32 parity) {
       "@!done bra again;\n}" ::"r"(shared_address(b)),
       "r"(parity)
       : "memory");
+#endif
+}
+
+// A store of 4 bytes to `address` that counts them into the phase of the barrier at `barrier`, which lies in the same
+// block of the cluster (both of cluster_address); seen by who waits for that phase. It orders nothing else (sm_90).
+SSMJIT_DEVICE void cluster_store_async_b32(ClusterAddress address, u32 v, ClusterAddress barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(address.bits),
+               "r"(v), "r"(barrier.bits)
+               : "memory");
 #endif
 }

@@ -75,6 +75,27 @@ KERNEL(gather) {
   cluster_arrive();
   cluster_wait();
 }
+// Each thread sends a word to every block of the cluster, which counts the bytes; what it has read before, others write
+// after the wait. buffer 0: a word a thread, replaced by the sum of the cluster's words.
+KERNEL(send_to_all) {
+  __shared__ u32 word[8 * 32];
+  __shared__ Barrier all;
+  const int i = thread_index(), n = cluster_size(), rank = cluster_rank();
+  const u32 mine = at<u32>(args, 0)[32 * block_x() + i];
+  if (i == 0) {
+    barrier_init(&all, 1);
+    barrier_init_fence();
+    barrier_arrive_expect(&all, static_cast<u32>(4 * 32 * n));
+  }
+  cluster_arrive_relaxed();
+  cluster_wait();
+  for (int r = 0; r < n; ++r)
+    cluster_store_async_b32(cluster_address(&word[32 * rank + i], r), mine, cluster_address(&all, r));
+  barrier_wait(&all, 0);
+  u32 sum = 0;
+  for (int j = 0; j < 32 * n; ++j) sum += word[j];
+  at<u32>(args, 0)[32 * (block_x() / n * n + (rank + 1) % n) + i] = sum;
+}
 )",
                           90);
 
@@ -139,6 +160,22 @@ TEST_P(Cluster, ABarrierInOneBlockWaitsForArrivalsOfAll) {
       std::uint32_t want = 0;
       for (std::size_t i = 0; i < 32 * cluster; ++i) want += in[32 * cluster * c + i];
       EXPECT_EQ(sum[c], want) << "cluster of " << cluster;
+    }
+  }
+}
+
+TEST_P(Cluster, StoresToPeersCountAtTheirBarriers) {
+  NEEDS(kCluster);
+  for (std::size_t cluster : {1u, 2u, 8u}) {
+    constexpr std::size_t kBlocks = 16;
+    std::vector<std::uint32_t> in(32 * kBlocks);
+    for (std::size_t i = 0; i < in.size(); ++i) in[i] = static_cast<std::uint32_t>(3 * i + 1);
+    std::vector<std::uint32_t> out = in;
+    kCluster.run(GetParam(), "send_to_all", {.blocks = kBlocks, .cluster = static_cast<int>(cluster)}, {out});
+    for (std::size_t b = 0; b < kBlocks; ++b) {
+      std::uint32_t want = 0;
+      for (std::size_t i = 0; i < 32 * cluster; ++i) want += in[32 * (b / cluster * cluster) + i];
+      for (std::size_t i = 0; i < 32; ++i) ASSERT_EQ(out[32 * b + i], want) << "cluster of " << cluster;
     }
   }
 }

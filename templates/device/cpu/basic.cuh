@@ -13,6 +13,7 @@ SSMJIT_DEVICE void sync_warp() { ssmjit_cpu_exchange(0xffffffffu, kSsmjitCpuSync
 template <class T>
 SSMJIT_DEVICE void keep(T*&) {}
 SSMJIT_DEVICE void keep(int&) {}
+SSMJIT_DEVICE void keep(float&) {}
 
 // A launch stands alone here, so nothing is waited for; what is done before the wait is checked.
 SSMJIT_DEVICE void grid_dependency_wait() { ssmjit_cpu_grid_wait(); }

@@ -7,6 +7,8 @@
 SSMJIT_DEVICE int cluster_rank() { return static_cast<int>(ssmjit_cpu_thread()->cluster_rank); }
 SSMJIT_DEVICE int cluster_size() { return static_cast<int>(ssmjit_cpu_thread()->cluster_size); }
 SSMJIT_DEVICE void cluster_arrive() { ssmjit_cpu_cluster_arrive(); }
+// Orders all that cluster_arrive does: the executor can't tell reads that were used from others.
+SSMJIT_DEVICE void cluster_arrive_relaxed() { ssmjit_cpu_cluster_arrive(); }
 SSMJIT_DEVICE void cluster_wait() { ssmjit_cpu_cluster_wait(); }
 
 struct ClusterAddress {
@@ -26,3 +28,7 @@ SSMJIT_DEVICE void cluster_store(ClusterAddress address, const Vec16& v) {
 
 SSMJIT_DEVICE void barrier_arrive_cluster(ClusterAddress address) { ssmjit_cpu_mbarrier_arrive(address.pointer, 1); }
 SSMJIT_DEVICE void barrier_wait_cluster(Barrier* b, u32 parity) { ssmjit_cpu_mbarrier_wait(b, parity); }
+
+SSMJIT_DEVICE void cluster_store_async_b32(ClusterAddress address, u32 v, ClusterAddress barrier) {
+  ssmjit_cpu_store_to_barrier(address.pointer, v, barrier.pointer);
+}

@@ -83,6 +83,10 @@ __device__ void ssmjit_cpu_copy_wait_read(u32 queue, u32 pending);
 // size: multiples of 16). The bytes move when that phase ends.
 __device__ void ssmjit_cpu_copy_to_barrier(void* to, const void* from, u32 bytes, void* barrier);
 
+// A store of 4 bytes to shared memory of the cluster that counts them into the phase of an mbarrier of the same block.
+// They move when that phase ends.
+__device__ void ssmjit_cpu_store_to_barrier(void* to, u32 value, void* barrier);
+
 // Checks an address that a matrix load or store is given: 16 bytes of shared memory, aligned to 16.
 __device__ void ssmjit_cpu_matrix_row(const void* row);
 

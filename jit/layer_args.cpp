@@ -1,0 +1,180 @@
+// The launch of a fused layer.
+#include <map>
+
+#include "jit/kernel_args.h"
+#include "jit/kernel_state.h"
+#include "jit/launch_checks.h"
+
+namespace ssmjit {
+
+namespace {
+
+template <class Report>
+void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
+  if (wants.op != Op::layer) {
+    report([&] { return wrong_args("LayerArgs", wants.op); });
+    return;
+  }
+  if (!check_version(args, report)) return;  // nothing behind it can be trusted
+  std::int64_t batch = kAny;
+  if (args.x.rank >= 1 && args.x.shape[0] >= 0) batch = args.x.shape[0];
+  if (batch > kMostRows)
+    report([&] { return fmt::format("x: got {} rows; a launch takes up to {}: split the batch", batch, kMostRows); });
+
+  const bool conv = wants.channels != 0;
+  const std::int64_t slots = args.state.rank == 4 && args.state.shape[0] >= 0 ? args.state.shape[0] : kAny;
+  const std::int64_t inner = wants.nheads * wants.head_dim;
+  const auto tensor = [&](const Tensor& given, const TensorWants& tensor_wants, bool wanted = true,
+                          const char* reader = "every layer needs it") {
+    if (check_given(tensor_wants.name, is_given(given), wanted, reader, report))
+      check_tensor(given, tensor_wants, report);
+  };
+  constexpr const char* kConv = "the convolution needs it";
+  constexpr const char* kNorm = "the norm needs it";
+  constexpr const char* kMaths = "the description's maths reads it";
+  tensor(args.state, {.name = "state",
+                      .dtype = wants.state,
+                      .rank = 4,
+                      .shape = {slots, wants.nheads, wants.head_dim, wants.dstate},
+                      .align = Align::vector_rows,
+                      .rows_apart = true,
+                      .rows = {"slot", ""}});
+  const std::int64_t rows = wants.channels_last ? wants.conv_len : wants.channels;
+  tensor(args.conv_state,
+         {.name = "conv_state",
+          .dtype = wants.input,
+          .rank = 3,
+          .shape = {slots, rows, wants.channels_last ? wants.channels : wants.conv_len},
+          .align = Align::vector_rows,
+          .rows_apart = true,
+          .rows = {"slot", ""}},
+         conv, kConv);
+  if (conv)
+    tensor(args.x, {"x", wants.input, 2, {batch, wants.channels}, Align::vector_rows});
+  else
+    tensor(args.x, {"x", wants.input, 3, {batch, wants.nheads, wants.head_dim}, Align::vector_rows});
+  constexpr const char* kUpdate = "without a convolution the update needs it";
+  tensor(args.B, {"B", wants.input, 3, {batch, wants.ngroups, wants.dstate}, Align::vector_rows}, !conv, kUpdate);
+  tensor(args.C, {"C", wants.input, 3, {batch, wants.ngroups, wants.dstate}, Align::vector_rows}, !conv, kUpdate);
+  tensor(args.dt, {"dt", wants.dt, 2, {batch, wants.nheads}});
+  tensor(args.z, {"z", wants.input, 3, {batch, wants.nheads, wants.head_dim}}, wants.has_z || wants.has_norm_gate,
+         kMaths);
+  tensor(args.conv_weight,
+         {.name = "conv_weight",
+          .dtype = wants.input,
+          .rank = 2,
+          .shape = {wants.channels, wants.conv_width},
+          .align = Align::vector_rows,
+          .strided = 0},
+         conv, kConv);
+  tensor(args.conv_bias, {"conv_bias", wants.input, 1, {wants.channels}, Align::vector_rows}, wants.has_conv_bias,
+         kConv);
+  tensor(args.A, {"A", DType::f32, 1, {wants.nheads}});
+  tensor(args.D, {"D", wants.weight, 1, {wants.nheads}}, wants.has_D, kMaths);
+  tensor(args.dt_bias, {"dt_bias", wants.weight, 1, {wants.nheads}}, wants.has_dt_bias, kMaths);
+  tensor(args.norm_weight, {"norm_weight", wants.input, 1, {inner}}, wants.has_norm, kNorm);
+  tensor(args.norm_bias, {"norm_bias", wants.input, 1, {inner}}, wants.has_norm_bias, kNorm);
+  tensor(args.out, {"out", wants.input, 3, {batch, wants.nheads, wants.head_dim}, Align::element, true});
+
+  if (is_given(args.state_batch_indices))
+    check_indices_shape("state_batch_indices", args.state_batch_indices, batch, report);
+  else
+    check_slot_of_each_row(args.state, batch, report);
+  check_pdl(args.pdl, report);
+}
+
+std::vector<std::string> find_problems(const Wants& wants, const LayerArgs& args) {
+  std::vector<std::string> found;
+  check_launch(wants, args, [&](auto&& sentence) { found.push_back(sentence()); });
+  return found;
+}
+
+// Checked mode: what only the device's memory tells. Waits for all work on the stream.
+void check_memory(const Driver& driver, const LayerArgs& args, std::int64_t batch, CUstream stream) {
+  wait_to_check(driver, stream);
+  std::vector<std::string> wrong;
+  const std::vector<std::int64_t> slots = read_slots(driver, "state_batch_indices", args.state_batch_indices, batch,
+                                                     args.state.shape[0], args.pad_slot_id, wrong);
+  std::map<std::int64_t, std::size_t> writer;  // slot -> row
+  for (std::size_t row = 0; row < slots.size(); ++row) {
+    if (is_pad(slots[row], args.pad_slot_id)) continue;
+    const auto [first, is_first] = writer.emplace(slots[row], row);
+    if (!is_first) wrong.push_back(same_slot_twice("state_batch_indices", first->second, row, slots[row]));
+  }
+  if (!wrong.empty()) fail(ErrorKind::invalid, "{}", lines_of(wrong));
+}
+
+[[noreturn, gnu::cold, gnu::noinline]] void refuse(const Wants& wants, const LayerArgs& args) {
+  fail(ErrorKind::invalid, "{}", lines_of(find_problems(wants, args)));
+}
+
+}  // namespace
+
+device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl) {
+  const auto& state = args.state.shape;
+  device_args::LayerArgs device{};
+  device.state = const_cast<void*>(args.state.data);
+  device.slots = state[0];
+  device.state_stride = stride_of(args.state, 0);
+  device.conv_state = const_cast<void*>(args.conv_state.data);
+  device.conv_state_stride = stride_of(args.conv_state, 0);
+  device.x = args.x.data;
+  device.x_stride = stride_of(args.x, 0);
+  device.B = args.B.data;
+  device.B_stride = stride_of(args.B, 0);
+  device.C = args.C.data;
+  device.C_stride = stride_of(args.C, 0);
+  device.nheads = static_cast<int>(state[1]);
+  if (args.conv_weight.data != nullptr) {
+    // x, B and C of a row stand one behind the other.
+    const std::int64_t inner = state[1] * state[2];
+    const std::int64_t bytes = element_bytes(args.x.dtype);
+    device.B = static_cast<const char*>(args.x.data) + inner * bytes;
+    device.C = static_cast<const char*>(args.x.data) + (inner + (args.x.shape[1] - inner) / 2) * bytes;
+    device.B_stride = device.C_stride = device.x_stride;
+  }
+  device.z = args.z.data;
+  device.z_stride = stride_of(args.z, 0);
+  device.dt = args.dt.data;
+  device.dt_stride = stride_of(args.dt, 0);
+  device.conv_weight = args.conv_weight.data;
+  device.conv_bias = args.conv_bias.data;
+  device.A = args.A.data;
+  device.D = args.D.data;
+  device.dt_bias = args.dt_bias.data;
+  device.norm_weight = args.norm_weight.data;
+  device.norm_bias = args.norm_bias.data;
+  device.out = const_cast<void*>(args.out.data);
+  device.out_stride = stride_of(args.out, 0);
+  device.state_batch_indices = args.state_batch_indices.data;
+  device.index_stride = stride_of(args.state_batch_indices, 0);
+  device.pad_slot_id = args.pad_slot_id;
+  device.wide_indices =
+      args.state_batch_indices.data != nullptr && args.state_batch_indices.dtype == DType::i64 ? 1 : 0;
+  device.pdl = device_pdl(pdl);
+  return device;
+}
+
+void Kernel::launch(const LayerArgs& args, void* stream) const {
+  if (state_ == nullptr) [[unlikely]]
+    State::refuse_empty();
+  const State& state = *state_;
+  bool fits = true;
+  check_launch(state.wants, args, [&](auto&&) { fits = false; });
+  if (!fits) [[unlikely]]
+    refuse(state.wants, args);
+  const std::int64_t batch = args.x.shape[0];
+  if (batch == 0) return;
+  const auto cu_stream = static_cast<CUstream>(stream);
+  if (args.checked) [[unlikely]]
+    check_memory(state.module.driver(), args, batch, cu_stream);
+  const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
+  device_args::LayerArgs device = to_device(args, pdl);
+  state.launch(&device, batch, pdl, cu_stream);
+}
+
+std::vector<std::string> Kernel::problems(const Description& description, const LayerArgs& args) {
+  return find_problems(Wants(description), args);
+}
+
+}  // namespace ssmjit

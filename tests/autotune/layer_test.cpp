@@ -1,0 +1,215 @@
+// Fused layers on the CPU executor: right plans of every kind of layer pass without a finding, each wrong kernel is
+// rejected.
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ssmjit/cpu.h>
+#include <ssmjit/error.h>
+#include <ssmjit/source.h>
+#include <ssmjit/tune.h>
+
+namespace ssmjit {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+#define NEEDS_EXECUTOR() \
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing
+
+constexpr const char* kDirect =
+    "block_m=16,warps=2,lanes_per_row=8,state_path=direct,streaming=true,early_state=false,min_blocks_per_sm=1";
+constexpr const char* kBulk =
+    "block_m=16,warps=2,lanes_per_row=8,state_path=bulk,streaming=true,early_state=false,min_blocks_per_sm=1";
+
+Plan plan(const std::string& changes, const char* base = kDirect) {
+  return Plan::parse(std::string(base) + "," + changes, Plan{});
+}
+
+Conv usual_conv() { return {.activation_expr = silu(dsl::x)}; }
+Norm usual_norm(int group_size) { return {.group_size = group_size, .gate_expr = silu(dsl::z)}; }
+
+// Two groups of two heads, a norm of each group's 64 channels.
+Description small() {
+  return mamba2({.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2})
+      .state(DType::bf16)
+      .with_conv(usual_conv())
+      .with_norm(usual_norm(64));
+}
+
+Verdict verdict_of(const Description& d, const Plan& p, const std::string& source = {}) {
+  VerifyOptions options;
+  options.on = VerifyOn::cpu;
+  options.source = source;
+  options.source_name = "mine.cu";
+  return verify(d, {p}, options).front();
+}
+
+struct Variant {
+  std::string name;
+  Description description;
+  std::string plan;
+  const char* base = kDirect;
+};
+
+void PrintTo(const Variant& v, std::ostream* out) { *out << v.name; }
+
+std::vector<Variant> variants() {
+  std::vector<Variant> all;
+  const auto add = [&](std::string name, Description d, std::string p, const char* base = kDirect) {
+    all.push_back({std::move(name), std::move(d), std::move(p), base});
+  };
+  add("ClusterOf4", small(), "cluster=4");
+  add("ClusterOf2", small(), "cluster=2");
+  add("OneBlockAGroup", small(), "cluster=1,block_m=32");
+  add("BulkInFourParts", small(), "cluster=1", kBulk);
+  add("BulkClusterOf2", small(), "cluster=2", kBulk);
+  add("EarlyState", small(), "cluster=4,early_state=true");
+  add("EarlyStateBulk", small(), "cluster=2,early_state=true", kBulk);
+  add("StateOfFp32", small().state(DType::f32), "cluster=2,lanes_per_row=16");
+  add("StateAndInputOfFp16", small().state(DType::f16).input(DType::f16), "cluster=4");
+  add("AllOfFp32", small().state(DType::f32).input(DType::f32), "cluster=4,lanes_per_row=16,warps=4,block_m=16");
+  add("GateInTheUpdate", small().gate(silu(dsl::z)).with_norm({.group_size = 64}), "cluster=4");
+  add("NormBeforeGate", small().with_norm({.group_size = 64, .gate_expr = silu(dsl::z), .before_gate = true}),
+      "cluster=4");
+  add("NormBeforeGateInParts",
+      small().with_norm({.group_size = 64, .gate_expr = silu(dsl::z), .before_gate = true, .has_bias = true}),
+      "cluster=2", kBulk);
+  add("NormWithBias", small().with_norm({.group_size = 64, .gate_expr = silu(dsl::z), .has_bias = true}), "cluster=4");
+  add("NormOfBothGroups", small().with_norm(usual_norm(128)), "cluster=4,block_m=32");
+  add("ConvAlone", mamba2({.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2}).with_conv(usual_conv()),
+      "cluster=4,lanes_per_row=16");
+  add("NormAlone", mamba2({.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2}).with_norm(usual_norm(64)),
+      "cluster=2,lanes_per_row=16");
+  add("Width2", small().with_conv({.width = 2, .activation_expr = silu(dsl::x)}), "cluster=4");
+  add("Width3NoBias", small().with_conv({.width = 3, .has_bias = false}), "cluster=4");
+  add("DeadEntryOfWindows", small().with_conv({.state_len = 4, .activation_expr = silu(dsl::x)}), "cluster=4");
+  add("LongWindows", small().with_conv({.state_len = 7, .activation_expr = silu(dsl::x)}), "cluster=4");
+  add("ChannelsLast", small().with_conv({.activation_expr = silu(dsl::x), .channels_last = true}), "cluster=4");
+  add("ChannelsLastLong", small().with_conv({.state_len = 5, .channels_last = true}), "cluster=2", kBulk);
+  add("PadsUntouched", small().pad_output(PadOutput::untouched), "cluster=4");
+  add("PadsAsIfZeroState", small().pad_output(PadOutput::as_if_zero_state), "cluster=4");
+  add("PadsAsIfZeroStateBulk", small().pad_output(PadOutput::as_if_zero_state), "cluster=2", kBulk);
+  add("HeadDim80",
+      mamba2({.nheads = 6, .head_dim = 80, .dstate = 64, .ngroups = 3})
+          .state(DType::bf16)
+          .with_conv(usual_conv())
+          .with_norm(usual_norm(160)),
+      "cluster=2,block_m=80,warps=5");
+  add("Dstate96",
+      mamba2({.nheads = 4, .head_dim = 32, .dstate = 96, .ngroups = 2})
+          .state(DType::bf16)
+          .with_conv(usual_conv())
+          .with_norm(usual_norm(64)),
+      "cluster=2,lanes_per_row=4,block_m=16");
+  return all;
+}
+
+class RightLayer : public testing::TestWithParam<Variant> {};
+
+TEST_P(RightLayer, PassesOnTheCpu) {
+  NEEDS_EXECUTOR();
+  const Variant& v = GetParam();
+  const Verdict verdict = verdict_of(v.description, plan(v.plan, v.base));
+  EXPECT_EQ(verdict.outcome, Outcome::ok) << v.description.summary();
+  EXPECT_THAT(verdict.failures, IsEmpty());
+  EXPECT_GT(verdict.y_error, 0) << "nothing was compared";
+  EXPECT_GT(verdict.state_error, 0);
+}
+INSTANTIATE_TEST_SUITE_P(OfEveryKind, RightLayer, testing::ValuesIn(variants()),
+                         [](const auto& info) { return info.param.name; });
+
+// An emitted layer with one place of its text changed.
+struct Mutant {
+  std::string name, right, wrong;
+  std::string plan = "cluster=4";
+  const char* base = kDirect;
+  bool fault = false;  // found by how it runs, not by what it gives
+};
+
+void PrintTo(const Mutant& m, std::ostream* out) { *out << m.name; }
+
+std::vector<Mutant> mutants() {
+  return {
+      {"StaleWindow", "k + 1 < kState ? element_bits<Input>(window, at(c, k + 1))",
+       "k + 1 < kState ? element_bits<Input>(window, at(c, k))"},
+      {"TapsInTheOtherOrder", "c * Cfg::kConvWidth + k)", "c * Cfg::kConvWidth + Cfg::kConvWidth - 1 - k)"},
+      {"NoConvBias", "sum = element_value<Input>(bias, c);", "sum = 0.0f;"},
+      {"NoActivation", "v[c] = Cfg::activation(sum);", "v[c] = sum;"},
+      {"BForC", "widen_shared(columns + Cfg::kDstate + at, C[v]);", "widen_shared(columns + at, C[v]);"},
+      {"WindowsOfBAndCNeverWritten", "if (at.first % S::kGroupRows == 0) store_windows(false);", ""},
+      {"WindowsOfBAndCOfOneGroupOnly", "if (at.first % S::kGroupRows == 0) store_windows(false);",
+       "if (at.first == 0) store_windows(false);"},
+      {"WindowsOfBAndCWrittenByAll", "if (at.first % S::kGroupRows == 0) store_windows(false);",
+       "store_windows(false);", "cluster=4", kDirect, true},
+      {"WindowsOfBAndCWrittenEarly", "  store_windows(true);\n",
+       "  store_windows(true);\n  if (at.first % S::kGroupRows == 0) store_windows(false);\n", "cluster=4", kDirect,
+       true},
+      {"NoSkip", "v += Cfg::skip(in.D, widen(x_rows[own_row + i]));", ";"},
+      {"NoNormGate", "y_own[i] *= in.norm_gate[i];", ";"},
+      {"MeanOfTheBlockAlone", "sum / Cfg::kNormRows", "sum / S::kBlockRows"},
+      {"NoEps", "+ Cfg::norm_eps()", "+ 10.0f * Cfg::norm_eps() + 0.1f"},
+      {"NoNormWeight", "v = v * scale * widen(norm.weight[i]);", "v = v * scale;"},
+      {"OneSumShort", "step >= kCopies; step /= 2) squares +=", "step > kCopies; step /= 2) squares +="},
+      {"SumsNotWaitedFor", "barrier_wait(&shared.sums, 0);", ";", "cluster=4", kDirect, true},
+      {"SumsOfOneBlockTwice", "[cluster_rank() * Cfg::kWarps + warp]", "[0 * Cfg::kWarps + warp]", "cluster=4", kDirect,
+       true},
+      {"NoBarrierBehindTheConvolution", "  sync_block();\n  store_windows(true);", "  store_windows(true);",
+       "cluster=4", kDirect, true},
+      {"NoWaitForThePeers", "if constexpr (kExchange) cluster_wait();", "", "cluster=4", kDirect, true},
+      {"StateNotWaitedFor", "if (live) barrier_wait(&shared.state[pass], 0);", "", "cluster=2", kBulk, true},
+      {"TheSameRowsTwice", "unsigned char* stage = stages + pass * Cfg::kBlockM * S::kRowBytes;",
+       "unsigned char* stage = stages;", "cluster=2", kBulk},
+      {"InputsBeforeTheWait", "    grid_dependency_wait();\n    load_inputs();",
+       "    load_inputs();\n    grid_dependency_wait();", "cluster=4,early_state=true", kDirect, true},
+  };
+}
+
+class WrongLayer : public testing::TestWithParam<Mutant> {};
+
+TEST_P(WrongLayer, IsRejected) {
+  NEEDS_EXECUTOR();
+  const Mutant& m = GetParam();
+  const Plan p = plan(m.plan, m.base);
+  std::string source = emit(small(), p, Arch{}).text;
+  const std::size_t at = source.find(m.right);
+  ASSERT_NE(at, std::string::npos) << m.right;
+  source.replace(at, m.right.size(), m.wrong);
+  const Verdict verdict = verdict_of(small(), p, source);
+  EXPECT_EQ(verdict.outcome, m.fault ? Outcome::faulty : Outcome::wrong) << testing::PrintToString(verdict.failures);
+}
+INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongLayer, testing::ValuesIn(mutants()),
+                         [](const auto& info) { return info.param.name; });
+
+// What no one kernel computes has no plans, and says what to do.
+TEST(LayerPlans, AreNoneForWhatTakesALaunchEach) {
+  const Description two_norms = small().with_norm(usual_norm(32));
+  const Description ring = small().store(Ring{.window = 16});
+  Conv kept = usual_conv();
+  kept.keep = ConvKeep::snapshots;
+  for (const Description& d : {two_norms, ring, small().with_conv(kept)}) {
+    EXPECT_THAT(plan_space(d, Arch{}), IsEmpty()) << d.summary();
+    try {
+      default_plan(d, Arch{}, 64);
+      ADD_FAILURE() << "no error";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::invalid);
+      EXPECT_THAT(e.what(), HasSubstr("one by one"));
+    }
+  }
+}
+
+TEST(LayerPlans, HaveNoClustersBeforeSm90) {
+  const Description d = small();
+  for (const Arch& arch : Arch::known())
+    for (const Plan& p : plan_space(d, arch)) EXPECT_LE(p.cluster, arch.max_cluster()) << arch.text();
+  EXPECT_THAT(plan_problems(plan("cluster=4"), d, Arch::parse("sm_80")),
+              testing::Contains(HasSubstr("clusters came with sm_90")));
+}
+
+}  // namespace
+}  // namespace ssmjit
