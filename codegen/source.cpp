@@ -138,23 +138,31 @@ std::string function(const char* what, const char* parameters, const Expr& e) {
                      e.empty() ? "0.0f" : e.cuda());
 }
 
+// fast: the expression is silu, of what is rounded to 16 bits next.
+std::string layer_function(const char* what, const char* parameter, const Expr& e, bool fast) {
+  if (!fast) return function(what, fmt::format("float {}", parameter).c_str(), e);
+  return fmt::format("  static SSMJIT_DEVICE float {0}(float {1}) {{ return layer_silu({1}); }}\n", what, parameter);
+}
+
 // What a layer has beside its update.
 std::string layer_config(const Description& d, const Plan& plan) {
-  const bool conv = d.conv.has_value(), norm = d.norm.has_value();
+  const bool conv = d.conv.has_value(), norm = d.norm.has_value(), short_input = size_bytes(d.input_dtype) == 2;
   std::string s = flag("kHasConv", conv);
   if (conv) {
     s += constant("kConvWidth", d.conv->width);
     s += constant("kConvState", d.conv_state_len());
     s += flag("kConvChannelsLast", d.conv->channels_last);
     s += flag("kConvBias", d.conv->has_bias);
-    s += function("activation", "float x", d.conv->activation_expr.empty() ? dsl::x : d.conv->activation_expr);
+    s += layer_function("activation", "x", d.conv->activation_expr.empty() ? dsl::x : d.conv->activation_expr,
+                        d.conv->activation_expr == silu(dsl::x) && short_input);
   }
   s += flag("kHasNorm", norm);
   s += constant("kNormRows", norm ? d.norm_group_size() : d.heads_per_group() * d.head_dim);
   s += flag("kHasNormGate", norm && !d.norm->gate_expr.empty());
   s += flag("kNormBeforeGate", norm && d.norm->before_gate);
   s += flag("kNormBias", norm && d.norm->has_bias);
-  s += function("norm_gate", "float z", norm ? d.norm->gate_expr : Expr());
+  s += layer_function("norm_gate", "z", norm ? d.norm->gate_expr : Expr(),
+                      norm && d.norm->gate_expr == silu(dsl::z) && short_input);
   s += function("norm_eps", "", norm ? Expr(d.norm->eps) : Expr());
   s += constant("kCluster", plan.cluster);
   return s;

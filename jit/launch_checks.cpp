@@ -26,6 +26,8 @@ std::string wrong_args(const char* got, Op kernel) {
         return {"ring kernel", "RingArgs"};
       case Op::norm:
         return {"norm kernel", "NormArgs"};
+      case Op::layer:
+        return {"kernel of a fused layer", "LayerArgs"};
       default:
         return {"kernel of another op", "the arguments of that"};
     }

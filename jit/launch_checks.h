@@ -50,7 +50,7 @@ struct Wants {
         is_stochastic(std::holds_alternative<Stochastic>(d.rounding_kind)),
         is_varlen(d.is_varlen),
         aligned_rows(d.aligned_rows),
-        channels(d.conv_channels()),
+        conv_channels(d.conv_channels()),
         conv_width(d.conv ? d.conv->width : 0),
         conv_len(d.conv_state_len()),
         has_conv_bias(d.conv && d.conv->has_bias),
@@ -63,7 +63,7 @@ struct Wants {
   std::int64_t nheads, head_dim, dstate, ngroups, tokens, window, length, channels;
   DType input, dt, weight, state;
   bool has_z, has_D, has_dt_bias, has_destination, has_state_scale, is_stochastic, is_varlen, aligned_rows;
-  std::int64_t channels, conv_width, conv_len;  // 0 without a convolution
+  std::int64_t conv_channels, conv_width, conv_len;  // 0 without a convolution
   bool has_conv_bias, channels_last, has_norm, has_norm_gate, has_norm_bias;
 };
 

@@ -21,7 +21,7 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
   if (batch > kMostRows)
     report([&] { return fmt::format("x: got {} rows; a launch takes up to {}: split the batch", batch, kMostRows); });
 
-  const bool conv = wants.channels != 0;
+  const bool conv = wants.conv_channels != 0;
   const std::int64_t slots = args.state.rank == 4 && args.state.shape[0] >= 0 ? args.state.shape[0] : kAny;
   const std::int64_t inner = wants.nheads * wants.head_dim;
   const auto tensor = [&](const Tensor& given, const TensorWants& tensor_wants, bool wanted = true,
@@ -39,18 +39,18 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
                       .align = Align::vector_rows,
                       .rows_apart = true,
                       .rows = {"slot", ""}});
-  const std::int64_t rows = wants.channels_last ? wants.conv_len : wants.channels;
+  const std::int64_t rows = wants.channels_last ? wants.conv_len : wants.conv_channels;
   tensor(args.conv_state,
          {.name = "conv_state",
           .dtype = wants.input,
           .rank = 3,
-          .shape = {slots, rows, wants.channels_last ? wants.channels : wants.conv_len},
+          .shape = {slots, rows, wants.channels_last ? wants.conv_channels : wants.conv_len},
           .align = Align::vector_rows,
           .rows_apart = true,
           .rows = {"slot", ""}},
          conv, kConv);
   if (conv)
-    tensor(args.x, {"x", wants.input, 2, {batch, wants.channels}, Align::vector_rows});
+    tensor(args.x, {"x", wants.input, 2, {batch, wants.conv_channels}, Align::vector_rows});
   else
     tensor(args.x, {"x", wants.input, 3, {batch, wants.nheads, wants.head_dim}, Align::vector_rows});
   constexpr const char* kUpdate = "without a convolution the update needs it";
@@ -63,11 +63,11 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
          {.name = "conv_weight",
           .dtype = wants.input,
           .rank = 2,
-          .shape = {wants.channels, wants.conv_width},
+          .shape = {wants.conv_channels, wants.conv_width},
           .align = Align::vector_rows,
           .strided = 0},
          conv, kConv);
-  tensor(args.conv_bias, {"conv_bias", wants.input, 1, {wants.channels}, Align::vector_rows}, wants.has_conv_bias,
+  tensor(args.conv_bias, {"conv_bias", wants.input, 1, {wants.conv_channels}, Align::vector_rows}, wants.has_conv_bias,
          kConv);
   tensor(args.A, {"A", DType::f32, 1, {wants.nheads}});
   tensor(args.D, {"D", wants.weight, 1, {wants.nheads}}, wants.has_D, kMaths);
