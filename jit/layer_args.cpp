@@ -56,7 +56,8 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
   constexpr const char* kUpdate = "without a convolution the update needs it";
   tensor(args.B, {"B", wants.input, 3, {batch, wants.ngroups, wants.dstate}, Align::vector_rows}, !conv, kUpdate);
   tensor(args.C, {"C", wants.input, 3, {batch, wants.ngroups, wants.dstate}, Align::vector_rows}, !conv, kUpdate);
-  tensor(args.dt, {"dt", wants.dt, 2, {batch, wants.nheads}});
+  tensor(in_front_of({wants.head_dim}, args.dt),
+         {.name = "dt", .dtype = wants.dt, .rank = 2, .shape = {batch, wants.nheads}, .or_expanded = kOrExpandedHeads});
   tensor(args.z, {"z", wants.input, 3, {batch, wants.nheads, wants.head_dim}}, wants.has_z || wants.has_norm_gate,
          kMaths);
   tensor(args.conv_weight,
@@ -69,9 +70,15 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
          conv, kConv);
   tensor(args.conv_bias, {"conv_bias", wants.input, 1, {wants.conv_channels}, Align::vector_rows}, wants.has_conv_bias,
          kConv);
-  tensor(args.A, {"A", DType::f32, 1, {wants.nheads}});
-  tensor(args.D, {"D", wants.weight, 1, {wants.nheads}}, wants.has_D, kMaths);
-  tensor(args.dt_bias, {"dt_bias", wants.weight, 1, {wants.nheads}}, wants.has_dt_bias, kMaths);
+  tensor(in_front_of({wants.head_dim, wants.dstate}, args.A),
+         {.name = "A", .dtype = DType::f32, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedA});
+  const auto of_heads = [&](const Tensor& given, const char* name, bool wanted) {
+    tensor(in_front_of({wants.head_dim}, given),
+           {.name = name, .dtype = wants.weight, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedHeads},
+           wanted, kMaths);
+  };
+  of_heads(args.D, "D", wants.has_D);
+  of_heads(args.dt_bias, "dt_bias", wants.has_dt_bias);
   tensor(args.norm_weight, {"norm_weight", wants.input, 1, {inner}}, wants.has_norm, kNorm);
   tensor(args.norm_bias, {"norm_bias", wants.input, 1, {inner}}, wants.has_norm_bias, kNorm);
   tensor(args.out, {"out", wants.input, 3, {batch, wants.nheads, wants.head_dim}, Align::element, true});

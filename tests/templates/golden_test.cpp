@@ -28,8 +28,15 @@ std::vector<Golden> goldens() {
   const Description ring_of_bytes =
       Description(ring).state(DType::i8).rounding(Stochastic{}).gate(silu(dsl::z)).varlen();
   Description norm = gated_norm({.channels = 4096, .group_size = 512, .gate_expr = silu(dsl::z)});
+  const Description layer = mamba2({.nheads = 64, .head_dim = 64, .dstate = 128, .ngroups = 8})
+                                .state(DType::bf16)
+                                .with_conv({.activation_expr = silu(dsl::x)})
+                                .with_norm({.group_size = 512, .gate_expr = silu(dsl::z)});
   const Arch arch;
-  return {{"norm_512_bf16_default", norm, default_plan(norm, arch, 8)},
+  return {{"layer_64x64x128_bf16_cluster8",
+           layer,
+           {.block_m = 64, .warps = 8, .lanes_per_row = 16, .min_blocks_per_sm = 1, .cluster = 8}},
+          {"norm_512_bf16_default", norm, default_plan(norm, arch, 8)},
           {"tp8_fp32_default", tp8, default_plan(tp8, arch, 128)},
           {"tp8_bf16_bulk_gate_destination",
            bulk,
