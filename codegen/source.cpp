@@ -144,12 +144,17 @@ std::string function(const char* what, const char* parameters, const Expr& e) {
                      e.empty() ? "0.0f" : e.cuda());
 }
 
+// fast: the expression is silu, of what is rounded to 16 bits next.
+std::string maybe_fast(const char* what, const char* parameter, const Expr& e, bool fast) {
+  if (!fast) return function(what, fmt::format("float {}", parameter).c_str(), e);
+  return fmt::format("  static SSMJIT_DEVICE float {0}(float {1}) {{ return silu_of_16_bits({1}); }}\n", what,
+                     parameter);
+}
+
 // A convolution's, the same alone and in a layer, so that both round alike.
 std::string activation(const Description& d) {
   const Expr x(Leaf::x), &given = d.conv->activation_expr;
-  if (given == silu(x) && size_bytes(d.input_dtype) == 2)
-    return "  static SSMJIT_DEVICE float activation(float x) { return silu_of_16_bits(x); }\n";
-  return function("activation", "float x", given.empty() ? x : given);
+  return maybe_fast("activation", "x", given.empty() ? x : given, given == silu(x) && size_bytes(d.input_dtype) == 2);
 }
 
 std::string conv1d_config(const Description& d, const Plan& plan) {
@@ -182,7 +187,7 @@ std::string conv1d_config(const Description& d, const Plan& plan) {
 
 // What a layer has beside its update.
 std::string layer_config(const Description& d, const Plan& plan) {
-  const bool conv = d.conv.has_value(), norm = d.norm.has_value();
+  const bool conv = d.conv.has_value(), norm = d.norm.has_value(), short_input = size_bytes(d.input_dtype) == 2;
   std::string s = flag("kHasConv", conv);
   if (conv) {
     s += constant("kConvWidth", d.conv->width);
@@ -196,10 +201,8 @@ std::string layer_config(const Description& d, const Plan& plan) {
   s += flag("kHasNormGate", norm && !d.norm->gate_expr.empty());
   s += flag("kNormBeforeGate", norm && d.norm->before_gate);
   s += flag("kNormBias", norm && d.norm->has_bias);
-  if (norm && d.norm->gate_expr == silu(dsl::z) && size_bytes(d.input_dtype) == 2)
-    s += "  static SSMJIT_DEVICE float norm_gate(float z) { return silu_of_16_bits(z); }\n";
-  else
-    s += function("norm_gate", "float z", norm ? d.norm->gate_expr : Expr());
+  s += maybe_fast("norm_gate", "z", norm ? d.norm->gate_expr : Expr(),
+                  norm && d.norm->gate_expr == silu(dsl::z) && short_input);
   s += function("norm_eps", "", norm ? Expr(d.norm->eps) : Expr());
   s += constant("kCluster", plan.cluster);
   return s;

@@ -28,6 +28,8 @@ std::string wrong_args(const char* got, Op kernel) {
         return {"conv1d kernel", "Conv1dArgs"};
       case Op::norm:
         return {"norm kernel", "NormArgs"};
+      case Op::layer:
+        return {"kernel of a fused layer", "LayerArgs"};
       default:
         return {"kernel of another op", "the arguments of that"};
     }

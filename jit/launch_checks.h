@@ -37,7 +37,7 @@ struct Wants {
         tokens(d.token_count),
         window(d.ring_window()),
         length(d.ring_length()),
-        channels(d.norm_channels()),
+        norm_channels(d.norm_channels()),
         conv_channels(d.conv_channels()),
         conv_state_len(d.conv_state_len()),
         conv_snapshot_len(d.conv_snapshot_len()),
@@ -54,23 +54,17 @@ struct Wants {
         is_stochastic(std::holds_alternative<Stochastic>(d.rounding_kind)),
         is_varlen(d.is_varlen),
         aligned_rows(d.aligned_rows),
-        channels(d.conv_channels()),
-        conv_width(d.conv ? d.conv->width : 0),
-        conv_len(d.conv_state_len()),
-        has_conv_bias(d.conv && d.conv->has_bias),
-        channels_last(d.conv && d.conv->channels_last),
         has_norm(d.norm.has_value()),
         has_norm_gate(d.norm && !d.norm->gate_expr.empty()),
         has_norm_bias(d.norm && d.norm->has_bias) {}
 
   Op op;
-  std::int64_t nheads, head_dim, dstate, ngroups, tokens, window, length, channels;
+  std::int64_t nheads, head_dim, dstate, ngroups, tokens, window, length, norm_channels;
   std::int64_t conv_channels, conv_state_len, conv_snapshot_len;
   Conv conv;  // a default one where the description has none
   DType input, dt, weight, state;
   bool has_z, has_D, has_dt_bias, has_destination, has_state_scale, is_stochastic, is_varlen, aligned_rows;
-  std::int64_t channels, conv_width, conv_len;  // 0 without a convolution
-  bool has_conv_bias, channels_last, has_norm, has_norm_gate, has_norm_bias;
+  bool has_norm, has_norm_gate, has_norm_bias;
 };
 
 inline bool is_given(const Tensor& tensor) {

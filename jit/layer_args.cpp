@@ -21,7 +21,7 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
   if (batch > kMostRows)
     report([&] { return fmt::format("x: got {} rows; a launch takes up to {}: split the batch", batch, kMostRows); });
 
-  const bool conv = wants.channels != 0;
+  const bool conv = wants.conv_channels != 0;
   const std::int64_t slots = args.state.rank == 4 && args.state.shape[0] >= 0 ? args.state.shape[0] : kAny;
   const std::int64_t inner = wants.nheads * wants.head_dim;
   const auto tensor = [&](const Tensor& given, const TensorWants& tensor_wants, bool wanted = true,
@@ -39,39 +39,46 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
                       .align = Align::vector_rows,
                       .rows_apart = true,
                       .rows = {"slot", ""}});
-  const std::int64_t rows = wants.channels_last ? wants.conv_len : wants.channels;
+  const std::int64_t rows = wants.conv.channels_last ? wants.conv_state_len : wants.conv_channels;
   tensor(args.conv_state,
          {.name = "conv_state",
           .dtype = wants.input,
           .rank = 3,
-          .shape = {slots, rows, wants.channels_last ? wants.channels : wants.conv_len},
+          .shape = {slots, rows, wants.conv.channels_last ? wants.conv_channels : wants.conv_state_len},
           .align = Align::vector_rows,
           .rows_apart = true,
           .rows = {"slot", ""}},
          conv, kConv);
   if (conv)
-    tensor(args.x, {"x", wants.input, 2, {batch, wants.channels}, Align::vector_rows});
+    tensor(args.x, {"x", wants.input, 2, {batch, wants.conv_channels}, Align::vector_rows});
   else
     tensor(args.x, {"x", wants.input, 3, {batch, wants.nheads, wants.head_dim}, Align::vector_rows});
   constexpr const char* kUpdate = "without a convolution the update needs it";
   tensor(args.B, {"B", wants.input, 3, {batch, wants.ngroups, wants.dstate}, Align::vector_rows}, !conv, kUpdate);
   tensor(args.C, {"C", wants.input, 3, {batch, wants.ngroups, wants.dstate}, Align::vector_rows}, !conv, kUpdate);
-  tensor(args.dt, {"dt", wants.dt, 2, {batch, wants.nheads}});
+  tensor(in_front_of({wants.head_dim}, args.dt),
+         {.name = "dt", .dtype = wants.dt, .rank = 2, .shape = {batch, wants.nheads}, .or_expanded = kOrExpandedHeads});
   tensor(args.z, {"z", wants.input, 3, {batch, wants.nheads, wants.head_dim}}, wants.has_z || wants.has_norm_gate,
          kMaths);
   tensor(args.conv_weight,
          {.name = "conv_weight",
           .dtype = wants.input,
           .rank = 2,
-          .shape = {wants.channels, wants.conv_width},
+          .shape = {wants.conv_channels, wants.conv.width},
           .align = Align::vector_rows,
           .strided = 0},
          conv, kConv);
-  tensor(args.conv_bias, {"conv_bias", wants.input, 1, {wants.channels}, Align::vector_rows}, wants.has_conv_bias,
-         kConv);
-  tensor(args.A, {"A", DType::f32, 1, {wants.nheads}});
-  tensor(args.D, {"D", wants.weight, 1, {wants.nheads}}, wants.has_D, kMaths);
-  tensor(args.dt_bias, {"dt_bias", wants.weight, 1, {wants.nheads}}, wants.has_dt_bias, kMaths);
+  tensor(args.conv_bias, {"conv_bias", wants.input, 1, {wants.conv_channels}, Align::vector_rows},
+         conv && wants.conv.has_bias, kConv);
+  tensor(in_front_of({wants.head_dim, wants.dstate}, args.A),
+         {.name = "A", .dtype = DType::f32, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedA});
+  const auto of_heads = [&](const Tensor& given, const char* name, bool wanted) {
+    tensor(in_front_of({wants.head_dim}, given),
+           {.name = name, .dtype = wants.weight, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedHeads},
+           wanted, kMaths);
+  };
+  of_heads(args.D, "D", wants.has_D);
+  of_heads(args.dt_bias, "dt_bias", wants.has_dt_bias);
   tensor(args.norm_weight, {"norm_weight", wants.input, 1, {inner}}, wants.has_norm, kNorm);
   tensor(args.norm_bias, {"norm_bias", wants.input, 1, {inner}}, wants.has_norm_bias, kNorm);
   tensor(args.out, {"out", wants.input, 3, {batch, wants.nheads, wants.head_dim}, Align::element, true});

@@ -34,14 +34,14 @@ void check_launch(const Wants& wants, const NormArgs& args, Report&& report) {
     TensorWants tensor_wants{.name = name,
                              .dtype = wants.input,
                              .rank = 3,
-                             .shape = {batch, wants.tokens, wants.channels},
+                             .shape = {batch, wants.tokens, wants.norm_channels},
                              .align = align,
                              .rows_apart = written,
                              .strided = 2,
                              .may_be_unaligned = true};
     if (tensor.rank == 2) {
       tensor_wants.rank = 2;
-      tensor_wants.shape = {batch == kAny ? kAny : batch * wants.tokens, wants.channels};
+      tensor_wants.shape = {batch == kAny ? kAny : batch * wants.tokens, wants.norm_channels};
       tensor_wants.strided = 1;
     }
     check_tensor(tensor, tensor_wants, report);
@@ -52,7 +52,7 @@ void check_launch(const Wants& wants, const NormArgs& args, Report&& report) {
                    {.name = name,
                     .dtype = wants.weight,
                     .rank = 1,
-                    .shape = {wants.channels},
+                    .shape = {wants.norm_channels},
                     .align = align,
                     .may_be_unaligned = true},
                    report);

@@ -33,8 +33,7 @@
 //   all blocks of the cluster have read it; nothing is read after it was written.
 // - Nothing waits for a value but for the slot's index until all loads are under way.
 // - Norm: each warp sends its sum of squares to all blocks of the cluster, where it counts into an mbarrier; all sums
-// are
-//   then added in the same order everywhere.
+//   are then added in the same order everywhere.
 //
 // state_path: how the state comes to the lane that uses it
 //   direct  straight into registers, the next rows' during these rows' arithmetic
@@ -484,32 +483,13 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
   }
   if constexpr (kExchange) cluster_arrive_relaxed();  // peers may send from their wait on
 
-  // What a launch brings, and what stays the same from launch to launch; no address of either waits for the index.
   typename Step::Item item[S::kRounds];
   if constexpr (Cfg::kHasConv) {
 #pragma unroll
     for (int i = 0; i < S::kRounds; ++i) item[i].channel = at.channel(thread + i * S::kThreads);
   }
-  LayerInputs<Cfg> in;
-  NormWeights<Cfg> norm;
-  const auto load_inputs = [&] {
-#pragma unroll
-    for (int i = 0; i < S::kRounds; ++i)
-      if (Step::exists(thread + i * S::kThreads)) at.load_input(item[i], thread + i * S::kThreads);
-    at.load_inputs(in, 0);
-  };
-  const auto load_weights = [&] {
-    if constexpr (Cfg::kHasConv) {
-#pragma unroll
-      for (int i = 0; i < S::kRounds; ++i)
-        if (Step::exists(thread + i * S::kThreads)) item[i].load_weights(args);
-    }
-    at.load_scalars(in, 0);
-    if constexpr (S::kPasses == 1) at.load_norm(norm, 0);
-  };
-  if constexpr (!Cfg::kEarlyState) load_inputs();
-  load_weights();
 
+  // The index alone is waited for before all is asked for: a wait for it would be one for loads beside it, too.
   const i64 index = slot.value();
   const bool live = index >= 0 && index < args.slots && index != args.pad_slot_id;
   if constexpr (Cfg::kPadOutput != PadOutput::as_if_zero_state) {
@@ -528,26 +508,51 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
     for (int i = 0; i < S::kRounds; ++i)
       if (Step::exists(thread + i * S::kThreads)) item[i].load_window(windows, at.channels(), live);
   }
+  sync_warp();  // nor these, which the convolution waits for, behind the others
   LayerTile<Cfg> tile;
-  if constexpr (kBulk) {
-    if (thread == 0 && live) {
+  const auto load_state = [&] {
+    if constexpr (kBulk) {
+      if (thread == 0 && live) {
 #pragma unroll
-      for (int pass = 0; pass < S::kPasses; ++pass) {
-        barrier_arrive_expect(&shared.state[pass], Cfg::kBlockM * S::kRowBytes);
-        bulk_load(stages + pass * Cfg::kBlockM * S::kRowBytes, state + pass * Cfg::kBlockM * Cfg::kDstate,
-                  Cfg::kBlockM * S::kRowBytes, &shared.state[pass]);
+        for (int pass = 0; pass < S::kPasses; ++pass) {
+          barrier_arrive_expect(&shared.state[pass], Cfg::kBlockM * S::kRowBytes);
+          bulk_load(stages + pass * Cfg::kBlockM * S::kRowBytes, state + pass * Cfg::kBlockM * Cfg::kDstate,
+                    Cfg::kBlockM * S::kRowBytes, &shared.state[pass]);
+        }
       }
+    } else {
+      at.load_state(tile, state, live);
     }
-  } else {
-    at.load_state(tile, state, live);
+  };
+  if constexpr (kBulk || Cfg::kEarlyState) load_state();
+  LayerInputs<Cfg> in;
+  NormWeights<Cfg> norm;
+  const auto load_inputs = [&] {
+#pragma unroll
+    for (int i = 0; i < S::kRounds; ++i)
+      if (Step::exists(thread + i * S::kThreads)) at.load_input(item[i], thread + i * S::kThreads);
+    at.load_inputs(in, 0);
+  };
+  if constexpr (Cfg::kHasConv) {
+#pragma unroll
+    for (int i = 0; i < S::kRounds; ++i)
+      if (Step::exists(thread + i * S::kThreads)) item[i].load_weights(args);
   }
+  at.load_scalars(in, 0);
   if constexpr (Cfg::kEarlyState) {
+    if constexpr (S::kPasses == 1) at.load_norm(norm, 0);
     grid_dependency_wait();
     load_inputs();
+  } else {
+    load_inputs();
+    if constexpr (!kBulk) load_state();
+    if constexpr (S::kPasses == 1) at.load_norm(norm, 0);
   }
 
-  LayerScalars<Cfg> scalars(in);
+  // No load may move down past here, behind arithmetic that waits for another.
+  sync_warp();
   if constexpr (kExchange) cluster_wait();
+  LayerScalars<Cfg> scalars(in);
 
   const auto store_windows = [&](bool of_x) {
     if constexpr (Cfg::kHasConv) {
@@ -644,7 +649,7 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
     for (int i = 0; i < (S::kSums + 31) / 32; ++i)
       if (lane_index() + 32 * i < S::kSums) sum += shared.sum[lane_index() + 32 * i];
     sum = sum_lanes(sum);
-    scale = 1.0f / sqrt_f32(sum / Cfg::kNormRows + Cfg::norm_eps());
+    scale = rsqrt_fast_f32(sum * (1.0f / static_cast<float>(Cfg::kNormRows)) + Cfg::norm_eps());
   }
   if constexpr (S::kPasses == 1) {
     at.write(u, norm, scalars.norm_gate, scale, 0);

@@ -4,8 +4,17 @@
 // convolution stand in the order x, B, C: nheads * head_dim, then twice ngroups * dstate.
 
 struct LayerArgs {
-  void* state;             // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows; updated
-  long long slots;         // a slot index outside [0, slots) makes its row a pad row
+  // What the first load needs, and the loads behind it, stands first: it is fetched line by line.
+  const void* state_batch_indices;  // [batch], null: row b uses slot b
+  long long index_stride;
+  long long pad_slot_id;  // a row with this index, or a negative one, is a pad row
+  int nheads;
+  int wide_indices;  // 1: indices are int64, 0: int32
+  int pdl;           // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads the index, the states and the
+                     // weights, waits, then reads the rest; any other does as for 1
+  const void* A;     // [nheads] fp32, negative
+  void* state;       // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows; updated
+  long long slots;   // a slot index outside [0, slots) makes its row a pad row
   long long state_stride;  // between slots
   void* conv_state;        // [slots, channels, kConvState], or [slots, kConvState, channels] where channels come last;
                            // inner two contiguous, slots 16-byte aligned; updated
@@ -22,18 +31,10 @@ struct LayerArgs {
   long long dt_stride;
   const void* conv_weight;  // [channels, kConvWidth], 16-byte aligned
   const void* conv_bias;    // [channels], 16-byte aligned
-  const void* A;            // [nheads] fp32, negative
   const void* D;            // [nheads]
   const void* dt_bias;      // [nheads]
   const void* norm_weight;  // [nheads, head_dim]
   const void* norm_bias;    // [nheads, head_dim]
   void* out;                // [batch, nheads, head_dim]
   long long out_stride;
-  const void* state_batch_indices;  // [batch], null: row b uses slot b
-  long long index_stride;
-  long long pad_slot_id;  // a row with this index, or a negative one, is a pad row
-  int nheads;
-  int wide_indices;  // 1: indices are int64, 0: int32
-  int pdl;           // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads the index, the states and the
-                     // weights, waits, then reads the rest; any other does as for 1
 };

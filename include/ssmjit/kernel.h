@@ -127,8 +127,8 @@ struct Conv1dArgs {
   bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
 };
 
-// Tensors of one fused layer step, one token a request. Rows may be strided, inner dimensions are contiguous. What the
-// description has no use for is not given.
+// Tensors of one fused layer step, one token a request. Rows may be strided, inner dimensions are contiguous; A, dt, D
+// and dt_bias also as the views that UpdateArgs takes. What the description has no use for is not given.
 struct LayerArgs {
   std::size_t size = sizeof(LayerArgs);
   Tensor state;       // [slots, nheads, head_dim, dstate], state dtype; base and slot stride multiples of 16 bytes, as

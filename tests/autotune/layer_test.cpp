@@ -151,7 +151,7 @@ std::vector<Mutant> mutants() {
        true},
       {"NoSkip", "v += Cfg::skip(in.D, widen(x_rows[own_row + i]));", ";"},
       {"NoNormGate", "y_own[i] *= in.norm_gate[i];", ";"},
-      {"MeanOfTheBlockAlone", "sum / Cfg::kNormRows", "sum / S::kBlockRows"},
+      {"MeanOfTheBlockAlone", "static_cast<float>(Cfg::kNormRows)", "static_cast<float>(S::kBlockRows)"},
       {"NoEps", "+ Cfg::norm_eps()", "+ 10.0f * Cfg::norm_eps() + 0.1f"},
       {"NoNormWeight", "v = v * scale * widen(norm.weight[i]);", "v = v * scale;"},
       {"OneSumShort", "step >= kCopies; step /= 2) squares +=", "step > kCopies; step /= 2) squares +="},

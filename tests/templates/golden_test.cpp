@@ -28,12 +28,19 @@ std::vector<Golden> goldens() {
   const Description ring_of_bytes =
       Description(ring).state(DType::i8).rounding(Stochastic{}).gate(silu(dsl::z)).varlen();
   Description norm = gated_norm({.channels = 4096, .group_size = 512, .gate_expr = silu(dsl::z)});
+  const Description layer = mamba2({.nheads = 64, .head_dim = 64, .dstate = 128, .ngroups = 8})
+                                .state(DType::bf16)
+                                .with_conv({.activation_expr = silu(dsl::x)})
+                                .with_norm({.group_size = 512, .gate_expr = silu(dsl::z)});
   const Arch arch;
   const Description conv = conv1d({.channels = 6144, .activation_expr = silu(dsl::x)});
   Conv drafts = *conv.conv;
   drafts.state_len = 8, drafts.channels_last = true, drafts.has_accepted = true;
   return {{"conv1d_default", conv, default_plan(conv, arch, 96)},
           {"conv1d_6_tokens_accepted", conv1d(drafts).tokens(6), default_plan(conv1d(drafts).tokens(6), arch, 96)},
+          {"layer_64x64x128_bf16_cluster8",
+           layer,
+           {.block_m = 64, .warps = 8, .lanes_per_row = 16, .min_blocks_per_sm = 1, .cluster = 8}},
           {"norm_512_bf16_default", norm, default_plan(norm, arch, 8)},
           {"tp8_fp32_default", tp8, default_plan(tp8, arch, 128)},
           {"tp8_bf16_bulk_gate_destination",

@@ -1,0 +1,207 @@
+#include <cstring>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ssmjit/kernel.h>
+
+#include "jit/kernel_args.h"
+#include "tests/jit/allocation_count.h"
+#include "tests/jit/launch_test.h"
+
+namespace ssmjit {
+
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+constexpr std::int64_t kBatch = 3, kHeads = 64, kHeadDim = 64, kDstate = 128, kGroups = 8, kSlots = 40;
+constexpr std::int64_t kInner = kHeads * kHeadDim, kChannels = kInner + 2 * kGroups * kDstate;
+constexpr std::int64_t kRow = kInner + kChannels + kHeads;  // z, x, B, C and dt as one projection leaves them
+
+Description full_description() {
+  return mamba2({.nheads = 64, .head_dim = 64, .dstate = 128, .ngroups = 8})
+      .state(DType::bf16)
+      .with_conv({.activation_expr = silu(dsl::x)})
+      .with_norm({.group_size = 512, .gate_expr = silu(dsl::z), .has_bias = true});
+}
+
+LayerArgs full_args() {
+  LayerArgs args;
+  args.state = contiguous(address(0x1000000), DType::bf16, {kSlots, kHeads, kHeadDim, kDstate});
+  args.conv_state = strided(address(0x2000000), DType::bf16, {kSlots, kChannels, 3}, {4 * kChannels, 3, 1});
+  args.z = strided(address(0x3000000), DType::bf16, {kBatch, kHeads, kHeadDim}, {kRow, kHeadDim, 1});
+  args.x = strided(address(0x3000000 + 2 * kInner), DType::bf16, {kBatch, kChannels}, {kRow, 1});
+  args.dt = contiguous(address(0x4000000), DType::f32, {kBatch, kHeads});
+  args.conv_weight = contiguous(address(0x5000000), DType::bf16, {kChannels, 4});
+  args.conv_bias = contiguous(address(0x6000000), DType::bf16, {kChannels});
+  args.A = contiguous(address(0x7000000), DType::f32, {kHeads});
+  args.D = contiguous(address(0x7001000), DType::f32, {kHeads});
+  args.dt_bias = contiguous(address(0x7002000), DType::f32, {kHeads});
+  args.norm_weight = contiguous(address(0x7003000), DType::bf16, {kInner});
+  args.norm_bias = contiguous(address(0x7006000), DType::bf16, {kInner});
+  args.out = contiguous(address(0x8000000), DType::bf16, {kBatch, kHeads, kHeadDim});
+  args.state_batch_indices = contiguous(address(0x9000000), DType::i64, {kBatch});
+  return args;
+}
+
+std::vector<std::string> problems(const LayerArgs& args, const Description& description = full_description()) {
+  return Kernel::problems(description, args);
+}
+
+struct Named {
+  const char* name;
+  Tensor LayerArgs::*tensor;
+};
+constexpr Named kTensors[] = {{"state", &LayerArgs::state},
+                              {"conv_state", &LayerArgs::conv_state},
+                              {"x", &LayerArgs::x},
+                              {"dt", &LayerArgs::dt},
+                              {"z", &LayerArgs::z},
+                              {"conv_weight", &LayerArgs::conv_weight},
+                              {"conv_bias", &LayerArgs::conv_bias},
+                              {"A", &LayerArgs::A},
+                              {"D", &LayerArgs::D},
+                              {"dt_bias", &LayerArgs::dt_bias},
+                              {"norm_weight", &LayerArgs::norm_weight},
+                              {"norm_bias", &LayerArgs::norm_bias},
+                              {"out", &LayerArgs::out}};
+
+TEST(LayerProblems, GoodArgumentsHaveNone) { EXPECT_THAT(problems(full_args()), IsEmpty()); }
+
+TEST(LayerProblems, EveryTensorThatIsNotGivenIsNamedInOneGo) {
+  const std::vector<std::string> found = problems({});
+  EXPECT_EQ(found.size(), std::size(kTensors));
+  for (const Named& named : kTensors)
+    EXPECT_THAT(found, testing::Contains(HasSubstr(std::string(named.name) + ": not given")));
+}
+
+TEST(LayerProblems, ArgumentsOfAnotherOpOrVersionAreRefused) {
+  LayerArgs args;
+  args.size = 8;
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("args: size is 8; wants")));
+  const Description update = mamba2({.nheads = 4, .head_dim = 64, .dstate = 128, .ngroups = 2});
+  EXPECT_THAT(problems(full_args(), update),
+              ElementsAre("args: got LayerArgs for a kernel that updates in place; wants UpdateArgs"));
+  EXPECT_THAT(Kernel::problems(full_description(), UpdateArgs()),
+              ElementsAre("args: got UpdateArgs for a kernel of a fused layer; wants LayerArgs"));
+}
+
+TEST(Faults, Row15_AWrongDtypeOfAnyTensorOfALayerIsNamed) {
+  for (const Named& named : kTensors) {
+    LayerArgs args = full_args();
+    (args.*named.tensor).dtype = DType::f16;
+    EXPECT_THAT(problems(args), ElementsAre(HasSubstr(std::string(named.name) + ": got dtype fp16; wants ")));
+  }
+}
+
+TEST(LayerProblems, AWrongExtentOfAnyTensorIsNamed) {
+  for (const Named& named : kTensors) {
+    LayerArgs args = full_args();
+    Tensor& tensor = args.*named.tensor;
+    tensor.shape[static_cast<std::size_t>(tensor.rank) - 1] += 8;
+    EXPECT_THAT(problems(args), testing::Contains(HasSubstr(std::string(named.name) + ": got shape ["))) << named.name;
+  }
+}
+
+TEST(Faults, Row2_MisalignedPoolsAndStridesOfALayerAreRefused) {
+  LayerArgs args = full_args();
+  args.conv_state.data = address(0x2000004);
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("conv_state: base address 0x2000004 is not a multiple of 16")));
+  args = full_args();
+  args.conv_state.stride[0] += 2;
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("conv_state: slot stride")));
+  args = full_args();
+  args.state.stride[0] += 1;
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("state: slot stride")));
+}
+
+TEST(LayerProblems, SlotsOfWindowsAreThoseOfTheStates) {
+  LayerArgs args = full_args();
+  args.conv_state.shape[0] = kSlots - 1;
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("conv_state: got shape [39, 6144, 3]; wants [40, 6144, 3]")));
+}
+
+TEST(LayerProblems, ChannelsMayComeLast) {
+  Conv conv{.activation_expr = silu(dsl::x), .channels_last = true};
+  LayerArgs args = full_args();
+  EXPECT_THAT(problems(args, full_description().with_conv(conv)), ElementsAre(HasSubstr("conv_state: got shape")));
+  args.conv_state = contiguous(address(0x2000000), DType::bf16, {kSlots, 3, kChannels});
+  EXPECT_THAT(problems(args, full_description().with_conv(conv)), IsEmpty());
+}
+
+TEST(LayerProblems, TensorsMustBeGivenAsTheDescriptionReadsThem) {
+  Description norm_alone = full_description();
+  norm_alone.conv.reset();
+  LayerArgs args = full_args();
+  EXPECT_THAT(problems(args, norm_alone),
+              ElementsAre(HasSubstr("conv_state: given, but"), HasSubstr("x: got 2 dimensions; wants 3"),
+                          HasSubstr("B: not given"), HasSubstr("C: not given"), HasSubstr("conv_weight: given, but"),
+                          HasSubstr("conv_bias: given, but")));
+}
+
+TEST(Faults, Row19_MoreRowsThanALayerLaunchTakesAreRefused) {
+  LayerArgs args = full_args();
+  args.x.shape[0] = args.z.shape[0] = args.dt.shape[0] = args.out.shape[0] = args.state_batch_indices.shape[0] = 65536;
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("x: got 65536 rows; a launch takes up to 65535: split the batch")));
+}
+
+using LayerLaunch = StubLaunchTest<device_args::LayerArgs>;
+
+TEST_F(LayerLaunch, HasAClusterForEachNormGroupOfEachRow) {
+  const Kernel kernel = load(full_description());
+  EXPECT_GT(plan_.cluster, 1);
+  kernel.launch(full_args(), nullptr);
+  EXPECT_EQ(stub_->last.grid[0], static_cast<unsigned>(8 * plan_.cluster));
+  EXPECT_EQ(stub_->last.grid[1], static_cast<unsigned>(kBatch));
+  EXPECT_EQ(stub_->last.block[0], static_cast<unsigned>(32 * plan_.warps));
+}
+
+TEST_F(LayerLaunch, PassesWhatTheTensorsSay) {
+  const Kernel kernel = load(full_description());
+  const LayerArgs args = full_args();
+  kernel.launch(args, nullptr);
+  const device_args::LayerArgs got = launched();
+  EXPECT_EQ(got.state, args.state.data);
+  EXPECT_EQ(got.slots, kSlots);
+  EXPECT_EQ(got.state_stride, kInner * kDstate);
+  EXPECT_EQ(got.conv_state, args.conv_state.data);
+  EXPECT_EQ(got.conv_state_stride, 4 * kChannels);
+  EXPECT_EQ(got.x, args.x.data);
+  EXPECT_EQ(got.x_stride, kRow);
+  EXPECT_EQ(got.z, args.z.data);
+  EXPECT_EQ(got.z_stride, kRow);
+  EXPECT_EQ(got.dt_stride, kHeads);
+  EXPECT_EQ(got.conv_weight, args.conv_weight.data);
+  EXPECT_EQ(got.conv_bias, args.conv_bias.data);
+  EXPECT_EQ(got.norm_weight, args.norm_weight.data);
+  EXPECT_EQ(got.norm_bias, args.norm_bias.data);
+  EXPECT_EQ(got.nheads, kHeads);
+  EXPECT_EQ(got.wide_indices, 1);
+  EXPECT_EQ(got.pad_slot_id, -1);
+  EXPECT_EQ(got.pdl, 0);
+}
+
+TEST_F(LayerLaunch, OfAnEmptyBatchLaunchesNothing) {
+  const Kernel kernel = load(full_description());
+  LayerArgs args = full_args();
+  args.x.shape[0] = args.z.shape[0] = args.dt.shape[0] = args.out.shape[0] = args.state_batch_indices.shape[0] = 0;
+  const auto before = stub_->launches;
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(stub_->launches, before);
+}
+
+TEST_F(LayerLaunch, AllocatesNothing) {
+  const Kernel kernel = load(full_description());
+  const LayerArgs args = full_args();
+  kernel.launch(args, nullptr);
+  const long before = allocation_count();
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(allocation_count(), before);
+}
+
+}  // namespace
+
+}  // namespace ssmjit
