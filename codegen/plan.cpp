@@ -288,14 +288,15 @@ std::function<double(const Plan&)> layer_distance(const Description& description
   };
 }
 
-// The same for a norm: a group by as many warps as have two vectors a lane, a group a block while there are few.
-std::function<double(const Plan&)> norm_distance(const Description& description, std::int64_t total_groups) {
-  const double vectors =
-      description.norm_group_size() / (description.aligned_rows ? 16.0 / size_bytes(description.input_dtype) : 1.0);
-  const int block_groups = total_groups >= 4096 ? 4 : 1;
+// The same for a norm, by what was best where it was measured: a group by as many warps as have a vector a lane, up to
+// 20, a group a block, and no lanes without a vector.
+std::function<double(const Plan&)> norm_distance(const Description& description) {
+  const double width = description.aligned_rows ? 16.0 / size_bytes(description.input_dtype) : 1.0;
+  const double warps = description.norm_group_size() / (32 * width);  // of full lanes
   return [=](const Plan& p) {
-    return octaves(p.warps / p.heads_per_block, std::max(1.0, vectors / 64)) +
-           octaves(p.heads_per_block, block_groups) / 4;
+    const int group_warps = p.warps / p.heads_per_block;
+    const double idle = std::ceil(warps / group_warps) * group_warps / warps - 1;
+    return octaves(group_warps, std::clamp(warps, 1.0, 20.0)) + octaves(p.heads_per_block, 1) + 2 * std::min(idle, 1.0);
   };
 }
 
@@ -431,7 +432,7 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
       distance = conv1d_distance();
       break;
     case Op::norm:
-      distance = norm_distance(description, total_heads);
+      distance = norm_distance(description);
       break;
     case Op::layer:
       distance = layer_distance(description);

@@ -1,7 +1,7 @@
 // ssmjit 0.1.0: norm of 4096 channels in groups of 512, eps 1e-05, gate silu(z) before the norm, input bf16, weights bf16
 //
 // description: {"schema":1,"op":"norm","tokens":1,"input":"bf16","weights":"bf16","norm":{"channels":4096,"group_size":512,"eps":1e-05,"gate":"silu(z)","before_gate":false,"bias":false},"aligned_rows":true}
-// plan: block_m=1,warps=1,lanes_per_row=32,heads_per_block=1,stages=1,state_path=direct,streaming=true,early_state=false,min_blocks_per_sm=1
+// plan: block_m=1,warps=2,lanes_per_row=32,heads_per_block=1,stages=1,state_path=direct,streaming=true,early_state=false,min_blocks_per_sm=1
 //   block_m: rows (tokens) a block takes
 //   warps: warps a block; each group gets warps / heads_per_block of them
 //   lanes_per_row: lanes of a warp, all of which share one group of channels
@@ -13,7 +13,7 @@
 //   min_blocks_per_sm: blocks of an SM that the compiler leaves registers for
 //
 // A call moves, for each request: 16384 bytes read, 0 of them written back, 8192 written elsewhere.
-// Launch for channels = 4096: grid (8, batch), block 32, dynamic shared memory 0 bytes; entry ssmjit_norm_6e794160.
+// Launch for channels = 4096: grid (8, batch), block 64, dynamic shared memory 0 bytes; entry ssmjit_norm_cf416d7c.
 // Rebuild: nvcc -std=c++17 -arch=sm_90a -cubin FILE.cu
 
 // ---- device/basic.cuh ----
@@ -649,7 +649,7 @@ struct Config {
   static constexpr bool kHasBias = false;
   static constexpr bool kAlignedRows = true;
 
-  static constexpr int kWarps = 1;
+  static constexpr int kWarps = 2;
   static constexpr int kGroupsPerBlock = 1;
   static constexpr bool kStreaming = true;
   static constexpr bool kEarlyState = false;
@@ -657,6 +657,6 @@ struct Config {
   static SSMJIT_DEVICE float gate(float z) { return fn_silu(z); }
 };
 
-extern "C" __global__ void __launch_bounds__(32, 1) ssmjit_norm_6e794160(const __grid_constant__ NormArgs args) {
+extern "C" __global__ void __launch_bounds__(64, 1) ssmjit_norm_cf416d7c(const __grid_constant__ NormArgs args) {
   norm<Config>(args);
 }

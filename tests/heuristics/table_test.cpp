@@ -166,7 +166,7 @@ TEST(Table, RefusesAnotherSchemaOrKernel) {
   const std::string good = Table{}.json();
   EXPECT_THAT(refusal(replaced(good, "\"schema\": 1", "\"schema\": 2")), HasSubstr("schema: got 2, want 1"));
   EXPECT_THAT(refusal(replaced(good, "in_place", "ring")), HasSubstr("store: got \"ring\", want \"in_place\""));
-  EXPECT_THAT(refusal(replaced(good, "\"update\"", "\"conv1d\"")), HasSubstr("op: got \"conv1d\""));
+  EXPECT_THAT(refusal(replaced(good, "\"update\"", "\"conv2d\"")), HasSubstr("op: got \"conv2d\""));
 }
 
 TableRow ring_row(std::int64_t total_heads) {
@@ -194,7 +194,7 @@ TEST(Table, RowsOfBothOpsNameTheirs) {
   EXPECT_EQ(Table::from_json(text).rows, table.rows);
   EXPECT_EQ(Table::from_json(text).json(), text);
   EXPECT_THAT(refusal(replaced(text, "\"op\":\"ring\",", "")), HasSubstr("].op: missing"));
-  EXPECT_THAT(refusal(replaced(text, "\"op\":\"ring\",", "\"op\":\"conv1d\",")), HasSubstr("op: got \"conv1d\""));
+  EXPECT_THAT(refusal(replaced(text, "\"op\":\"ring\",", "\"op\":\"conv2d\",")), HasSubstr("op: got \"conv2d\""));
 
   Table merged{{sample_row(16, 3, 0)}};
   merged.merge(Table{{ring_row(16)}});
