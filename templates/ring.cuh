@@ -868,8 +868,8 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     if (lane != 0) return;
     constexpr u32 kBytes = S::kWarpSize * static_cast<u32>(sizeof(State));
     barrier_arrive_expect(&shared.full[warp][stage], kBytes);
-    bulk_load(RingState<Cfg>::stages() + (stage * Cfg::kWarps + warp) * S::kWarpSize, warp_state + i * S::kHeadSize,
-              kBytes, &shared.full[warp][stage]);
+    bulk_load<Cfg::kStreaming>(RingState<Cfg>::stages() + (stage * Cfg::kWarps + warp) * S::kWarpSize,
+                               warp_state + i * S::kHeadSize, kBytes, &shared.full[warp][stage]);
   };
   // Stage to memory, of head i.
   const auto store_state = [&](int i, int stage) {

@@ -25,8 +25,16 @@ double dot(const std::vector<double>& a, const std::vector<double>& b) {
   return sum;
 }
 
-// Relative errors of a flush: of the products' operands in their parts, and of what is divided by a scale.
-constexpr double kProducts = 0x1p-15;
+// Relative error of an element of a flush of `count` rows, against its terms' magnitudes. An operand is kept in three
+// parts of the input's dtype for fp32 states, in two for others, and what is left of it is lost; a product of a part
+// with 16 places of rows cuts each of its terms, and the sum so far, where fp32 ends; a row's factor is an exponential
+// and three products in fp32.
+double flush_error(const Description& d, int count) {
+  const int parts = d.state_dtype == DType::f32 ? 3 : 2, digits = d.input_dtype == DType::f16 ? 11 : 8;
+  const int products = (d.ring_length() + 15) / 16;
+  return std::ldexp(1.0, -parts * digits) + parts * (count + products) * 0x1p-23 + 0x1p-21;
+}
+// Of what is divided by a scale.
 constexpr double kScaling = 0x1p-20;
 constexpr double kSmallest = 0x1p-126;  // below it fp32 may flush to zero
 // Of the largest factor of a row: fp16's parts of an operand, of which that factor is brought to 1, never keep half of
@@ -154,7 +162,8 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
       for (double& v : row.B) v = std::abs(v);
       advance(result.state_slack, row);
     }
-    for (double& v : result.state_slack) v = (kProducts + sums) * v + kSmallest;
+    const double products = flush_error(d, of.count);
+    for (double& v : result.state_slack) v = (products + sums) * v + kSmallest;
     if (operands.input == DType::f16) {
       double factor = 0x1p-24;  // the largest; none below it is brought to 1
       double newer = 0;         // sum of A * delta of newer rows

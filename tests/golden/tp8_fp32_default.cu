@@ -258,9 +258,22 @@ SSMJIT_DEVICE void barrier_wait(Barrier* b, u32 parity) {
       : "memory");
 #endif
 }
-// One contiguous copy by the copy engine; both addresses and the size are multiples of 16 bytes.
+// One contiguous copy by the copy engine; both addresses and the size are multiples of 16 bytes. kStreaming: the bytes
+// are used once, so they are the first to leave the L2.
+template <bool kStreaming = false>
 SSMJIT_DEVICE void bulk_load(void* shared, const void* global, u32 bytes, Barrier* b) {
 #if __CUDA_ARCH__ >= 900
+  if constexpr (kStreaming) {
+    asm volatile(
+        "{\n.reg .b64 policy;\n"
+        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+        "policy;\n"
+        "}" ::"r"(shared_address(shared)),
+        "l"(global), "r"(bytes), "r"(shared_address(b))
+        : "memory");
+    return;
+  }
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                    shared_address(shared)),
                "l"(global), "r"(bytes), "r"(shared_address(b))

@@ -8,7 +8,7 @@
 //   heads_per_block: heads of one group a block takes, one after the other; C . B is computed once for all
 //   stages: heads whose state is on its way or in use at once
 //   state_path: how the state comes and goes: straight into registers, or by bulk copies through shared memory, which a flush goes back by
-//   streaming: whether state loads bypass the L1 and, on the direct path, state stores leave the L2 first
+//   streaming: whether the state is taken as used once: direct loads bypass the L1 and direct stores leave the L2 first; bulk loads leave the L2 first
 //   early_state: whether a dependent launch asks for state, rings and cursors before it waits for the launch in front
 //   min_blocks_per_sm: blocks of an SM that the compiler leaves registers for; 0: its own choice, which keeps registers down
 //   ring_rows: which rows of the ring are asked for: all where they lie, before the cursors are known, or those in use
@@ -260,9 +260,22 @@ SSMJIT_DEVICE void barrier_wait(Barrier* b, u32 parity) {
       : "memory");
 #endif
 }
-// One contiguous copy by the copy engine; both addresses and the size are multiples of 16 bytes.
+// One contiguous copy by the copy engine; both addresses and the size are multiples of 16 bytes. kStreaming: the bytes
+// are used once, so they are the first to leave the L2.
+template <bool kStreaming = false>
 SSMJIT_DEVICE void bulk_load(void* shared, const void* global, u32 bytes, Barrier* b) {
 #if __CUDA_ARCH__ >= 900
+  if constexpr (kStreaming) {
+    asm volatile(
+        "{\n.reg .b64 policy;\n"
+        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+        "policy;\n"
+        "}" ::"r"(shared_address(shared)),
+        "l"(global), "r"(bytes), "r"(shared_address(b))
+        : "memory");
+    return;
+  }
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                    shared_address(shared)),
                "l"(global), "r"(bytes), "r"(shared_address(b))
@@ -1921,8 +1934,8 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     if (lane != 0) return;
     constexpr u32 kBytes = S::kWarpSize * static_cast<u32>(sizeof(State));
     barrier_arrive_expect(&shared.full[warp][stage], kBytes);
-    bulk_load(RingState<Cfg>::stages() + (stage * Cfg::kWarps + warp) * S::kWarpSize, warp_state + i * S::kHeadSize,
-              kBytes, &shared.full[warp][stage]);
+    bulk_load<Cfg::kStreaming>(RingState<Cfg>::stages() + (stage * Cfg::kWarps + warp) * S::kWarpSize,
+                               warp_state + i * S::kHeadSize, kBytes, &shared.full[warp][stage]);
   };
   // Stage to memory, of head i.
   const auto store_state = [&](int i, int stage) {

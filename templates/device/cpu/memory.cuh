@@ -111,6 +111,7 @@ SSMJIT_DEVICE void barrier_arrive_expect(Barrier* b, u32 bytes) {
   ssmjit_cpu_mbarrier_arrive(b, 1);
 }
 SSMJIT_DEVICE void barrier_wait(Barrier* b, u32 parity) { ssmjit_cpu_mbarrier_wait(b, parity); }
+template <bool kStreaming = false>
 SSMJIT_DEVICE void bulk_load(void* shared, const void* global, u32 bytes, Barrier* b) {
   ssmjit_cpu_copy_to_barrier(shared, global, bytes, b);
 }
