@@ -35,6 +35,7 @@ class Strategy {
       if (other == batch || finished_.contains(other)) found[other] = &of;
     return found;
   }
+  bool finished(int batch) const { return finished_.contains(batch); }
 
  private:
   std::map<int, Times> times_;

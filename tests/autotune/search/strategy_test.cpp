@@ -110,7 +110,7 @@ TEST_P(OnRecorded, TheModelTimesAThirdAndLosesLittle) {
   const RecordedSpace r = recorded(GetParam());
   const Outcomes o = search_recorded(r, Search::model);
   say(r, Search::model, o);
-  EXPECT_LE(o.timed, 0.40);
+  EXPECT_LE(o.timed, 0.45);
   EXPECT_LE(o.worst, 0.03);
   EXPECT_LE(o.median, 0.001);
 }
@@ -180,6 +180,31 @@ TEST(Search, ABatchThatIsNotDoneSaysNothingOfAnother) {
   EXPECT_EQ(strategy->ask(8, all), all) << "the slow ones of it are told first";
   for (int batch : {1, 32}) strategy->finish(batch);
   EXPECT_THAT(strategy->ask(8, all), ElementsAre(0));
+}
+
+TEST(Search, HalvingAsksForTheKinOfTheFastestUntilTheirBatchIsDone) {
+  const RecordedSpace r = recorded("ring-6-fp32-off");
+  std::vector<std::size_t> open;
+  for (std::size_t i = 0; i < r.plans.size(); ++i) open.push_back(i);
+  const auto strategy = make_strategy(Search::halving, r.description, r.plans, r.plans.size(), r.batches, h200());
+  for (int batch : {1, 32, 1024, 128}) {
+    for (std::size_t i : open) strategy->tell(batch, i, r.us[i].at(batch));
+    strategy->finish(batch);
+  }
+  const std::vector<std::size_t> first = strategy->ask(64, open);
+  for (std::size_t plan : first) {
+    strategy->tell(64, plan, r.us[plan].at(64));
+    std::erase(open, plan);
+  }
+  const Plan best =
+      Plan::parse("block_m=64,warps=4,lanes_per_row=4,heads_per_block=4,state_path=bulk,ring_rows=live", {});
+  const auto is_best = [&](std::size_t plan) { return r.plans[plan] == best; };
+  EXPECT_TRUE(std::none_of(first.begin(), first.end(), is_best)) << "it is 12% behind at both neighbours";
+  const std::vector<std::size_t> kin = strategy->ask(64, open);
+  EXPECT_TRUE(std::any_of(kin.begin(), kin.end(), is_best));
+  EXPECT_LT(kin.size(), 20u);
+  strategy->finish(64);
+  EXPECT_THAT(strategy->ask(64, open), IsEmpty()) << "a cell that is done has other times than when it was searched";
 }
 
 TEST(Search, HalvingGoesByTheNearestBatchOfALowerLevelOnEitherSide) {
