@@ -27,6 +27,7 @@ class WorkerProcess : public Measurer {
   ~WorkerProcess() override;
 
   std::string name() const override;
+  std::string device_key() const override { return gpu_.key; }
   OpenWork open_work(const Description& description, const TuneOptions& options,
                      const std::vector<Cell>& cells) const override {
     return open_work_on(gpu_, description, options, cells);

@@ -35,6 +35,20 @@ std::vector<std::pair<int, int>> levels(std::vector<int> batches) {
   return order;
 }
 
+// The level of each batch. One between others is a level above the two beside it, of what was there before it.
+std::map<int, int> all_levels(const SearchBatches& batches) {
+  std::map<int, int> level_of;
+  for (const auto& [batch, level] : levels(batches.asked)) level_of[batch] = level;
+  for (const int batch : batches.between) {
+    int level = 0;
+    const auto above = level_of.lower_bound(batch);
+    if (above != level_of.end()) level = above->second + 1;
+    if (above != level_of.begin()) level = std::max(level, std::prev(above)->second + 1);
+    level_of.emplace(batch, level);
+  }
+  return level_of;
+}
+
 double least_of(const std::map<std::size_t, double>& times) {
   double least = std::numeric_limits<double>::infinity();
   for (const auto& [plan, us] : times) least = std::min(least, us);
@@ -58,16 +72,18 @@ bool are_kin(const Plan& a, const Plan& b) {
 // Every plan at the least, the middle and the greatest batch; then at the middles of what lies between those plans that
 // are nearest to the best at the next batch on either side: half of them, a quarter, an eighth, ... After those the kin
 // of the fastest there, until none is left: a plan whose blocks fill the GPU at this batch alone is slow at both
-// neighbours, but is one tunable away from another that is not.
+// neighbours, but is one tunable away from another that is not. A batch between those of the sweep was added because
+// its neighbours say little of it: there it is half of all plans, however near they are.
 constexpr int kWholeLevels = 1;  // up to which every plan is asked for
 
 class Halving : public Strategy {
  public:
   // `suited`: of the plans, how many may be asked for.
-  Halving(const std::vector<Plan>& plans, std::size_t suited, const std::vector<int>& batches)
-      : plans_(plans), suited_(suited) {
-    for (const auto& [batch, level] : levels(batches)) levels_[batch] = level;
-  }
+  Halving(const std::vector<Plan>& plans, std::size_t suited, const SearchBatches& batches)
+      : plans_(plans),
+        suited_(suited),
+        levels_(all_levels(batches)),
+        between_(batches.between.begin(), batches.between.end()) {}
 
   std::vector<std::size_t> ask(int batch, const std::vector<std::size_t>& open) override {
     const auto level = levels_.find(batch);
@@ -95,7 +111,7 @@ class Halving : public Strategy {
     std::vector<std::pair<double, std::size_t>> order;
     for (const auto& [plan, ratio] : behind) order.emplace_back(ratio, plan);
     std::sort(order.begin(), order.end());
-    const std::size_t share = suited_ >> (level - kWholeLevels);
+    const std::size_t share = suited_ >> (between_.contains(batch) ? 1 : level - kWholeLevels);
     order.resize(std::min(order.size(), std::max(kLeast, share)));
     std::vector<std::size_t> asked;
     for (std::size_t plan : open)
@@ -137,6 +153,7 @@ class Halving : public Strategy {
   std::vector<Plan> plans_;
   std::size_t suited_;
   std::map<int, int> levels_;
+  std::set<int> between_;
 };
 
 // A few plans first: the best of the nearest batches, or a spread of all. Then those that the model of all times so far
@@ -297,10 +314,9 @@ std::vector<int> search_order(Search search, std::vector<int> batches) {
   return order;
 }
 
-std::vector<int> goes_by(Search search, const std::vector<int>& batches, int batch) {
+std::vector<int> goes_by(Search search, const SearchBatches& batches, int batch) {
   if (search != Search::halving) return {};
-  std::map<int, int> level_of;
-  for (const auto& [other, level] : levels(batches)) level_of[other] = level;
+  const std::map<int, int> level_of = all_levels(batches);
   const auto here = level_of.find(batch);
   if (here == level_of.end() || here->second <= kWholeLevels) return {};
   std::vector<int> found;
@@ -312,7 +328,7 @@ std::vector<int> goes_by(Search search, const std::vector<int>& batches, int bat
 }
 
 std::unique_ptr<Strategy> make_strategy(Search search, const Description& description, const std::vector<Plan>& plans,
-                                        std::size_t suited, const std::vector<int>& batches, const DeviceFacts& gpu) {
+                                        std::size_t suited, const SearchBatches& batches, const DeviceFacts& gpu) {
   if (search == Search::halving) return std::make_unique<Halving>(plans, suited, batches);
   if (search == Search::model) return std::make_unique<ByModel>(description, plans, gpu);
   return std::make_unique<Exhaustive>();

@@ -116,6 +116,9 @@ struct TuneOptions {
   Search search = Search::halving;
   // All batches that are to be measured, where `batches` are some of them: halving goes by their order. Empty: those.
   std::vector<int> search_batches;
+  // Batches between those, measured after them, in the order in which they were added: halving goes at each by the two
+  // that were beside it then.
+  std::vector<int> between;
   // Not 0: every plan at every batch gets at least that many timed replays, none is pruned or dropped. For proofs of
   // regret; `search` does not matter then.
   int rounds = 0;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -18,16 +19,22 @@
 
 #include "autotune/search/cell_search.h"
 #include "autotune/sweep_lines.h"
+#include "autotune/search/prune.h"
+#include "heuristics/predict.h"
 #include "tests/autotune/search/recorded.h"
 
 namespace ssmjit {
 namespace {
 
-// Searches as sweep() does, among times that were recorded; slow at some batches.
+// us of a plan at a batch; 0: none.
+using TimeOf = std::function<double(std::size_t plan, int batch)>;
+
+// Searches as sweep() does, among times that are known; slow at some batches.
 class Searching : public Measurer {
  public:
-  Searching(const RecordedSpace& space, std::map<int, int> delays) : space_(space), delays_us_(std::move(delays)) {}
-  std::string name() const override { return "record " + space_.name; }
+  Searching(TimeOf time_of, std::map<int, int> delays) : time_of_(std::move(time_of)), delays_us_(std::move(delays)) {}
+  std::string name() const override { return "a record"; }
+  std::string device_key() const override { return h200().key; }
   OpenWork open_work(const Description& description, const TuneOptions& options,
                      const std::vector<Cell>& cells) const override {
     return open_work_on(h200(), description, options, cells);
@@ -47,10 +54,10 @@ class Searching : public Measurer {
     for (std::vector<std::size_t> asked; !(asked = search.ask(batch, mode, open)).empty();) {
       for (const std::size_t plan : asked) {
         std::erase(open, plan);
-        const auto us = space_.us[plan].find(batch);
-        if (us == space_.us[plan].end()) continue;
-        search.tell(batch, mode, plan, us->second);
-        order.emplace_back(us->second, plan);
+        const double us = time_of_(plan, batch);
+        if (!(us > 0)) continue;
+        search.tell(batch, mode, plan, us);
+        order.emplace_back(us, plan);
       }
     }
     // The slow ones first, the winner last.
@@ -67,7 +74,7 @@ class Searching : public Measurer {
   }
 
  private:
-  const RecordedSpace& space_;
+  TimeOf time_of_;
   std::map<int, int> delays_us_;  // a line, by batch
 };
 
@@ -87,7 +94,11 @@ class SeveralMeasurers : public testing::Test {
     std::vector<Measurer*> members;
     for (std::size_t i = 0; i < measurers; ++i) {
       crew.push_back(std::make_unique<Searching>(
-          space, measurers == 1 ? std::map<int, int>{} : std::map<int, int>{{1, 1000}, {4, 2000}, {32, 500}}));
+          [&](std::size_t plan, int batch) {
+            const auto us = space.us[plan].find(batch);
+            return us == space.us[plan].end() ? 0 : us->second;
+          },
+          measurers == 1 ? std::map<int, int>{} : std::map<int, int>{{1, 1000}, {4, 2000}, {32, 500}}));
       members.push_back(crew.back().get());
     }
     Came came;
@@ -116,6 +127,61 @@ TEST_F(SeveralMeasurers, OfWhomSomeAreSlowTimeAndFindWhatOneDoes) {
         EXPECT_EQ(sweep_with(space, search, measurers), one) << journal << " " << name(search) << " " << measurers;
     }
   }
+}
+
+// ---- sizes between ----
+
+// A GPU whose blocks come in waves, each as long as a block takes and none shorter than memory takes for its bytes.
+struct InWaves {
+  explicit InWaves(const Description& d) : description(d) {
+    for (const Plan& plan : plan_space(d, h200().arch()))
+      if (!plan.early_state) plans.push_back(plan);
+  }
+  double us(std::size_t plan, int batch) const {
+    const LaunchShape shape = launch_shape(plans[plan], description, batch);
+    const double at_once = 132.0 * blocks_per_sm(plans[plan], description, h200(), {estimate_registers(description, plans[plan]), 0});
+    const auto blocks = static_cast<double>(shape.grid_x) * static_cast<double>(shape.grid_y);
+    const auto bytes = static_cast<double>(bytes_moved(description, batch, Phase::no_flush).total());
+    const double block_us = 0.8 + bytes / blocks / (4.4e6 / at_once);
+    return 2 + std::ceil(blocks / at_once) * block_us * (1 + 0.0001 * static_cast<double>(plan));
+  }
+  Description description;
+  std::vector<Plan> plans;
+};
+
+TEST_F(SeveralMeasurers, XX) {
+  const std::vector<std::pair<const char*, Description>> all = {
+      {"6 bf16", mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1})
+                     .state(DType::bf16)
+                     .tokens(6)
+                     .store(Ring{.window = 16})},
+      {"6 fp32", mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1})
+                     .state(DType::f32)
+                     .tokens(6)
+                     .store(Ring{.window = 16})},
+      {"1 bf16", mamba2({.nheads = 64, .head_dim = 64, .dstate = 128, .ngroups = 8})
+                     .state(DType::bf16)
+                     .store(Ring{.window = 16})},
+      {"u bf16", mamba2({.nheads = 64, .head_dim = 64, .dstate = 128, .ngroups = 8}).state(DType::bf16)},
+      {"u fp32", mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1}).state(DType::f32)}};
+  for (const auto& [name, d] : all)
+    for (const double bound : {0.0, 0.05, 0.03})
+      for (const Search search : {Search::halving, Search::exhaustive}) {
+        const InWaves model(d);
+        Searching one([&](std::size_t plan, int batch) { return model.us(plan, batch); }, {});
+        std::vector<Measurement> lines;
+        TuneOptions options;
+        options.plans = model.plans;
+        options.search = search;
+        options.on_measurement = [&](const Measurement& m) { lines.push_back(m); };
+        const auto added = sweep_on({&one}, {{d, options}}, {.between = {.most_loss = bound}});
+        const TableCheck check = check_table(fit_table(lines), lines);
+        std::string text;
+        for (const Cell& c : added[0]) text += " " + std::to_string(c.batch);
+        std::printf("%s %s bound %.2f: left out worst %.4f median %.4f not timed %d, rows %zu, added %zu:%s\n", name,
+                    ssmjit::name(search), bound, check.worst_loo_regret, check.median_loo_regret, check.not_timed_loo,
+                    check.cells.size(), added[0].size(), text.c_str());
+      }
 }
 
 }  // namespace
