@@ -10,7 +10,6 @@ namespace ssmjit {
 namespace {
 
 constexpr double kNotTimed = 1;
-constexpr double kOwn = 0.001;  // by how much more a row's own plan may lose, root mean square of both sizes
 
 // What a plan costs more than the best of the size, as a fraction.
 double loss(const std::string& plan, const Cell& cell, double best_us) {
@@ -26,7 +25,8 @@ bool was_checked(const Measurement& m) {
 
 }  // namespace
 
-std::optional<Plan> plan_between(const TableRow& low, const TableRow& high, const std::map<std::int64_t, Cell>& sizes) {
+std::optional<Plan> plan_between(const TableRow& low, const TableRow& high, const std::map<std::int64_t, Cell>& sizes,
+                                 double room) {
   const auto at_low = sizes.find(low.total_heads), at_high = sizes.find(high.total_heads);
   if (at_low == sizes.end() || at_high == sizes.end()) return std::nullopt;
   const Measurement *best_low = fastest(at_low->second), *best_high = fastest(at_high->second);
@@ -50,7 +50,7 @@ std::optional<Plan> plan_between(const TableRow& low, const TableRow& high, cons
       }
   if (best == nullptr) return std::nullopt;
   for (const TableRow* row : {&low, &high})
-    if (lost(row->plan.text()) <= least + kOwn) return low.plan == high.plan ? std::nullopt : std::optional(row->plan);
+    if (lost(row->plan.text()) <= least + room) return low.plan == high.plan ? std::nullopt : std::optional(row->plan);
   return *best;
 }
 

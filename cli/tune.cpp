@@ -1,7 +1,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -107,6 +109,34 @@ std::string counted(const std::map<std::string, int>& left_out) {
   return text;
 }
 
+volatile std::sig_atomic_t interrupted_by = 0;
+
+// While it lives, SIGINT and SIGTERM are noted; a second one does what it did before.
+class Interrupts {
+ public:
+  Interrupts() {
+    interrupted_by = 0;
+    for (std::size_t i = 0; i < std::size(kSignals); ++i) {
+      sigaction(kSignals[i], nullptr, &before_[i]);
+      if ((before_[i].sa_flags & SA_SIGINFO) == 0 && before_[i].sa_handler == SIG_IGN) continue;
+      struct sigaction note {};
+      note.sa_handler = [](int signal) { interrupted_by = signal; };
+      note.sa_flags = static_cast<int>(SA_RESETHAND);
+      sigemptyset(&note.sa_mask);
+      sigaction(kSignals[i], &note, nullptr);
+    }
+  }
+  Interrupts(const Interrupts&) = delete;
+  Interrupts& operator=(const Interrupts&) = delete;
+  ~Interrupts() {
+    for (std::size_t i = 0; i < std::size(kSignals); ++i) sigaction(kSignals[i], &before_[i], nullptr);
+  }
+
+ private:
+  static constexpr int kSignals[] = {SIGINT, SIGTERM};
+  struct sigaction before_[std::size(kSignals)];
+};
+
 // "batch 24 off, batch 48 off".
 std::string text_of(const std::vector<Cell>& cells) {
   std::string text;
@@ -168,6 +198,7 @@ int run(const Options& o) {
   std::vector<Measurement> all = file.found();
   if (!all.empty()) say(fmt::format("{}: {} measurements are there already", journal, all.size()));
 
+  const Interrupts interrupts;
   int measured = 0, slower = 0, failed = 0;
   std::shared_ptr<LiveTable> live = live_table(o, crew, batches, modes, kernels, all);
   std::map<std::string, int> left_out;  // by reason
@@ -202,8 +233,19 @@ int run(const Options& o) {
   }
   std::vector<Measurer*> members;
   for (const auto& member : crew.members) members.push_back(member.get());
-  const std::vector<std::vector<Cell>> between = sweep_on(members, sweeps, fleet);
+  fleet.interrupted = [] { return interrupted_by != 0; };
+  std::vector<std::vector<Cell>> between;
+  try {
+    between = sweep_on(members, sweeps, fleet);
+  } catch (const Error&) {
+    if (interrupted_by == 0) throw;
+  }
   live.reset();
+  if (interrupted_by != 0) {
+    say(fmt::format("ssmjit: interrupted; {} measurements are in {}, and the same command goes on from there",
+                    all.size(), journal));
+    return 128 + interrupted_by;
+  }
   for (std::size_t k = 0; k < kernels.size(); ++k)
     if (!between[k].empty())
       say(fmt::format("{}: with {}, where a size left out would lose more than {:.3g}%", kernels[k].label,

@@ -13,6 +13,8 @@
 
 #include <fmt/format.h>
 
+#include <ssmjit/error.h>
+
 #include "autotune/search/strategy.h"
 #include "codegen/log.h"
 
@@ -23,13 +25,16 @@ namespace {
 // alone takes all plans at once: it compiles ahead of what it verifies.
 constexpr std::size_t kChunksEach = 4;
 
+constexpr std::chrono::milliseconds kGlance{100};  // between looks at whether to stop
+
 class Dispatch {
  public:
   Dispatch(const std::vector<Measurer*>& measurers, const std::vector<KernelSweep>& kernels,
            const FleetOptions& options)
       : measurers_(measurers),
         budget_s_(options.budget_s),
-        between_(options.shard.count == 1 ? options.between : BetweenRules{}) {
+        between_(options.shard.count == 1 ? options.between : BetweenRules{}),
+        interrupted_(options.interrupted) {
     std::size_t place = 0;
     for (const KernelSweep& kernel : kernels) {
       Part& part = parts_.emplace_back();
@@ -310,8 +315,15 @@ class Dispatch {
   void tell() {
     std::unique_lock lock(mutex_);
     while (true) {
-      news_.wait(lock, [&] { return !events_.empty() || running_ == 0; });
-      if (events_.empty()) return;
+      news_.wait_for(lock, kGlance, [&] { return !events_.empty() || running_ == 0; });
+      if (!stopping_ && interrupted_ && interrupted_()) {
+        if (!error_) error_ = std::make_exception_ptr(Error(ErrorKind::machine, "tune: interrupted"));
+        lock.unlock();
+        stop();
+        lock.lock();
+      }
+      if (events_.empty() && running_ == 0) return;
+      if (events_.empty()) continue;
       const std::function<void()> event = std::move(events_.front());
       events_.pop_front();
       lock.unlock();
@@ -323,6 +335,7 @@ class Dispatch {
   const std::vector<Measurer*>& measurers_;
   double budget_s_;
   BetweenRules between_;
+  std::function<bool()> interrupted_;
   std::deque<Part> parts_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   std::mutex mutex_;

@@ -1,6 +1,7 @@
 // A sweep of several kernels on several GPUs: one queue of jobs, the next to whoever is free.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "autotune/fleet/measurer.h"
@@ -20,6 +21,9 @@ struct FleetOptions {
   // Batches beside those of a kernel, once all its cells are done, until its table keeps the rule. None are added to a
   // shard, which has not all cells of a table, nor once the budget is spent.
   BetweenRules between;
+  // Asked every tenth of a second, from this thread. Once true the measurers are stopped, what they have measured is
+  // told, and sweep_on throws.
+  std::function<bool()> interrupted = {};
 };
 
 // Plans are verified first: those that a kernel's search asks for at first, on several measurers with Search::model all

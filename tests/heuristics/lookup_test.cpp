@@ -218,18 +218,23 @@ TEST(Lookup, HalfWayByRatioGoesUpAndAHeadLessGoesDown) {
 TEST(Lookup, SizesBetweenTwoRowsTakeThePlanThatIsForThem) {
   const Description one = sample_description(1);
   Table table{{of_kernel(one, sample_row(64, 2, 0)), of_kernel(one, sample_row(1024, 8, 1))}};
-  table.rows[0].between = sample_plan(2);
+  const Plan low = table.rows[0].plan;
+  Plan between = low, high = low;
+  between.streaming = !low.streaming;
+  high.min_blocks_per_sm = 1 - low.min_blocks_per_sm;
+  table.rows[0].between = between;
+  table.rows[1].plan = high;
   for (const std::int64_t heads : {65, 200, 256, 1023}) {
     const Choice choice = lookup(table, one, "h200", kSm90, heads);
-    EXPECT_EQ(choice.plan, sample_plan(2)) << heads;
+    EXPECT_EQ(choice.plan, between) << heads;
     EXPECT_EQ(choice.why, Why::interpolated);
     EXPECT_NEAR(choice.expected_us, 2 * std::sqrt(static_cast<double>(heads) / 64.0), 1e-9)
         << "the time stays on the line";
   }
-  EXPECT_EQ(lookup(table, one, "h200", kSm90, 64).plan, sample_plan(0));
-  EXPECT_EQ(lookup(table, one, "h200", kSm90, 1024).plan, sample_plan(1));
-  EXPECT_EQ(lookup(table, one, "h200", kSm90, 32).plan, sample_plan(0));
-  EXPECT_EQ(lookup(table, one, "h200", kSm90, 4096).plan, sample_plan(1));
+  EXPECT_EQ(lookup(table, one, "h200", kSm90, 64).plan, low);
+  EXPECT_EQ(lookup(table, one, "h200", kSm90, 1024).plan, high);
+  EXPECT_EQ(lookup(table, one, "h200", kSm90, 32).plan, low);
+  EXPECT_EQ(lookup(table, one, "h200", kSm90, 4096).plan, high);
 }
 
 TEST(Lookup, APlanBetweenRowsIsTakenInTheKindOfTheLaunchAndLeftWhereItIsNotLegal) {
