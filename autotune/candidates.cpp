@@ -57,10 +57,11 @@ void Candidates::verify(const std::vector<std::size_t>& plans) {
     options.device = options_.device;
     options.seed = options_.seed;
     options.compile = options_.compile;
+    options.compile_threads = options_.compile_threads;
     options.progress = options_.progress;
     options.on_step = [this](const char* stage, std::size_t i) {
-      // The pool compiles any of the plans then: none is to pay for another's.
-      const bool compiling = stage == std::string_view("compile");
+      // A pool of several compiles any of the plans then: none is to pay for another's.
+      const bool compiling = stage == std::string_view("compile") && options_.compile_threads != 1;
       const Measurement line = lines_.verified(verifying_[i]);
       doing(stage, compiling ? nullptr : &line);
       // After a fault that kills the context every later launch fails: not a word about the plans that come after.
@@ -87,10 +88,10 @@ void Candidates::prepare(const std::vector<std::size_t>& plans) {
     right.push_back(plan);
     right_plans.push_back(lines_.plans()[plan]);
   }
-  CompilePool pool(description_, right_plans, arch_, options_.compile);
+  CompilePool pool(description_, right_plans, arch_, options_.compile, {}, options_.compile_threads);
   for (std::size_t i = 0; i < right.size(); ++i) {
     const Measurement line = lines_.verified(right[i]);
-    doing("compile", nullptr);
+    doing("compile", options_.compile_threads == 1 ? &line : nullptr);
     const CompilePool::Result& compiled = pool.get(i);
     doing("load", &line);
     ready_[right[i]] = std::make_unique<Ready>(

@@ -6,12 +6,6 @@
 namespace ssmjit {
 namespace {
 
-// Later lines count for more; of those of one second a failure, then whichever, but always the same.
-auto age(const Measurement& m) {
-  return std::tuple(m.measured, m.outcome, m.us, m.source_digest, m.driver, m.nvrtc, m.policy, m.kernel, m.floor_us,
-                    m.batch);
-}
-
 void tidy(Measurement& m) {
   for (double* us : {&m.us, &m.us_min, &m.us_max, &m.floor_us}) *us = tidy_us(*us);
 }
@@ -27,6 +21,13 @@ const Measurement* fastest(const Cell& cell) {
   return best;
 }
 
+bool counts_more(const Measurement& a, const Measurement& b) {
+  const auto rank = [](const Measurement& m) {
+    return std::tuple(unsound(m.outcome), m.outcome != Outcome::memory_failed, std::string_view(m.measured), m.outcome);
+  };
+  return rank(a) != rank(b) ? rank(a) < rank(b) : a.json() < b.json();
+}
+
 double tidy_us(double us) { return std::round(us * 1e3) / 1e3; }
 
 Cells cells_of(const std::vector<Measurement>& measurements) {
@@ -35,17 +36,19 @@ Cells cells_of(const std::vector<Measurement>& measurements) {
   Cells cells;
   std::map<RowKernel, const Measurement*> newest;
   std::set<std::string> never;
-  for (const Measurement& m : measurements) {
+  for (const Measurement& m : measurements)
     if (unsound(m.outcome)) never.insert(m.candidate());
+  for (const Measurement& m : measurements) {
     if (m.phase == "verify") {
       const Measurement*& verdict = verdicts[{m.device, m.kernel_digest, m.plan.text()}];
-      if (verdict == nullptr || age(*verdict) < age(m)) verdict = &m;
+      if (verdict == nullptr || counts_more(*verdict, m)) verdict = &m;
       continue;
     }
     if (m.op == Op::ring && m.phase != "weighted" && m.phases.size() != 2) continue;  // a phase alone is no step
+    if (!never.empty() && never.contains(m.candidate())) continue;
     const RowKernel kernel{m.device, m.kernel_digest, m.pdl};
     const auto [at, added] = cells[kernel][m.total_heads()].emplace(m.plan.text(), m);
-    if (!added && age(at->second) < age(m)) at->second = m;
+    if (!added && counts_more(at->second, m)) at->second = m;
     const Measurement*& of_kernel = newest[kernel];
     if (m.op == Op::ring && m.phases.size() == 2 &&
         (of_kernel == nullptr ||
@@ -63,7 +66,7 @@ Cells cells_of(const std::vector<Measurement>& measurements) {
         const bool failed =
             verdict != verdicts.end() && verdict->second->outcome != Outcome::ok &&
             (m.measured <= verdict->second->measured || m.source_digest == verdict->second->source_digest);
-        if (failed || never.contains(m.candidate())) {
+        if (failed) {
           it = cell.erase(it);
           continue;
         }

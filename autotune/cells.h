@@ -17,8 +17,13 @@ using RowKernel = std::tuple<std::string, std::string, PdlMode>;
 using Cell = std::map<std::string, Measurement>;
 using Cells = std::map<RowKernel, std::map<std::int64_t, Cell>>;  // by total_heads
 
-// Of several lines of one plan and size the newest counts. Left out are phases of a ring measured alone, lines of plans
-// that failed verification since, and of kernels that any line calls unsound, whenever and at whatever size. All rings
+// Which of two lines of one thing counts, in journals and tables alike: what speaks against the kernel before any
+// other, a line of too little memory after any other, then the later one, of one second a failure, then whichever but
+// always the same. Whether it is `b`.
+bool counts_more(const Measurement& a, const Measurement& b);
+
+// Of several lines of one plan and size one counts. Left out are phases of a ring measured alone, lines of plans that
+// failed verification since, and of kernels that any line calls unsound, whenever and at whatever size. All rings
 // of one kernel get the steps between flushes of its newest line, so that their weighted steps compare. Times are
 // rounded as a journal holds them.
 Cells cells_of(const std::vector<Measurement>& measurements);

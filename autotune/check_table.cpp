@@ -10,7 +10,7 @@
 #include <ssmjit/measurement.h>
 
 #include "autotune/cells.h"
-#include "autotune/crossover.h"
+#include "autotune/plan_between.h"
 #include "heuristics/row_lookup.h"
 
 namespace ssmjit {
@@ -89,7 +89,7 @@ TableCheck check_table(const Table& table, const std::vector<Measurement>& measu
         without.rows.push_back(row);
       }
       if (had_row && has_others) {
-        // The row below ends where a fit without this size would have it end.
+        // Between the rows beside it stands what a fit without this size would put there.
         TableRow* below = nullptr;
         const TableRow* above = nullptr;
         for (TableRow& row : without.rows) {
@@ -100,7 +100,11 @@ TableCheck check_table(const Table& table, const std::vector<Measurement>& measu
             above = &row;
           }
         }
-        if (below != nullptr && above != nullptr) below->until = crossover(*below, *above, sizes);
+        if (below != nullptr && above != nullptr) {
+          auto others = sizes;
+          others.erase(total_heads);
+          below->between = plan_between(*below, *above, others);
+        }
         c.left_out = ask(without);
         if (c.left_out->us > 0)
           left_out.push_back(c.left_out->regret);

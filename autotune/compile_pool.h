@@ -22,18 +22,20 @@ class CompilePool {
     Cubin cubin;
     std::string error;  // not empty: the compile failed, and why
   };
-  // `text`, when not empty, takes the place of what emit() gives. threads 0: as many as there are cores.
+  // `text`, when not empty, takes the place of what emit() gives. threads 0: as many as there are cores; 1: get()
+  // compiles, and nothing is compiled ahead.
   CompilePool(const Description& description, const std::vector<Plan>& plans, const Arch& arch,
               const CompileOptions& options, const std::string& text = {}, int threads = 0);
   CompilePool(const CompilePool&) = delete;
   CompilePool& operator=(const CompilePool&) = delete;
   ~CompilePool();
 
-  // Waits for it.
+  // Waits for it. From one thread.
   const Result& get(std::size_t i);
 
  private:
   void work();
+  void compile_at(std::size_t i);
 
   Description description_;
   std::vector<Plan> plans_;

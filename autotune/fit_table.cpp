@@ -10,7 +10,7 @@
 #include <ssmjit/measurement.h>
 
 #include "autotune/cells.h"
-#include "autotune/crossover.h"
+#include "autotune/plan_between.h"
 #include "codegen/fail.h"
 
 namespace ssmjit {
@@ -159,7 +159,7 @@ Table fit_table(const std::vector<Measurement>& measurements, const FitOptions& 
     for (const Run& run : cover(losses))
       for (std::size_t i = run.begin; i < run.end; ++i) table.rows.push_back(row_of(cells[i]->at(run.plan)));
     for (std::size_t i = first; i + 1 < table.rows.size(); ++i)
-      table.rows[i].until = crossover(table.rows[i], table.rows[i + 1], sizes);
+      table.rows[i].between = plan_between(table.rows[i], table.rows[i + 1], sizes, options.max_regret);
   }
   table.sort();
   return table;

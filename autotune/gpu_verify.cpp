@@ -165,7 +165,7 @@ std::vector<Verdict> GpuVerifier::run(const std::vector<Plan>& plans) {
   std::vector<Verdict> verdicts(plans.size());
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
-  CompilePool pool(description_, plans, gpu_.arch(), options_.compile, options_.source);
+  CompilePool pool(description_, plans, gpu_.arch(), options_.compile, options_.source, options_.compile_threads);
   // The GPU runs one candidate while the cores judge those before it; what waits to be judged is held in memory.
   std::deque<std::pair<std::size_t, std::future<void>>> judging;
   const std::size_t waiting_at_most = std::max(1u, std::thread::hardware_concurrency());

@@ -55,13 +55,9 @@ PhaseMeasurement read_phase(const Json& json) {
   return p;
 }
 
-// One line of each key, at the place of its first: the latest, so that the order of journals that were put together
-// does not matter. What speaks against the kernel is never given up; a line of too little memory gives way to any
-// other.
+// One line of each key, at the place of its first: that which counts, whatever the order of journals that were put
+// together.
 std::vector<Measurement> latest_of_each(std::vector<Measurement> lines) {
-  const auto rank = [](const Measurement& m) {
-    return std::tuple(unsound(m.outcome), m.outcome != Outcome::memory_failed, std::string_view(m.measured));
-  };
   std::vector<Measurement> all;
   std::map<std::string, std::size_t> place;
   for (Measurement& m : lines) {
@@ -71,7 +67,7 @@ std::vector<Measurement> latest_of_each(std::vector<Measurement> lines) {
       continue;
     }
     Measurement& there = all[at->second];
-    if (rank(there) < rank(m) || (rank(there) == rank(m) && there.json() < m.json())) there = std::move(m);
+    if (counts_more(there, m)) there = std::move(m);
   }
   return all;
 }

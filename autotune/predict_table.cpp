@@ -72,7 +72,7 @@ Table predict_table(const Description& description, std::string_view device_key,
   Table table = fit_table(guesses, {.max_regret = 0.01});
   for (TableRow& row : table.rows) {
     row.predicted = true;
-    row.until = 0;  // plans that were left out above have no time to compare
+    row.between.reset();  // plans that were left out above have no time to compare
   }
   return table;
 }

@@ -154,6 +154,10 @@ void advance(LiveState& state, std::size_t kernel, const Measurement& m) {
   if (m.outcome == Outcome::ok && m.batch > 0 && m.us > 0) {
     LiveKernel::Best& best = of.best[{m.pdl, m.batch}];
     if (best.us == 0 || m.us < best.us) best = {m.us, m.share};
+    // A size between those that were asked for.
+    auto& batches = state.batches;
+    if (std::find(batches.begin(), batches.end(), m.batch) == batches.end())
+      batches.insert(std::find_if(batches.begin(), batches.end(), [&](int b) { return b > m.batch; }), m.batch);
   } else if (m.outcome != Outcome::ok && m.outcome != Outcome::dropped) {
     ++of.left_out[m.outcome];
   }

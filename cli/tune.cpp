@@ -1,7 +1,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -19,9 +21,15 @@
 namespace ssmjit::cli {
 namespace {
 
+// What a table may lose at a size that is left out of it, unless the user names sizes or a bound.
+constexpr double kBetween = 0.05;
+
 struct Options {
   SpecOption spec;
   std::string batches = "1,2,4,8,16,32,64,128,256,512,1024";
+  bool own_batches = false;  // `batches` are the user's
+  std::optional<double> between;
+  int between_sizes = BetweenRules{}.most_sizes;
   std::string pdl = "off";
   std::string accepted;
   std::string strategy = name(Search::halving);
@@ -101,6 +109,42 @@ std::string counted(const std::map<std::string, int>& left_out) {
   return text;
 }
 
+volatile std::sig_atomic_t interrupted_by = 0;
+
+// While it lives, SIGINT and SIGTERM are noted; a second one does what it did before.
+class Interrupts {
+ public:
+  Interrupts() {
+    interrupted_by = 0;
+    for (std::size_t i = 0; i < std::size(kSignals); ++i) {
+      sigaction(kSignals[i], nullptr, &before_[i]);
+      if ((before_[i].sa_flags & SA_SIGINFO) == 0 && before_[i].sa_handler == SIG_IGN) continue;
+      struct sigaction note {};
+      note.sa_handler = [](int signal) { interrupted_by = signal; };
+      note.sa_flags = static_cast<int>(SA_RESETHAND);
+      sigemptyset(&note.sa_mask);
+      sigaction(kSignals[i], &note, nullptr);
+    }
+  }
+  Interrupts(const Interrupts&) = delete;
+  Interrupts& operator=(const Interrupts&) = delete;
+  ~Interrupts() {
+    for (std::size_t i = 0; i < std::size(kSignals); ++i) sigaction(kSignals[i], &before_[i], nullptr);
+  }
+
+ private:
+  static constexpr int kSignals[] = {SIGINT, SIGTERM};
+  struct sigaction before_[std::size(kSignals)];
+};
+
+// "batch 24 off, batch 48 off".
+std::string text_of(const std::vector<Cell>& cells) {
+  std::string text;
+  for (const Cell& cell : cells)
+    text += fmt::format("{}batch {} {}", text.empty() ? "" : ", ", cell.batch, name(cell.mode));
+  return text;
+}
+
 // The table that is redrawn on a terminal while a sweep runs, with what the journal holds already; none elsewhere, nor
 // where JSON goes to the same terminal. What is said meanwhile stands above it.
 std::shared_ptr<LiveTable> live_table(const Options& o, const Crew& crew, const std::vector<int>& batches,
@@ -131,6 +175,7 @@ int run(const Options& o) {
   FleetOptions fleet;
   if (!o.shard.empty()) fleet.shard = Shard::parse(o.shard);
   fleet.budget_s = o.budget_s;
+  fleet.between = {.most_loss = o.between.value_or(o.own_batches ? 0 : kBetween), .most_sizes = o.between_sizes};
   const std::vector<int> batches = parse_batches(o.batches);
   std::vector<PdlMode> modes;
   for (const std::string& mode : split(o.pdl, ',')) modes.push_back(parse_pdl_mode(mode));
@@ -153,6 +198,7 @@ int run(const Options& o) {
   std::vector<Measurement> all = file.found();
   if (!all.empty()) say(fmt::format("{}: {} measurements are there already", journal, all.size()));
 
+  const Interrupts interrupts;
   int measured = 0, slower = 0, failed = 0;
   std::shared_ptr<LiveTable> live = live_table(o, crew, batches, modes, kernels, all);
   std::map<std::string, int> left_out;  // by reason
@@ -187,8 +233,23 @@ int run(const Options& o) {
   }
   std::vector<Measurer*> members;
   for (const auto& member : crew.members) members.push_back(member.get());
-  sweep_on(members, sweeps, fleet);
+  fleet.interrupted = [] { return interrupted_by != 0; };
+  std::vector<std::vector<Cell>> between;
+  try {
+    between = sweep_on(members, sweeps, fleet);
+  } catch (const Error&) {
+    if (interrupted_by == 0) throw;
+  }
   live.reset();
+  if (interrupted_by != 0) {
+    say(fmt::format("ssmjit: interrupted; {} measurements are in {}, and the same command goes on from there",
+                    all.size(), journal));
+    return 128 + interrupted_by;
+  }
+  for (std::size_t k = 0; k < kernels.size(); ++k)
+    if (!between[k].empty())
+      say(fmt::format("{}: with {}, where a size left out would lose more than {:.3g}%", kernels[k].label,
+                      text_of(between[k]), fleet.between.most_loss * 100));
 
   if (fleet.shard.count > 1) {
     if (o.json)
@@ -196,8 +257,9 @@ int run(const Options& o) {
     else
       print(fmt::format(
           "measured {}, slower {}, failed {} as shard {} of {}; every measurement in {}; the table: ssmjit table fit "
-          "JOURNALS of all shards -o {}",
-          measured, slower, failed, fleet.shard.index, fleet.shard.count, journal, out));
+          "JOURNALS of all shards -o {}{}",
+          measured, slower, failed, fleet.shard.index, fleet.shard.count, journal, out,
+          fleet.between.most_loss > 0 ? "; sizes between: tune without --shard on those journals put together" : ""));
     return measured == 0 && failed > 0 ? kFellShort : kOk;
   }
   const Table table = fit_table(all);
@@ -227,7 +289,12 @@ Verb tune_verb(CLI::App& root) {
   const auto o = std::make_shared<Options>();
   CLI::App* app = root.add_subcommand("tune", "verifies and times every plan on the GPU at hand and writes a table");
   o->spec.add(*app, true);
-  app->add_option("--batches", o->batches, "batch sizes");
+  CLI::Option* batches = app->add_option("--batches", o->batches, "batch sizes");
+  app->add_option("--between", o->between,
+                  "batches between those are measured too, until the table loses no more than this fraction with any "
+                  "size left out; 0: none; without it 0.05, or 0 with --batches")
+      ->check(CLI::NonNegativeNumber);
+  app->add_option("--between-sizes", o->between_sizes, "of a kernel and PDL mode, at most")->check(CLI::Range(0, 1000));
   app->add_option("--pdl", o->pdl, "off, chain, or both: off,chain");
   app->add_option("--accepted", o->accepted,
                   "of a ring: tokens that a step keeps, 3 or 1:0.2,2:0.3,3:0.5 by chance; without it (tokens + 1) / 2");
@@ -254,7 +321,10 @@ Verb tune_verb(CLI::App& root) {
   replay->excludes(gpus)->excludes(device);
   app->add_option("-o,--output", o->out, "the table; the user's folder without it");
   app->add_flag("--json", o->json, "one JSON object a line");
-  return {app, [o] { return run(*o); }};
+  return {app, [o, batches] {
+            o->own_batches = batches->count() > 0;
+            return run(*o);
+          }};
 }
 
 }  // namespace ssmjit::cli

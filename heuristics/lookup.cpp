@@ -42,16 +42,14 @@ bool nearer_to_low(std::int64_t low, std::int64_t total_heads, std::int64_t high
   return product(word(total_heads), word(total_heads)) < product(word(low), word(high));
 }
 
-// The row whose plan a size takes.
+// The row that is nearest to a size, by ratio.
 const TableRow& nearest(const Rows& rows, std::int64_t total_heads) {
   const auto above = std::lower_bound(rows.begin(), rows.end(), total_heads,
                                       [](const TableRow* row, std::int64_t value) { return row->total_heads < value; });
   if (above == rows.end()) return *rows.back();
   if (above == rows.begin() || (*above)->total_heads == total_heads) return **above;
   const TableRow &low = **std::prev(above), &high = **above;
-  const bool is_low =
-      low.until > 0 ? total_heads <= low.until : nearer_to_low(low.total_heads, total_heads, high.total_heads);
-  return is_low ? low : high;
+  return nearer_to_low(low.total_heads, total_heads, high.total_heads) ? low : high;
 }
 
 Choice from_rows(const Rows& rows, std::int64_t total_heads) {
@@ -67,9 +65,10 @@ Choice from_rows(const Rows& rows, std::int64_t total_heads) {
   if (above != rows.end() && above != rows.begin()) {
     const TableRow &low = **std::prev(above), &high = **above;
     const double weight = log_distance(total_heads, low.total_heads) / log_distance(high.total_heads, low.total_heads);
-    return {near.plan, Why::interpolated,
-            fmt::format("{} heads lie between the rows of {} and {} on {}; the plan is that of {}", total_heads,
-                        low.total_heads, high.total_heads, near.device, near.total_heads),
+    return {low.between.value_or(near.plan), Why::interpolated,
+            fmt::format("{} heads lie between the rows of {} and {} on {}; the plan is {}", total_heads,
+                        low.total_heads, high.total_heads, low.device,
+                        low.between ? "the one for sizes between them" : fmt::format("that of {}", near.total_heads)),
             interpolate(low.us, high.us, weight), interpolate(low.floor_us, high.floor_us, weight)};
   }
   // Below the first row its time is an upper bound. Above the last one a step is bound by memory: time grows with size.
@@ -84,8 +83,17 @@ Choice from_rows(const Rows& rows, std::int64_t total_heads) {
 
 // Whether a launch in `mode` wants a kernel that asks for the state early. A row of this mode keeps the plan that was
 // measured; one of the other mode is taken in this one's kind.
-bool wants_early_state(const TableRow& row, PdlMode mode, bool has_pdl) {
-  return has_pdl && (row.pdl == mode ? row.plan.early_state : mode == PdlMode::chain);
+bool wants_early_state(const TableRow& row, const Plan& plan, PdlMode mode, bool has_pdl) {
+  return has_pdl && (row.pdl == mode ? plan.early_state : mode == PdlMode::chain);
+}
+
+// The row with its plans as a launch in `mode` takes them; one between that is not legal is forgotten.
+TableRow for_mode(TableRow row, PdlMode mode, bool has_pdl, const std::function<bool(const Plan&)>& legal) {
+  row.plan.early_state = wants_early_state(row, row.plan, mode, has_pdl);
+  if (!row.between) return row;
+  row.between->early_state = wants_early_state(row, *row.between, mode, has_pdl);
+  if (!legal(*row.between)) row.between.reset();
+  return row;
 }
 
 }  // namespace
@@ -98,24 +106,19 @@ std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& questi
   // GPU answers nothing.
   constexpr std::size_t kPredicted = 4, kOtherDevice = 8;
   std::array<Rows, 12> classes;
-  std::deque<TableRow> changed;
+  std::deque<TableRow> candidates;
   int passed_over = 0;
   for (const TableRow& row : table.rows) {
     const bool same_kernel = row.kernel_digest == question.kernel_digest, here = row.device == question.device;
     if (!same_kernel && row.cost_digest != question.cost_digest) continue;
     if (row.predicted && !here) continue;
-    const TableRow* candidate = &row;
-    if (const bool early = wants_early_state(row, question.mode, question.has_pdl); early != row.plan.early_state) {
-      changed.push_back(row);
-      changed.back().plan.early_state = early;
-      candidate = &changed.back();
-    }
-    if (!legal(candidate->plan)) {
+    TableRow candidate = for_mode(row, question.mode, question.has_pdl, legal);
+    if (!legal(candidate.plan)) {
       ++passed_over;
       continue;
     }
     classes[(here ? row.predicted * kPredicted : kOtherDevice) + !same_kernel * 2U + (row.pdl != question.mode)]
-        .push_back(candidate);
+        .push_back(&candidates.emplace_back(std::move(candidate)));
   }
   if (illegal != nullptr) *illegal = passed_over;
   const auto found = std::find_if(classes.begin(), classes.end(), [](const Rows& rows) { return !rows.empty(); });
@@ -135,10 +138,10 @@ std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& questi
   const TableRow& near = nearest(rows, total_heads);
   Choice choice;
   if (other_device) {
-    choice = {near.plan, Why::other_device,
-              fmt::format("no row of this kernel on {}; the plan is that of {} heads on {}, for {} heads here",
-                          question.device.empty() ? "this device" : question.device, near.total_heads, near.device,
-                          total_heads),
+    const Choice there = from_rows(rows, total_heads);
+    choice = {there.plan, Why::other_device,
+              fmt::format("no row of this kernel on {}; {}", question.device.empty() ? "this device" : question.device,
+                          there.reason),
               0, 0};
   } else {
     choice = from_rows(rows, total_heads);

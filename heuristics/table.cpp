@@ -136,14 +136,18 @@ TableRow read_row(const Json& json, std::optional<Op> op, std::size_t index, std
     }
   }
   row.total_heads = fields.count("total_heads", true);
-  row.until = fields.count("until", false, std::max<std::int64_t>(row.total_heads, 1));
-  if (const Json* plan = fields.find("plan", true)) {
+  const auto plan = [&](const char* field, bool needed) -> std::optional<Plan> {
+    const Json* json = fields.find(field, needed);
+    if (json == nullptr) return std::nullopt;
     try {
-      row.plan = Plan::from_json(plan->dump(-1, ' ', true, Json::error_handler_t::replace));
+      return Plan::from_json(json->dump(-1, ' ', true, Json::error_handler_t::replace));
     } catch (const Error& error) {
-      fields.problem("plan", error.what());
+      fields.problem(field, error.what());
+      return std::nullopt;
     }
-  }
+  };
+  row.plan = plan("plan", true).value_or(Plan{});
+  row.between = plan("between", false);
   row.us = fields.number("us", true, std::numeric_limits<double>::min(), "a number above 0");
   row.floor_us = fields.number("floor_us", false, 0, "a number from 0 up");
   if (row.op == Op::ring) {
@@ -180,8 +184,8 @@ Json row_json(const TableRow& row, bool with_op) {
   json["cost_digest"] = row.cost_digest;
   json["pdl"] = name(row.pdl);
   json["total_heads"] = row.total_heads;
-  if (row.until != 0) json["until"] = row.until;
   json["plan"] = Json::parse(row.plan.json());
+  if (row.between) json["between"] = Json::parse(row.between->json());
   json["us"] = row.us;
   json["floor_us"] = row.floor_us;
   if (row.op == Op::ring) {
@@ -253,7 +257,10 @@ void Table::sort() {
 
 std::size_t Table::plan_count() const {
   std::set<std::pair<std::string, std::string>> plans;
-  for (const TableRow& row : rows) plans.emplace(row.kernel_digest, row.plan.text());
+  for (const TableRow& row : rows) {
+    plans.emplace(row.kernel_digest, row.plan.text());
+    if (row.between) plans.emplace(row.kernel_digest, row.between->text());
+  }
   return plans.size();
 }
 
@@ -282,7 +289,7 @@ void Table::merge(const Table& other) {
   for (const auto& [key, place] : by_key) {
     Last& last = lasts[place.row->predicted];
     if (last.table != nullptr && last.table != place.table && same_kernel(merged[last.at], *place.row))
-      merged[last.at].until = 0;
+      merged[last.at].between.reset();
     last = {place.table, merged.size()};
     merged.push_back(*place.row);
   }

@@ -72,8 +72,8 @@ struct Row {
   std::string_view device, kernel_digest, cost_digest;
   Pdl pdl = Pdl::off;
   std::int64_t total_heads = 0;
-  std::int64_t until = 0;  // the last size that takes this plan on the way to the next row's; 0: up to half way by ratio
   Plan plan;
+  Plan between;         // of sizes between this one and the next row's; of warps 0: the plan of the nearer by ratio
   double us = 0;        // a step; of a ring the mean over its phases
   double floor_us = 0;  // the memory floor of the same bytes; 0: not known
   bool predicted = false;
@@ -163,12 +163,13 @@ constexpr Choice lookup(std::string_view device, std::string_view kernel_digest,
     if (row.total_heads >= total_heads && (high == nullptr || row.total_heads < high->total_heads)) high = &row;
   }
   const Row* near = low == nullptr ? high : low;
+  bool between = false;
   if (low != nullptr && high != nullptr && low->total_heads != high->total_heads) {
-    const bool is_low = low->until > 0 ? total_heads <= low->until
-                                       : detail::nearer_to_low(static_cast<std::uint64_t>(low->total_heads),
-                                                               static_cast<std::uint64_t>(total_heads),
-                                                               static_cast<std::uint64_t>(high->total_heads));
-    near = is_low ? low : high;
+    near = detail::nearer_to_low(static_cast<std::uint64_t>(low->total_heads), static_cast<std::uint64_t>(total_heads),
+                                 static_cast<std::uint64_t>(high->total_heads))
+               ? low
+               : high;
+    if (low->between.warps > 0) between = true;
     const double from = detail::ln(static_cast<double>(low->total_heads));
     const double to = detail::ln(static_cast<double>(high->total_heads));
     const double weight = (detail::ln(static_cast<double>(total_heads)) - from) / (to - from);
@@ -184,7 +185,7 @@ constexpr Choice lookup(std::string_view device, std::string_view kernel_digest,
     choice.expected_us = near->us * scale;
     choice.floor_us = near->floor_us * scale;
   }
-  choice.plan = near->plan;
+  choice.plan = between ? low->between : near->plan;
   // A row of the other mode is taken in this one's kind.
   if (near->pdl != pdl) choice.plan.early_state = near->device_has_pdl && pdl == Pdl::chain;
   if ((least & 1) != 0) choice.why = Why::nearest;
@@ -198,14 +199,15 @@ constexpr Choice lookup(std::string_view device, std::string_view kernel_digest,
 
 std::string cpp(const Table& table) {
   const auto row_text = [&](const TableRow& r) {
-    const Plan& p = r.plan;
-    return fmt::format(
-        "    {{{}, {}, {}, Pdl::{}, {}, {},\n     {{{}, {}, {}, {}, {}, StatePath::{}, {}, {}, {}, RingRows::{}}}, {}, "
-        "{}, {}, {}}},",
-        quoted(r.device), quoted(r.kernel_digest), quoted(r.cost_digest), name(r.pdl), r.total_heads, r.until,
-        p.block_m, p.warps, p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path), p.streaming,
-        p.early_state, p.min_blocks_per_sm, name(p.ring_rows), number(r.us), number(r.floor_us), r.predicted,
-        has_pdl(table, r.device));
+    const auto plan_text = [](const Plan& p) {
+      return fmt::format("{{{}, {}, {}, {}, {}, StatePath::{}, {}, {}, {}, RingRows::{}}}", p.block_m, p.warps,
+                         p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path), p.streaming, p.early_state,
+                         p.min_blocks_per_sm, name(p.ring_rows));
+    };
+    return fmt::format("    {{{}, {}, {}, Pdl::{}, {},\n     {},\n     {}, {}, {}, {}, {}}},", quoted(r.device),
+                       quoted(r.kernel_digest), quoted(r.cost_digest), name(r.pdl), r.total_heads, plan_text(r.plan),
+                       r.between ? plan_text(*r.between) : "{}", number(r.us), number(r.floor_us), r.predicted,
+                       has_pdl(table, r.device));
   };
   std::string text = kCppHead;
   // An array has one element at least.
@@ -253,10 +255,10 @@ def lookup(device, kernel_digest, pdl, total_heads, cost_digest=""):
     rows = classes[distance]
     low = max((heads for heads in rows if heads <= total_heads), default=None)
     high = min((heads for heads in rows if heads >= total_heads), default=None)
-    choice = {}
+    choice, between = {}, None
     if low is not None and high is not None and low != high:
-        until = rows[low][0]["until"]  # the last size that takes this plan; 0: up to half way by ratio
-        near = low if (total_heads <= until if until else total_heads * total_heads < low * high) else high
+        near = low if total_heads * total_heads < low * high else high
+        between = rows[low][0]["between"]  # the plan of sizes between this one and the next row's; None: of the nearer
         weight = math.log(total_heads / low) / math.log(high / low)
         why = "interpolated"
         for field, of in (("expected_us", "us"), ("floor_us", "floor_us")):
@@ -268,7 +270,7 @@ def lookup(device, kernel_digest, pdl, total_heads, cost_digest=""):
         scale = max(total_heads / near, 1)  # above the last row a step is bound by memory: time grows with size
         choice = {"expected_us": rows[near][0]["us"] * scale, "floor_us": rows[near][0]["floor_us"] * scale}
     row, row_pdl = rows[near]
-    plan = dict(row["plan"])
+    plan = dict(between or row["plan"])
     if row_pdl != pdl:  # a row of the other mode is taken in this one's kind
         plan["early_state"] = HAS_PDL[device] and pdl == "chain"
     for bit, other in ((1, "nearest"), (2, "similar"), (4, "predicted")):
@@ -289,15 +291,19 @@ std::string python(const Table& table) {
     if (r.device != device)
       devices += fmt::format("{}{}: {}", devices.empty() ? "" : ", ", quoted(r.device), flag(has_pdl(table, r.device)));
     device = r.device;
-    const Plan& p = r.plan;
+    const auto plan_text = [&](const Plan& p) {
+      return fmt::format(
+          "{{\"block_m\": {}, \"warps\": {}, \"lanes_per_row\": {}, \"heads_per_block\": {}, \"stages\": {}, "
+          "\"state_path\": \"{}\", \"streaming\": {}, \"early_state\": {}, \"min_blocks_per_sm\": {}, "
+          "\"ring_rows\": \"{}\"}}",
+          p.block_m, p.warps, p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path), flag(p.streaming),
+          flag(p.early_state), p.min_blocks_per_sm, name(p.ring_rows));
+    };
     text += fmt::format(
-        "        {}: {{\"until\": {}, \"plan\": {{\"block_m\": {}, \"warps\": {}, \"lanes_per_row\": {}, "
-        "\"heads_per_block\": {}, \"stages\": {}, \"state_path\": \"{}\", \"streaming\": {}, "
-        "\"early_state\": {}, \"min_blocks_per_sm\": {}, \"ring_rows\": \"{}\"}}, \"us\": {}, \"floor_us\": {}, "
-        "\"cost_digest\": {}, \"predicted\": {}}},\n",
-        r.total_heads, r.until, p.block_m, p.warps, p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path),
-        flag(p.streaming), flag(p.early_state), p.min_blocks_per_sm, name(p.ring_rows), number(r.us),
-        number(r.floor_us), quoted(r.cost_digest), flag(r.predicted));
+        "        {}: {{\"plan\": {}, \"between\": {}, \"us\": {}, \"floor_us\": {}, \"cost_digest\": {}, "
+        "\"predicted\": {}}},\n",
+        r.total_heads, plan_text(r.plan), r.between ? plan_text(*r.between) : "None", number(r.us), number(r.floor_us),
+        quoted(r.cost_digest), flag(r.predicted));
   }
   if (!last.empty()) text += "    },\n";
   return text +

@@ -6,11 +6,14 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <thread>
 
 #include <fmt/format.h>
+
+#include <ssmjit/error.h>
 
 #include "autotune/search/strategy.h"
 #include "codegen/log.h"
@@ -22,11 +25,16 @@ namespace {
 // alone takes all plans at once: it compiles ahead of what it verifies.
 constexpr std::size_t kChunksEach = 4;
 
+constexpr std::chrono::milliseconds kGlance{100};  // between looks at whether to stop
+
 class Dispatch {
  public:
   Dispatch(const std::vector<Measurer*>& measurers, const std::vector<KernelSweep>& kernels,
            const FleetOptions& options)
-      : measurers_(measurers), budget_s_(options.budget_s) {
+      : measurers_(measurers),
+        budget_s_(options.budget_s),
+        between_(options.shard.count == 1 ? options.between : BetweenRules{}),
+        interrupted_(options.interrupted) {
     std::size_t place = 0;
     for (const KernelSweep& kernel : kernels) {
       Part& part = parts_.emplace_back();
@@ -42,7 +50,7 @@ class Dispatch {
       std::stable_sort(part.cells.begin(), part.cells.end(),
                        [&](const Cell& a, const Cell& b) { return turn(a) < turn(b); });
       part.known = kernel.options.known;
-      open(part);
+      open(part, part.cells);
     }
   }
 
@@ -53,7 +61,12 @@ class Dispatch {
         if (const std::size_t left = part.count(State::open); left > 0)
           warn(fmt::format("tune: the budget of {:.0f} s is spent; {} of {} cells are left out of {}", budget_s_, left,
                            part.work.cells.size(), part.kernel->description.summary()));
-    } while (reopen());
+    } while (reopen() || add_between());
+  }
+  std::vector<std::vector<Cell>> added() const {
+    std::vector<std::vector<Cell>> all;
+    for (const Part& part : parts_) all.push_back(part.added);
+    return all;
   }
 
  private:
@@ -77,8 +90,10 @@ class Dispatch {
   struct Part {
     const KernelSweep* kernel = nullptr;
     std::vector<Cell> cells;
-    std::vector<int> batches;  // of those, in the order of the search
-    OpenWork work;             // of those
+    std::vector<int> batches;  // of those but the added ones, in the order of the search
+    std::vector<int> between;  // of the added ones, in the order in which they came
+    std::vector<Cell> added;   // those of `cells` that are between others
+    OpenWork work;             // of `cells`, or of those that were added last
     std::vector<Measurement> known;
     std::size_t chunk = 0;
     std::size_t next_plan = 0, chunks_at_work = 0, plans_done = 0;
@@ -93,7 +108,7 @@ class Dispatch {
     bool may_start(const Cell& cell) const {
       const TuneOptions& options = kernel->options;
       if (options.rounds > 0) return true;
-      const std::vector<int> by = goes_by(options.search, batches, cell.batch);
+      const std::vector<int> by = goes_by(options.search, {batches, between}, cell.batch);
       for (std::size_t i = 0; i < states.size(); ++i)
         if (states[i] != State::done && work.cells[i].mode == cell.mode &&
             std::find(by.begin(), by.end(), work.cells[i].batch) != by.end())
@@ -101,12 +116,13 @@ class Dispatch {
       return true;
     }
   };
-  void open(Part& part) const {
+  void open(Part& part, const std::vector<Cell>& cells) const {
     TuneOptions options = part.kernel->options;
     options.known = part.known;
     options.search_batches = part.batches;
+    options.between = part.between;
     const Measurer& any = *measurers_.front();
-    part.work = any.open_work(part.kernel->description, options, part.cells);
+    part.work = any.open_work(part.kernel->description, options, cells);
     // What the model asks for in the middle of a cell is verified there, by several at once where several ask.
     if (options.search == Search::model && options.rounds == 0 && measurers_.size() > 1) {
       options.search = Search::exhaustive;
@@ -125,10 +141,40 @@ class Dispatch {
     bool again = false;
     for (Part& part : parts_) {
       if (part.count(State::done) == 0) continue;
-      open(part);
+      open(part, part.cells);
       again = again || !part.work.cells.empty();
     }
     return again;
+  }
+  // Cells between others, where a kernel's table wants them and all its cells are done. Whether there are any. A round
+  // goes by what the rounds before it have measured, whoever measured it and in whatever order.
+  bool add_between() {
+    if (!(between_.most_loss > 0) || (budget_s_ > 0 && elapsed() > budget_s_)) return false;
+    bool more = false;
+    for (Part& part : parts_) {
+      if (part.count(State::open) > 0) continue;
+      std::vector<Cell> fresh;
+      for (const PdlMode mode : part.kernel->options.modes) {
+        std::vector<int> batches;
+        for (const Cell& cell : part.cells)
+          if (cell.mode == mode) batches.push_back(cell.batch);
+        auto left = between_.most_sizes -
+                    std::count_if(part.added.begin(), part.added.end(), [&](const Cell& c) { return c.mode == mode; });
+        for (const int batch : batches_between(part.kernel->description, measurers_.front()->device_key(), mode,
+                                               batches, part.known, between_.most_loss))
+          if (left-- > 0) fresh.push_back({batch, mode});
+      }
+      for (const Cell& cell : fresh) {
+        part.cells.push_back(cell);
+        part.added.push_back(cell);
+        if (std::find(part.between.begin(), part.between.end(), cell.batch) == part.between.end() &&
+            std::find(part.batches.begin(), part.batches.end(), cell.batch) == part.batches.end())
+          part.between.push_back(cell.batch);
+      }
+      open(part, fresh);
+      more = more || !fresh.empty();
+    }
+    return more;
   }
 
   struct Job {
@@ -185,6 +231,7 @@ class Dispatch {
     job.options = part.kernel->options;
     job.options.known = part.known;
     job.options.search_batches = part.batches;
+    job.options.between = part.between;
     job.options.budget_s = 0;
     job.options.progress = nullptr;
     return job;
@@ -268,8 +315,15 @@ class Dispatch {
   void tell() {
     std::unique_lock lock(mutex_);
     while (true) {
-      news_.wait(lock, [&] { return !events_.empty() || running_ == 0; });
-      if (events_.empty()) return;
+      news_.wait_for(lock, kGlance, [&] { return !events_.empty() || running_ == 0; });
+      if (!stopping_ && interrupted_ && interrupted_()) {
+        if (!error_) error_ = std::make_exception_ptr(Error(ErrorKind::machine, "tune: interrupted"));
+        lock.unlock();
+        stop();
+        lock.lock();
+      }
+      if (events_.empty() && running_ == 0) return;
+      if (events_.empty()) continue;
       const std::function<void()> event = std::move(events_.front());
       events_.pop_front();
       lock.unlock();
@@ -280,6 +334,8 @@ class Dispatch {
 
   const std::vector<Measurer*>& measurers_;
   double budget_s_;
+  BetweenRules between_;
+  std::function<bool()> interrupted_;
   std::deque<Part> parts_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   std::mutex mutex_;
@@ -293,9 +349,11 @@ class Dispatch {
 
 }  // namespace
 
-void sweep_on(const std::vector<Measurer*>& measurers, const std::vector<KernelSweep>& kernels,
-              const FleetOptions& options) {
-  Dispatch(measurers, kernels, options).run();
+std::vector<std::vector<Cell>> sweep_on(const std::vector<Measurer*>& measurers,
+                                        const std::vector<KernelSweep>& kernels, const FleetOptions& options) {
+  Dispatch dispatch(measurers, kernels, options);
+  dispatch.run();
+  return dispatch.added();
 }
 
 }  // namespace ssmjit

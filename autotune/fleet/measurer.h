@@ -28,6 +28,8 @@ class Measurer {
 
   // "GPU 0 (NVIDIA H200)", "journal a.jsonl".
   virtual std::string name() const = 0;
+  // The kind of GPU that its lines are of.
+  virtual std::string device_key() const = 0;
   // Does not touch the device. `options.known`: the journal. Only what suits one of `cells` is to be verified.
   virtual OpenWork open_work(const Description& description, const TuneOptions& options,
                              const std::vector<Cell>& cells) const = 0;
@@ -54,6 +56,7 @@ class InProcess : public Measurer {
   // Fails: ErrorKind::missing without the GPU.
   explicit InProcess(int device);
   std::string name() const override;
+  std::string device_key() const override { return gpu_.key; }
   OpenWork open_work(const Description& description, const TuneOptions& options,
                      const std::vector<Cell>& cells) const override {
     return open_work_on(gpu_, description, options, cells);
@@ -70,7 +73,7 @@ class Recorded : public Measurer {
  public:
   // Fails: ErrorKind::invalid for a journal of several GPUs, or of none.
   Recorded(std::string name, const std::vector<Measurement>& journal);
-  const std::string& device_key() const { return lines_.front().device; }
+  std::string device_key() const override { return lines_.front().device; }
   std::string name() const override { return "journal " + name_; }
   OpenWork open_work(const Description& description, const TuneOptions& options,
                      const std::vector<Cell>& cells) const override;

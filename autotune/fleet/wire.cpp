@@ -50,7 +50,9 @@ std::string text(const Job& job) {
             {"verify_only", o.verify_only},
             {"search", name(o.search)},
             {"search_batches", o.search_batches},
+            {"between", o.between},
             {"rounds", o.rounds},
+            {"compile_threads", o.compile_threads},
             {"use_cache", o.compile.use_cache},
             {"cache_dir", o.compile.cache_dir}};
   for (const PdlMode mode : o.modes) json["modes"].push_back(name(mode));
@@ -95,7 +97,9 @@ ToWorker read_to_worker(std::string_view line) {
     j.at("verify_only").get_to(o.verify_only);
     o.search = parse_search(j.at("search").get<std::string>());
     j.at("search_batches").get_to(o.search_batches);
+    j.at("between").get_to(o.between);
     j.at("rounds").get_to(o.rounds);
+    j.at("compile_threads").get_to(o.compile_threads);
     j.at("use_cache").get_to(o.compile.use_cache);
     j.at("cache_dir").get_to(o.compile.cache_dir);
     return job;

@@ -95,11 +95,16 @@ void WorkerProcess::start() {
   posix_spawn_file_actions_adddup2(&files, in[1], 0);
   posix_spawn_file_actions_adddup2(&files, out[1], 1);
   posix_spawn_file_actions_adddup2(&files, err[1], 2);
+  // A process group of its own: Ctrl-C on a terminal is for the sweep, and no fault of the plan at work.
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
   std::vector<char*> arguments;
   for (std::string& part : command_) arguments.push_back(part.data());
   arguments.push_back(nullptr);
-  const int why = posix_spawnp(&process_, arguments[0], &files, nullptr, arguments.data(), environ);
+  const int why = posix_spawnp(&process_, arguments[0], &files, &attributes, arguments.data(), environ);
   posix_spawn_file_actions_destroy(&files);
+  posix_spawnattr_destroy(&attributes);
   close(in[1]);
   close(out[1]);
   close(err[1]);
@@ -272,6 +277,8 @@ void WorkerProcess::run(const Description& description, const TuneOptions& optio
                "{}: {} workers in a row ended before any work was done; the last: {}. See that the GPU is well "
                "(nvidia-smi) and try `ssmjit doctor`",
                name(), deaths_, reason);
+        // Any of several plans may have killed the compiler: the next worker compiles one at a time and names it.
+        if (end.stage == "compile") job.compile_threads = 1;
         warn(fmt::format("{}: {}; another worker goes on", name(), reason));
         continue;
       }
@@ -280,6 +287,7 @@ void WorkerProcess::run(const Description& description, const TuneOptions& optio
       line.reason = reason;
       line.measured = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
       deaths_ = 0;
+      job.compile_threads = options.compile_threads;
       job.on_measurement(line);
       if (++lost_plans_ >= kPlansAtMost)
         fail(ErrorKind::machine,

@@ -27,12 +27,15 @@ class WorkerProcess : public Measurer {
   ~WorkerProcess() override;
 
   std::string name() const override;
+  std::string device_key() const override { return gpu_.key; }
   OpenWork open_work(const Description& description, const TuneOptions& options,
                      const std::vector<Cell>& cells) const override {
     return open_work_on(gpu_, description, options, cells);
   }
   const DeviceFacts& gpu() const { return gpu_; }
   // A worker that dies or hangs over a plan makes the plan's line crashed or hung, and another goes on with the rest.
+  // After one that ended while several plans were compiled, the next compiles one at a time, until the plan that ends
+  // it too has its line.
   // Fails: ErrorKind::machine when kDeathsAtMost workers in a row die over no plan, or kPlansAtMost over plans without
   // one that was right in between; what an invalid job fails with.
   void run(const Description& description, const TuneOptions& options) override;

@@ -9,7 +9,8 @@ CellSearch::CellSearch(const Description& description, const SweepLines& lines, 
     : lines_(lines), known_(known) {
   const Search search = options.rounds > 0 ? Search::exhaustive : options.search;
   ends_with_winner_ = search == Search::model;
-  const std::vector<int>& batches = options.search_batches.empty() ? options.batches : options.search_batches;
+  const SearchBatches batches{options.search_batches.empty() ? options.batches : options.search_batches,
+                              options.between};
   for (PdlMode mode : options.modes) {
     std::size_t suited = 0;
     for (std::size_t i = 0; i < lines.plans().size(); ++i) suited += lines.suits(i, mode) ? 1 : 0;

@@ -35,6 +35,20 @@ std::vector<std::pair<int, int>> levels(std::vector<int> batches) {
   return order;
 }
 
+// The level of each batch. One between others is a level above the two beside it, of what was there before it.
+std::map<int, int> all_levels(const SearchBatches& batches) {
+  std::map<int, int> level_of;
+  for (const auto& [batch, level] : levels(batches.asked)) level_of[batch] = level;
+  for (const int batch : batches.between) {
+    int level = 0;
+    const auto above = level_of.lower_bound(batch);
+    if (above != level_of.end()) level = above->second + 1;
+    if (above != level_of.begin()) level = std::max(level, std::prev(above)->second + 1);
+    level_of.emplace(batch, level);
+  }
+  return level_of;
+}
+
 double least_of(const std::map<std::size_t, double>& times) {
   double least = std::numeric_limits<double>::infinity();
   for (const auto& [plan, us] : times) least = std::min(least, us);
@@ -46,22 +60,47 @@ class Exhaustive : public Strategy {
   std::vector<std::size_t> ask(int, const std::vector<std::size_t>& open) override { return open; }
 };
 
+// Whether two plans differ in one tunable.
+bool are_kin(const Plan& a, const Plan& b) {
+  const auto differ = [&](auto Plan::*tunable) { return a.*tunable != b.*tunable ? 1 : 0; };
+  return differ(&Plan::block_m) + differ(&Plan::warps) + differ(&Plan::lanes_per_row) + differ(&Plan::heads_per_block) +
+             differ(&Plan::stages) + differ(&Plan::state_path) + differ(&Plan::streaming) + differ(&Plan::early_state) +
+             differ(&Plan::min_blocks_per_sm) + differ(&Plan::ring_rows) ==
+         1;
+}
+
 // Every plan at the least, the middle and the greatest batch; then at the middles of what lies between those plans that
-// are nearest to the best at the next batch on either side: half of them, a quarter, an eighth, ...
+// are nearest to the best at the next batch on either side: half of them, a quarter, an eighth, ... After those the kin
+// of the fastest there, until none is left: a plan whose blocks fill the GPU at this batch alone is slow at both
+// neighbours, but is one tunable away from another that is not. A batch between those of the sweep was added because
+// its neighbours say little of it: there it is half of all plans, however near they are.
 constexpr int kWholeLevels = 1;  // up to which every plan is asked for
 
 class Halving : public Strategy {
  public:
-  Halving(std::size_t plans, const std::vector<int>& batches) : plans_(plans) {
-    for (const auto& [batch, level] : levels(batches)) levels_[batch] = level;
-  }
+  // `suited`: of the plans, how many may be asked for.
+  Halving(const std::vector<Plan>& plans, std::size_t suited, const SearchBatches& batches)
+      : plans_(plans),
+        suited_(suited),
+        levels_(all_levels(batches)),
+        between_(batches.between.begin(), batches.between.end()) {}
 
   std::vector<std::size_t> ask(int batch, const std::vector<std::size_t>& open) override {
     const auto level = levels_.find(batch);
     if (level == levels_.end() || level->second <= kWholeLevels) return open;
+    std::vector<std::size_t> asked = near_the_best_beside(batch, level->second, open);
+    // The times of a finished batch are no more those that its kin were chosen by.
+    return asked.empty() && !finished(batch) ? kin_of_the_fastest(batch, open) : asked;
+  }
+
+ private:
+  static constexpr std::size_t kLeast = 24;   // plans asked for at a batch, where there are as many
+  static constexpr std::size_t kFastest = 3;  // whose kin are asked for
+
+  std::vector<std::size_t> near_the_best_beside(int batch, int level, const std::vector<std::size_t>& open) const {
     // How far each is behind the best at the neighbours, the smaller of the two.
     std::map<std::size_t, double> behind;
-    for (const Times* of : neighbours(batch, level->second)) {
+    for (const Times* of : neighbours(batch, level)) {
       const double least = least_of(*of);
       for (const auto& [plan, us] : *of) {
         const auto [at, added] = behind.emplace(plan, us / least);
@@ -72,7 +111,7 @@ class Halving : public Strategy {
     std::vector<std::pair<double, std::size_t>> order;
     for (const auto& [plan, ratio] : behind) order.emplace_back(ratio, plan);
     std::sort(order.begin(), order.end());
-    const std::size_t share = plans_ >> (level->second - kWholeLevels);
+    const std::size_t share = suited_ >> (between_.contains(batch) ? 1 : level - kWholeLevels);
     order.resize(std::min(order.size(), std::max(kLeast, share)));
     std::vector<std::size_t> asked;
     for (std::size_t plan : open)
@@ -81,8 +120,20 @@ class Halving : public Strategy {
     return asked;
   }
 
- private:
-  static constexpr std::size_t kLeast = 24;
+  std::vector<std::size_t> kin_of_the_fastest(int batch, const std::vector<std::size_t>& open) const {
+    std::vector<std::pair<double, std::size_t>> order;
+    const std::map<int, const Times*> times = times_at(batch);
+    if (const auto here = times.find(batch); here != times.end())
+      for (const auto& [plan, us] : *here->second) order.emplace_back(us, plan);
+    std::sort(order.begin(), order.end());
+    order.resize(std::min(order.size(), kFastest));
+    std::vector<std::size_t> asked;
+    for (std::size_t plan : open)
+      if (std::any_of(order.begin(), order.end(),
+                      [&](const auto& o) { return are_kin(plans_[o.second], plans_[plan]); }))
+        asked.push_back(plan);
+    return asked;
+  }
 
   // The nearest batches of lower levels on either side that have times: the same whatever else was measured by now.
   std::vector<const Times*> neighbours(int batch, int level) const {
@@ -99,8 +150,10 @@ class Halving : public Strategy {
     return found;
   }
 
-  std::size_t plans_;
+  std::vector<Plan> plans_;
+  std::size_t suited_;
   std::map<int, int> levels_;
+  std::set<int> between_;
 };
 
 // A few plans first: the best of the nearest batches, or a spread of all. Then those that the model of all times so far
@@ -261,10 +314,9 @@ std::vector<int> search_order(Search search, std::vector<int> batches) {
   return order;
 }
 
-std::vector<int> goes_by(Search search, const std::vector<int>& batches, int batch) {
+std::vector<int> goes_by(Search search, const SearchBatches& batches, int batch) {
   if (search != Search::halving) return {};
-  std::map<int, int> level_of;
-  for (const auto& [other, level] : levels(batches)) level_of[other] = level;
+  const std::map<int, int> level_of = all_levels(batches);
   const auto here = level_of.find(batch);
   if (here == level_of.end() || here->second <= kWholeLevels) return {};
   std::vector<int> found;
@@ -276,8 +328,8 @@ std::vector<int> goes_by(Search search, const std::vector<int>& batches, int bat
 }
 
 std::unique_ptr<Strategy> make_strategy(Search search, const Description& description, const std::vector<Plan>& plans,
-                                        std::size_t suited, const std::vector<int>& batches, const DeviceFacts& gpu) {
-  if (search == Search::halving) return std::make_unique<Halving>(suited, batches);
+                                        std::size_t suited, const SearchBatches& batches, const DeviceFacts& gpu) {
+  if (search == Search::halving) return std::make_unique<Halving>(plans, suited, batches);
   if (search == Search::model) return std::make_unique<ByModel>(description, plans, gpu);
   return std::make_unique<Exhaustive>();
 }

@@ -35,17 +35,24 @@ class Strategy {
       if (other == batch || finished_.contains(other)) found[other] = &of;
     return found;
   }
+  bool finished(int batch) const { return finished_.contains(batch); }
 
  private:
   std::map<int, Times> times_;
   std::set<int> finished_;
 };
 
-// The batches whose times say what is asked for at `batch`: to be done before it. `batches`: all that will be visited.
-std::vector<int> goes_by(Search search, const std::vector<int>& batches, int batch);
+// All batches of a sweep: as TuneOptions has them.
+struct SearchBatches {
+  std::vector<int> asked = {};
+  std::vector<int> between = {};
+};
 
-// `plans` are all that there are, of which `suited` may be asked for; `batches` all that will be visited. One mode.
+// The batches whose times say what is asked for at `batch`: to be done before it.
+std::vector<int> goes_by(Search search, const SearchBatches& batches, int batch);
+
+// `plans` are all that there are, of which `suited` may be asked for. One mode.
 std::unique_ptr<Strategy> make_strategy(Search search, const Description& description, const std::vector<Plan>& plans,
-                                        std::size_t suited, const std::vector<int>& batches, const DeviceFacts& gpu);
+                                        std::size_t suited, const SearchBatches& batches, const DeviceFacts& gpu);
 
 }  // namespace ssmjit

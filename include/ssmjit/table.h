@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,9 +31,9 @@ struct TableRow {
   std::string cost_digest;    // Description::cost_digest()
   PdlMode pdl = PdlMode::off;
   std::int64_t total_heads = 0;  // batch * nheads
-  // The last total_heads that takes this plan on the way to the next row's; 0: up to half way by ratio, without it.
-  std::int64_t until = 0;
   Plan plan;
+  // What sizes between this row's and the next one's take. None: the plan of the row that is nearer by ratio.
+  std::optional<Plan> between;
   double us = 0;        // a step, cold state; of a ring the mean of ((n - 1) * no_flush + flush) / n
   double floor_us = 0;  // the memory floor of the same bytes, same run; 0 where not measured, or not well
   // Rings only.
@@ -58,10 +59,10 @@ struct Table {
   // Fails: ErrorKind::invalid, naming the row and field.
   static Table from_json(std::string_view text);
   // Rows of `other` win over rows with the same key; but none that is predicted over one that was measured. A row whose
-  // next one came from the other table loses its `until`.
+  // next one came from the other table loses its `between`.
   void merge(const Table& other);
   void sort();
-  // Distinct (kernel, plan): what an engine compiles so that every row is ready.
+  // Distinct (kernel, plan): what an engine compiles so that every size is ready.
   std::size_t plan_count() const;
 };
 

@@ -49,6 +49,7 @@ struct VerifyOptions {
   CpuVerify cpu;  // with VerifyOn::cpu
   std::uint64_t seed = 1;
   CompileOptions compile;
+  int compile_threads = 0;  // 0: as many as there are cores
   ProgressCallback progress;
   // Told what is done to which plan next, by its place: "compile", "verify" (the first launch), "verified" (after the
   // last). What it throws ends the verification.
@@ -116,6 +117,9 @@ struct TuneOptions {
   Search search = Search::halving;
   // All batches that are to be measured, where `batches` are some of them: halving goes by their order. Empty: those.
   std::vector<int> search_batches;
+  // Batches between those, measured after them, in the order in which they were added: halving goes at each by the two
+  // that were beside it then.
+  std::vector<int> between;
   // Not 0: every plan at every batch gets at least that many timed replays, none is pruned or dropped. For proofs of
   // regret; `search` does not matter then.
   int rounds = 0;
@@ -124,7 +128,8 @@ struct TuneOptions {
   std::vector<Plan> plans;
   bool verify_only = false;  // of every plan its line of phase "verify", and nothing timed
   CompileOptions compile;
-  std::vector<Measurement> known;                          // from a journal: not verified or measured again
+  int compile_threads = 0;         // 0: as many as there are cores; 1: the plan that compiles is at work (Doing::line)
+  std::vector<Measurement> known;  // from a journal: not verified or measured again
   std::function<void(const Measurement&)> on_measurement;  // as each comes; a journal's next line
   std::function<void(const Doing&)> on_doing;
   ProgressCallback progress;

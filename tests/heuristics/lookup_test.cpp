@@ -215,35 +215,46 @@ TEST(Lookup, HalfWayByRatioGoesUpAndAHeadLessGoesDown) {
   }
 }
 
-TEST(Lookup, ARowsPlanIsTakenUpToWhereItSays) {
+TEST(Lookup, SizesBetweenTwoRowsTakeThePlanThatIsForThem) {
   const Description one = sample_description(1);
-  for (const std::int64_t until : {64, 65, 100, 1023}) {
-    Table table{{of_kernel(one, sample_row(64, 2, 0)), of_kernel(one, sample_row(1024, 8, 0))}};
-    table.rows[0].until = until;
-    table.rows[1].plan.streaming = !table.rows[0].plan.streaming;
-    for (const std::int64_t heads : {std::int64_t{64}, until, until + 1, std::int64_t{256}, std::int64_t{1024}}) {
-      const Choice choice = lookup(table, one, "h200", kSm90, heads);
-      EXPECT_EQ(choice.plan, table.rows[heads > until].plan) << heads << " of " << until;
-      EXPECT_NEAR(choice.expected_us, 2 * std::sqrt(static_cast<double>(heads) / 64.0), 1e-9)
-          << "the time stays on the line";
-    }
+  Table table{{of_kernel(one, sample_row(64, 2, 0)), of_kernel(one, sample_row(1024, 8, 1))}};
+  const Plan low = table.rows[0].plan;
+  Plan between = low, high = low;
+  between.streaming = !low.streaming;
+  high.min_blocks_per_sm = 1 - low.min_blocks_per_sm;
+  table.rows[0].between = between;
+  table.rows[1].plan = high;
+  for (const std::int64_t heads : {65, 200, 256, 1023}) {
+    const Choice choice = lookup(table, one, "h200", kSm90, heads);
+    EXPECT_EQ(choice.plan, between) << heads;
+    EXPECT_EQ(choice.why, Why::interpolated);
+    EXPECT_NEAR(choice.expected_us, 2 * std::sqrt(static_cast<double>(heads) / 64.0), 1e-9)
+        << "the time stays on the line";
   }
+  EXPECT_EQ(lookup(table, one, "h200", kSm90, 64).plan, low);
+  EXPECT_EQ(lookup(table, one, "h200", kSm90, 1024).plan, high);
+  EXPECT_EQ(lookup(table, one, "h200", kSm90, 32).plan, low);
+  EXPECT_EQ(lookup(table, one, "h200", kSm90, 4096).plan, high);
 }
 
-TEST(Lookup, ARowThatClaimsMoreThanTheWayToTheNextOneLeavesThatOneItsSize) {
+TEST(Lookup, APlanBetweenRowsIsTakenInTheKindOfTheLaunchAndLeftWhereItIsNotLegal) {
   Table table = kTable;
-  table.rows[0].until = 100'000;
-  EXPECT_EQ(look(15, table).plan, sample_plan(0));
-  EXPECT_EQ(look(16, table).plan, sample_plan(1));
-  EXPECT_EQ(look(20, table).plan, sample_plan(1));
+  table.rows[0].between = sample_plan(2);
+  Choice choice = lookup(table, sample_description(), "h200", kSm90, 15, PdlMode::chain);
+  EXPECT_TRUE(choice.plan.early_state);
+  choice.plan.early_state = false;
+  EXPECT_EQ(choice.plan, sample_plan(2));
+  table.rows[0].between->block_m = 7;
+  EXPECT_NE(look(15, table).plan.block_m, 7);
+  EXPECT_EQ(look(15, table).why, Why::interpolated);
 }
 
-TEST(Lookup, WhereARowEndsIsHonouredOnAnotherGpuToo) {
+TEST(Lookup, APlanBetweenRowsOfAnotherGpuIsTakenToo) {
   Table table = kTable;
-  table.rows[0].until = 240;
+  table.rows[0].between = sample_plan(2);
   const Choice choice = lookup(table, sample_description(), "h100", kSm90, 15);
   EXPECT_EQ(choice.why, Why::other_device);
-  EXPECT_EQ(choice.plan, sample_plan(0));
+  EXPECT_EQ(choice.plan, sample_plan(2));
 }
 
 TEST(Faults, Row28_ATableOfAnotherGpuAnswersAndSaysSo) {

@@ -52,16 +52,14 @@ Table rich_table() {
   Table table;
   for (int i = 0; i < 11; ++i)
     table.rows.push_back(sample_row(16 << i, 2.137 + 0.731 * (1 << i), static_cast<std::size_t>(i % 4)));
-  // Where rows end: at once, early, late, just before the next one, past it.
-  for (const auto& [row, until] : {std::pair{1, 32}, {2, 70}, {3, 255}, {4, 500}, {7, 10'000}, {10, 20'000}})
-    table.rows[static_cast<std::size_t>(row)].until = until;
+  for (const std::size_t row : {1u, 2u, 3u, 7u, 10u}) table.rows[row].between = sample_plan(row + 3);
   for (int heads : {48, 3000, 65521})
     table.rows.push_back(marked(sample_row(heads, 1.9 + 0.01 * heads, 5, "h200", PdlMode::chain), true));
-  table.rows.back().until = 65521;
+  table.rows[table.rows.size() - 2].between = sample_plan(2);
   table.rows.push_back(of_kernel(twin(), sample_row(100, 3.25, 6)));
   table.rows.push_back(of_kernel(sample_description().no_skip(), sample_row(100, 3.5, 7)));
   table.rows.push_back(sample_row(64, 5, 1, "a100"));
-  table.rows.back().until = 3000;
+  table.rows.back().between = sample_plan(3);
   table.rows.push_back(sample_row(4096, 70, 2, "a100"));
   table.rows.push_back(marked(sample_row(32, 2.5, 3, "b200", PdlMode::chain), true, true));
   table.rows.push_back(marked(sample_row(1024, 12.5, 4, "b200", PdlMode::chain), true, true));
@@ -72,6 +70,10 @@ Table rich_table() {
     const bool wide = table.rows[i].cost_digest == stranger().cost_digest();
     table.rows[i] = with_plan(i, table.rows[i], wide ? stranger() : sample_description());
     table.rows[i].plan.early_state = early;
+    if (table.rows[i].between) {
+      table.rows[i].between = with_plan(i + 1, table.rows[i]).plan;
+      table.rows[i].between->early_state = early;
+    }
   }
   return table;
 }

@@ -81,49 +81,53 @@ TEST(Table, APredictedRowSaysSoInItsLineAndAMeasuredOneNothing) {
               HasSubstr("rows[1].predicted: got 1, want true or false"));
 }
 
-// Rows with an end each.
-Table ending(std::vector<std::pair<std::int64_t, std::int64_t>> sizes, std::size_t plan = 0) {
+// Rows with a plan each for the sizes between it and the next one, by number; -1: none.
+Table with_between(std::vector<std::pair<std::int64_t, int>> sizes, std::size_t plan = 0) {
   Table table;
-  for (const auto& [total_heads, until] : sizes) {
+  for (const auto& [total_heads, between] : sizes) {
     table.rows.push_back(sample_row(total_heads, 3, plan++));
-    table.rows.back().until = until;
+    if (between >= 0) table.rows.back().between = sample_plan(static_cast<std::size_t>(between));
   }
   return table;
 }
 
-TEST(Table, WhereARowEndsIsInItsLineOnlyWhereItIsKnown) {
-  const Table table = ending({{16, 40}, {64, 0}});
+TEST(Table, ThePlanOfSizesBetweenIsInARowsLineOnlyWhereThereIsOne) {
+  const Table table = with_between({{16, 7}, {64, -1}});
   const std::string text = table.json();
-  EXPECT_EQ(text.find("\"until\""), text.rfind("\"until\""));
-  EXPECT_THAT(text, HasSubstr("\"total_heads\":16,\"until\":40,"));
+  EXPECT_EQ(text.find("\"between\""), text.rfind("\"between\""));
+  EXPECT_THAT(text, HasSubstr("\"between\":" + sample_plan(7).json()));
   EXPECT_EQ(Table::from_json(text).rows, table.rows);
-  for (const char* bad : {"15", "0", "-40", "40.5", "\"40\"", "null"})
-    EXPECT_THAT(refusal(replaced(text, "\"until\":40", std::string("\"until\":") + bad)),
-                HasSubstr(std::string("rows[0].until: got ") + bad + ", want a whole number from 16 up"));
+  EXPECT_EQ(table.plan_count(), 3u);
+  EXPECT_THAT(refusal(replaced(text, "\"between\":{", "\"between\":{\"blocks\":1,")), HasSubstr("rows[0].between: "));
+  EXPECT_THAT(refusal(replaced(text, "\"between\":" + sample_plan(7).json(), "\"between\":40")),
+              HasSubstr("rows[0].between: "));
 }
 
-TEST(Table, AMergeForgetsWhereARowEndsWhoseNextOneIsOfTheOtherTable) {
-  Table table = ending({{16, 20}, {64, 80}, {256, 300}, {1024, 0}});
-  table.merge(ending({{256, 400}, {512, 513}}, 5));
+TEST(Table, AMergeForgetsThePlanBetweenTwoRowsOfWhichOneIsOfTheOtherTable) {
+  Table table = with_between({{16, 10}, {64, 11}, {256, 12}, {1024, -1}});
+  table.merge(with_between({{256, 13}, {512, 14}}, 5));
   ASSERT_EQ(table.rows.size(), 5u);
-  const std::int64_t want[] = {20, 0, 400, 0, 0};  // at 16, 64, 256, 512, 1024
-  for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(table.rows[i].until, want[i]) << table.rows[i].total_heads;
+  const int want[] = {10, -1, 13, -1, -1};  // at 16, 64, 256, 512, 1024
+  for (std::size_t i = 0; i < 5; ++i)
+    EXPECT_EQ(table.rows[i].between,
+              want[i] < 0 ? std::nullopt : std::optional(sample_plan(static_cast<std::size_t>(want[i]))))
+        << table.rows[i].total_heads;
 }
 
 TEST(Table, AMergeWithPredictedRowsOrAnotherModesForgetsNothing) {
-  Table predicted = ending({{32, 0}, {128, 0}});
+  Table predicted = with_between({{32, -1}, {128, -1}});
   for (TableRow& row : predicted.rows) row.predicted = true;
-  Table chain = ending({{32, 40}, {2048, 0}});
+  Table chain = with_between({{32, 9}, {2048, -1}});
   for (TableRow& row : chain.rows) row.pdl = PdlMode::chain;
   for (Table& other : std::vector<Table>{predicted, chain}) {
-    Table table = ending({{16, 20}, {64, 80}, {256, 0}});
+    Table table = with_between({{16, 10}, {64, 11}, {256, -1}});
     table.merge(other);
     for (const TableRow& row : table.rows) {
       if (row.total_heads == 16 || row.total_heads == 64) {
-        EXPECT_GT(row.until, 0) << row.total_heads;
+        EXPECT_TRUE(row.between) << row.total_heads;
       }
     }
-    other.merge(ending({{16, 20}, {64, 80}, {256, 0}}));
+    other.merge(with_between({{16, 10}, {64, 11}, {256, -1}}));
     EXPECT_EQ(other.rows, table.rows);
   }
 }

@@ -26,6 +26,7 @@ using testing::AllOf;
 using testing::AnyOf;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 
 const std::string kRecorded = std::string(SSMJIT_SOURCE_DIR) + "/tests/vectors/journals/fleet-super-ring-h200.jsonl";
 const std::string kReplay = "nemotron3-super-tp8:ring --set state=bf16 --replay '" + kRecorded + "'";
@@ -100,6 +101,45 @@ TEST_F(Tune, Row27_KilledAtAnyMomentAndResumedLosesNothingAndDoesNothingTwice) {
   for (const auto& [key, times] : resumed) {
     EXPECT_EQ(times, 1) << key;
     EXPECT_TRUE(whole.contains(key)) << key;
+  }
+}
+
+TEST_F(Tune, Row27_InterruptedSaysHowToGoOnLeavesNoWorkerAndChargesNoPlan) {
+  ASSERT_EQ(shell("$SSMJIT " + kSweep).exit, 0) << read(".err");
+  const std::map<std::string, int> whole = keys("j.jsonl");
+  for (const auto& [signal, exit] : {std::pair(SIGINT, 130), std::pair(SIGTERM, 143)}) {
+    std::filesystem::remove(at("j.jsonl"));
+    pid_t process = -1;
+    // The shell that is left behind has the process group that a terminal's Ctrl-C goes to.
+    const std::string line =
+        "cd '" + folder_.string() + "' && exec '" SSMJIT_CLI_PATH "' " + kSweep + " > .out 2> .err";
+    std::string shell_path = "/bin/sh", dash_c = "-c", text = line;
+    char* const arguments[] = {shell_path.data(), dash_c.data(), text.data(), nullptr};
+    posix_spawnattr_t attributes;
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
+    ASSERT_EQ(posix_spawn(&process, "/bin/sh", nullptr, &attributes, arguments, environ), 0);
+    posix_spawnattr_destroy(&attributes);
+    for (int i = 0; i < 3000 && keys("j.jsonl").size() < 7; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    std::ifstream children("/proc/" + std::to_string(process) + "/task/" + std::to_string(process) + "/children");
+    std::vector<pid_t> workers;
+    for (pid_t worker = 0; children >> worker;) workers.push_back(worker);
+    kill(-process, signal);
+    int status = 0;
+    ASSERT_EQ(waitpid(process, &status, 0), process);
+    ASSERT_TRUE(WIFEXITED(status)) << "ended by signal " << WTERMSIG(status);
+    EXPECT_EQ(WEXITSTATUS(status), exit) << read(".err");
+    const std::map<std::string, int> kept = keys("j.jsonl");
+    EXPECT_LT(kept.size(), whole.size());
+    EXPECT_THAT(read(".err"), HasSubstr("interrupted; " + std::to_string(kept.size()) +
+                                        " measurements are in j.jsonl, and the same command goes on from there"));
+    EXPECT_EQ(read("j.jsonl").back(), '\n');
+    EXPECT_THAT(read("j.jsonl"), Not(HasSubstr("crashed")));
+    for (const pid_t worker : workers) EXPECT_EQ(kill(worker, 0), -1) << "it lives on";
+    ASSERT_EQ(shell("$SSMJIT " + kSweep).exit, 0);
+    const std::map<std::string, int> resumed = keys("j.jsonl");
+    EXPECT_EQ(resumed, whole) << "each line once, and those that an undisturbed sweep has";
   }
 }
 

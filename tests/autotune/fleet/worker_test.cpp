@@ -133,6 +133,37 @@ TEST_F(Worker, Row26_APlantedCandidateCostsOneLineWithItsReasonAndNeverWins) {
   EXPECT_THAT(run(1, all), IsEmpty()) << "a resume tries none of them again";
 }
 
+TEST_F(Worker, Row26_APlanThatKillsTheCompilerTwiceHasItsLineAndTheOthersGoOn) {
+  plans_ = plans(6);
+  plant(plans_, {{3}, {2}});
+  const auto entry = [&](std::size_t plan) { return emit(update(), plans_[plan], Arch{}).entries.front().name; };
+  const ScopedEnvironment real("SSMJIT_REAL_NVRTC", nvrtc_path());
+  const ScopedEnvironment nvrtc("SSMJIT_NVRTC", SSMJIT_PLANTED_NVRTC);
+  const ScopedEnvironment faults("SSMJIT_PLANTED_SOURCES", entry(1) + "=crash " + entry(4) + "=crash");
+  const ScopedEnvironment nothing_compiled("SSMJIT_CACHE_DIR", at("cache"));
+  std::string said;
+  set_log([&](LogLevel, std::string_view text) { said += text; });
+  const std::vector<Measurement> all = run();
+  set_log({});
+  EXPECT_THAT(said, HasSubstr("compile: the worker was ended by signal 6"));
+  for (std::size_t i = 0; i < plans_.size(); ++i) {
+    int crashed = 0, timed = 0;
+    for (const Measurement& m : all) {
+      if (m.plan != plans_[i]) continue;
+      timed += m.batch > 0 ? 1 : 0;
+      if (m.outcome != Outcome::crashed) continue;
+      ++crashed;
+      EXPECT_EQ(m.phase, "verify");
+      EXPECT_THAT(m.reason, AllOf(HasSubstr("compile: the worker was ended by signal 6"),
+                                  HasSubstr("the compiler died of " + entry(i))));
+    }
+    const bool bad = i == 1 || i == 4;
+    EXPECT_EQ(crashed, bad ? 1 : 0) << i;
+    EXPECT_EQ(timed, bad ? 0 : 1) << i;
+  }
+  EXPECT_THAT(run(1, all), IsEmpty()) << "a resume compiles none of them again";
+}
+
 TEST_F(Worker, ThatDiesBeforeItHasDoneAnythingThreeTimesEndsTheSweepWithItsLastWords) {
   plans_ = plans(1);
   plant(plans_, {{3}});
