@@ -45,7 +45,7 @@ struct HashArgs {
 
 constexpr std::int64_t kWeightAlign = 512;  // as PyTorch's allocator places tensors
 constexpr std::int64_t kPartAlign = 256;
-constexpr std::int64_t kMostSmallLayers = 1024;  // of a norm, whose layers are some KiB: nodes of a graph
+constexpr std::int64_t kMostSmallLayers = 1024;  // of a norm or a convolution, some KiB each: nodes of a graph
 
 std::int64_t round_up(std::int64_t v, std::int64_t to) { return (v + to - 1) / to * to; }
 
@@ -158,13 +158,13 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
 
   const std::int64_t cold = 4 * gpu.l2_bytes;
   count_ = static_cast<int>(std::max<std::int64_t>(8, cold / cold_bytes_ + 1));
-  if (d.op() == Op::norm && count_ > kMostSmallLayers) {
-    count_ = kMostSmallLayers;
-    overwritten_ = DeviceBuffer(static_cast<std::size_t>(round_up(2 * gpu.l2_bytes, kPartAlign)));
-  }
+  const bool small = (d.op() == Op::norm || conv) && count_ > kMostSmallLayers;
+  if (small) count_ = kMostSmallLayers;
+  // A plan that lets state lines leave the L2 first keeps rings and inputs there from one replay to the next.
+  if (small || ring) displacing_ = DeviceBuffer(static_cast<std::size_t>(round_up(2 * gpu.l2_bytes, kPartAlign)));
   const std::int64_t room = free_device_bytes() * 9 / 10;
   if (count_ * (layer_bytes_ + input_bytes_) > room) count_ = static_cast<int>(room / (layer_bytes_ + input_bytes_));
-  if (count_ < 2 || (!wants_overwriting() && cold_bytes_in_all() < 2 * gpu.l2_bytes))
+  if (count_ < 2 || (!small && cold_bytes_in_all() < 2 * gpu.l2_bytes))
     fail(ErrorKind::machine,
          "timing: {} layers of {} bytes of {} fit the device's free memory; a cold figure wants {} bytes in all "
          "(twice the L2) and two layers",
@@ -457,7 +457,13 @@ void Layers::pass(int layer, const BenchKernels::Pass& how, bool dependent) cons
   kernels_.pass(how, moved, dependent, stream_);
 }
 
-void Layers::overwrite_l2() const { overwritten_.fill(0, stream_.handle()); }
+void Layers::displace_l2() const {
+  BenchKernels::Moved moved;
+  moved.data = displacing_.data();
+  moved.read = static_cast<std::int64_t>(displacing_.size());
+  kernels_.pass({.unroll = 8, .streaming = false, .threads = 256, .grid = std::int64_t{8} * kernels_.sms()}, moved,
+                false, stream_);
+}
 
 std::uint64_t Layers::read_hash() const {
   stream_.synchronize();

@@ -67,11 +67,11 @@ class Layers {
   int sms() const { return kernels_.sms(); }
   int batch() const { return batch_; }
   // What is cold of all layers together, bytes: states and rings, of a norm its inputs. At least 4 x the L2, where
-  // memory allows and kMostSmallLayers are not reached, of a norm alone.
+  // memory allows and kMostSmallLayers are not reached, of a norm or a convolution alone.
   std::int64_t cold_bytes_in_all() const { return cold_bytes_ * count_; }
-  // Whether they are too few to be cold by themselves: then the L2 is to be overwritten before each replay.
-  bool wants_overwriting() const { return overwritten_.size() > 0; }
-  void overwrite_l2() const;
+  // Whether parts of them may stay in the L2 from one replay to the next: then other memory is to be read before each.
+  bool wants_displacing() const { return displacing_.size() > 0; }
+  void displace_l2() const;
   // Of a step in the phase that was entered.
   const Bytes& bytes() const { return bytes_; }
 
@@ -124,7 +124,7 @@ class Layers {
   // Of each of: slots, destination slots (of a convolution of each token), cu_seqlens (a convolution's counts), the
   // seed; and of starts and counts.
   std::int64_t index_bytes_ = 0;
-  DeviceBuffer memory_, sources_, out_, weights_, indices_, cursors_, hash_, overwritten_;
+  DeviceBuffer memory_, sources_, out_, weights_, indices_, cursors_, hash_, displacing_;
 };
 
 }  // namespace ssmjit

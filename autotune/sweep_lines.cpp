@@ -77,13 +77,13 @@ SweepLines::SweepLines(const Description& description, const TuneOptions& option
   blank_.driver = gpu.driver;
   blank_.nvrtc = nvrtc_version();
   blank_.policy = timing_policy(options);
-  if (description.op() == Op::norm)
-    blank_.policy += "; where they are a thousand small layers, the L2 is overwritten before each replay";
+  if (description.op() == Op::norm || description.op() == Op::conv1d)
+    blank_.policy += "; where they are a thousand small layers, the L2 is displaced before each replay";
   if (description.op() != Op::ring) return;
   const std::vector<Phase> phases = phases_of(description, options);
   blank_.policy +=
-      fmt::format("; {} rows in use without flush, {} with", timed_ring_count(description, Phase::no_flush),
-                  timed_ring_count(description, Phase::flush));
+      fmt::format("; the L2 is displaced before each replay; {} rows in use without flush, {} with",
+                  timed_ring_count(description, Phase::no_flush), timed_ring_count(description, Phase::flush));
   blank_.phase = phases.size() == 2 ? "weighted" : name(phases.front());
   blank_.steps_per_flush = steps_between_flushes(description, options);
 }

@@ -54,6 +54,7 @@ double StepTimer::mean_us(const Graph& graph, int replays, const std::function<v
   graph.launch(stream_);
   for (int i = 0; i < replays; ++i) {
     prepare(i);
+    if (layers_.wants_displacing()) layers_.displace_l2();
     watch.mark(2 * i, stream_);
     graph.launch(stream_);
     watch.mark(2 * i + 1, stream_);
@@ -67,9 +68,9 @@ std::vector<double> StepTimer::replays_us(const Graph& graph, int count) const {
   if (count < 1 || count > kMostReplays) fail(ErrorKind::internal, "timer: {} replays", count);
   std::vector<double> samples;
   graph.launch(stream_);
-  if (layers_.wants_overwriting()) {
+  if (layers_.wants_displacing()) {
     for (int i = 0; i < count; ++i) {
-      layers_.overwrite_l2();
+      layers_.displace_l2();
       watch_.mark(2 * i, stream_);
       graph.launch(stream_);
       watch_.mark(2 * i + 1, stream_);

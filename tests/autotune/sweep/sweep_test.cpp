@@ -405,7 +405,7 @@ TEST_F(Sweep, OfANormWithSmallLayersThereAreAThousandAndTheirTimesAreAsCold) {
   ASSERT_THAT(all, testing::Not(IsEmpty()));
   for (const Measurement& m : all) {
     EXPECT_EQ(m.layers, 1024) << m.reason;
-    EXPECT_THAT(m.policy, HasSubstr("the L2 is overwritten before each replay"));
+    EXPECT_THAT(m.policy, HasSubstr("the L2 is displaced before each replay"));
     EXPECT_THAT(m.us, testing::AnyOf(testing::DoubleNear(2, 1e-6), testing::DoubleNear(3, 1e-6)));
   }
   EXPECT_EQ(bytes_in_use_(), 0u);
