@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "codegen/chain_scratch.h"
+
 namespace ssmjit {
 
 LayerCase::LayerCase(const Description& description, const CaseLayout& layout, std::uint64_t seed)
@@ -21,6 +23,10 @@ LayerCase::LayerCase(const Description& description, const CaseLayout& layout, s
   const std::int64_t out_stride = H * P + (layout.packed_rows ? 8 : 0);
   host_.out = strided(at(add("out", batch * out_stride * size_bytes(d.input_dtype), Use::output)), d.input_dtype,
                       {batch, H, P}, {out_stride, P, 1});
+
+  // Its base is as aligned as the caller's memory.
+  const std::int64_t scratch = chain_scratch(d, batch).bytes;
+  host_.scratch = contiguous(at(add("scratch", scratch, Use::output)), DType::i8, {scratch});
 
   host_.pad_slot_id = pad_slot_id();
   const std::vector<std::int64_t> order = slot_order();
@@ -123,7 +129,8 @@ LayerArgs LayerCase::args(const std::vector<std::byte*>& base) const {
   LayerArgs args = host_;
   for (Tensor* t :
        {&args.state, &args.conv_state, &args.x, &args.B, &args.C, &args.dt, &args.z, &args.conv_weight, &args.conv_bias,
-        &args.A, &args.D, &args.dt_bias, &args.norm_weight, &args.norm_bias, &args.out, &args.state_batch_indices})
+        &args.A, &args.D, &args.dt_bias, &args.norm_weight, &args.norm_bias, &args.out, &args.state_batch_indices,
+        &args.scratch})
     move(*t, base);
   return args;
 }
@@ -133,6 +140,7 @@ void LayerCase::judge(const std::vector<std::byte*>& want_base, const std::vecto
   const Description& d = description();
   NearnessMeter y_meter(d.input_dtype, d.dstate), state_meter(d.state_dtype, d.dstate);
   const LayerArgs want = args(want_base), got = args(got_base);
+  take(want.scratch, got.scratch, 0, want.scratch.shape[0]);  // nobody's but a chain's own
   const int heads = layer_group_heads(d);
   const std::int64_t P = d.head_dim, N = d.dstate;
   for (std::size_t b = 0; b < rows_.size(); ++b) {
