@@ -70,8 +70,8 @@ class CpuTarget : public Target {
       with_pdl.pdl = pdl;
       faults = run_chain(chain_args(description_, plan_.form, with_pdl), batch);
     } else {
-      std::visit(
-          [&](const auto& given) { run(0, batch, to_device(description_, given, pdl), buffers_, faults); }, args);
+      std::visit([&](const auto& given) { run(0, batch, to_device(description_, given, pdl), buffers_, faults); },
+                 args);
     }
     ++launched_;
     return faults;

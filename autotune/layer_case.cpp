@@ -127,10 +127,9 @@ void LayerCase::add_layer_weights() {
 
 LayerArgs LayerCase::args(const std::vector<std::byte*>& base) const {
   LayerArgs args = host_;
-  for (Tensor* t :
-       {&args.state, &args.conv_state, &args.x, &args.B, &args.C, &args.dt, &args.z, &args.conv_weight, &args.conv_bias,
-        &args.A, &args.D, &args.dt_bias, &args.norm_weight, &args.norm_bias, &args.out, &args.state_batch_indices,
-        &args.scratch})
+  for (Tensor* t : {&args.state, &args.conv_state, &args.x, &args.B, &args.C, &args.dt, &args.z, &args.conv_weight,
+                    &args.conv_bias, &args.A, &args.D, &args.dt_bias, &args.norm_weight, &args.norm_bias, &args.out,
+                    &args.state_batch_indices, &args.scratch})
     move(*t, base);
   return args;
 }
@@ -156,7 +155,10 @@ void LayerCase::judge(const std::vector<std::byte*>& want_base, const std::vecto
                           group.terms.data() + i * P);
           take(want.out, got.out, out_at, P);
         } else if (d.pad_output_kind == PadOutput::zeros) {
-          for (std::int64_t p = 0; p < P; ++p) put(want.out, out_at + p, 0.0);
+          // Either zero: a chain's norm makes one of the update's zeros and any gate.
+          const std::vector<double> zeros = stored_values(got.out, out_at, d.head_dim, read_host);
+          for (std::int64_t p = 0; p < P; ++p)
+            put(want.out, out_at + p, zeros[static_cast<std::size_t>(p)] == 0 ? zeros[static_cast<std::size_t>(p)] : 0);
         }
         if (!row.store) continue;
         const std::vector<double>& state = group.heads[static_cast<std::size_t>(i)].state;

@@ -8,8 +8,8 @@
 
 #include <ssmjit/plan.h>
 
-#include "codegen/constraint.h"
 #include "codegen/chain_scratch.h"
+#include "codegen/constraint.h"
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
 #include "codegen/plan_smem.h"
@@ -405,24 +405,28 @@ std::vector<std::string> own_chain_problems(const Plan& plan, const Description&
   check("conv1d", plan.conv1d, d.conv.has_value());
   check("norm", plan.norm, d.norm.has_value());
   if (plan.form == PlanForm::chain_pdl && !arch.has_pdl())
-    problems.push_back(fmt::format("plan form: got chain_pdl for {}; programmatic dependent launch came with sm_90, "
-                                   "take chain",
-                                   arch.text()));
+    problems.push_back(
+        fmt::format("plan form: got chain_pdl for {}; programmatic dependent launch came with sm_90, "
+                    "take chain",
+                    arch.text()));
   if (d.has_destination)
     problems.push_back(fmt::format("plan form: got {}; the convolution has no destination slots", name(plan.form)));
   if (d.is_varlen)
-    problems.push_back(fmt::format("plan form: got {}; convolution and norm take as many tokens of each request, not "
-                                   "varlen",
-                                   name(plan.form)));
+    problems.push_back(
+        fmt::format("plan form: got {}; convolution and norm take as many tokens of each request, not "
+                    "varlen",
+                    name(plan.form)));
   // A pad row's output: the norm knows of no pads, so what it makes of zeros must be zeros.
   if (d.norm && (d.pad_output_kind != PadOutput::zeros || d.norm->has_bias || d.norm->eps == 0))
-    problems.push_back(fmt::format("plan form: got {}; its norm writes pad rows too, so it wants pad_output=zeros, a "
-                                   "norm without bias and eps above 0 (else the fused kernel)",
-                                   name(plan.form)));
+    problems.push_back(
+        fmt::format("plan form: got {}; its norm writes pad rows too, so it wants pad_output=zeros, a "
+                    "norm without bias and eps above 0 (else the fused kernel)",
+                    name(plan.form)));
   if (d.conv && d.pad_output_kind == PadOutput::as_if_zero_state && !d.norm)
-    problems.push_back(fmt::format("plan form: got {}; its convolution has no pad_output=as_if_zero_state, take zeros "
-                                   "(or the fused kernel)",
-                                   name(plan.form)));
+    problems.push_back(
+        fmt::format("plan form: got {}; its convolution has no pad_output=as_if_zero_state, take zeros "
+                    "(or the fused kernel)",
+                    name(plan.form)));
   return problems;
 }
 
@@ -484,6 +488,16 @@ Plan chain_of(PlanForm form, const Description& description, const std::vector<P
   chain.conv1d = std::move(conv1d);
   chain.norm = std::move(norm);
   return chain;
+}
+
+Plan default_chain(PlanForm form, const Description& description, const Arch& arch, std::int64_t total_heads) {
+  const auto batch = static_cast<double>(total_heads) / std::max(1, description.nheads);
+  std::vector<Plan> parts;
+  for (const Description& part : layer_parts(description)) {
+    const auto items = static_cast<std::int64_t>(batch * static_cast<double>(work_items(part, 1)));
+    parts.push_back(default_plan(part, arch, std::max<std::int64_t>(items, 1)));
+  }
+  return chain_of(form, description, parts);
 }
 
 std::vector<std::string> plan_problems(const Plan& plan, const Description& description, const Arch& arch) {
@@ -558,10 +572,8 @@ std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
   };
   choose(0);
   if (description.op() == Op::layer) {
-    std::vector<Plan> parts;
-    for (const Description& part : layer_parts(description)) parts.push_back(default_plan(part, arch, kChainItems));
     for (const PlanForm form : {PlanForm::chain, PlanForm::chain_pdl}) {
-      Plan chain = chain_of(form, description, parts);
+      Plan chain = default_chain(form, description, arch, kChainItems);
       if (plan_problems(chain, description, arch).empty()) plans.push_back(std::move(chain));
     }
   }

@@ -315,9 +315,9 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
     const std::string config = parts.size() == 1 ? "Config" : fmt::format("{}_config", from.function);
     const Plan& own = parts[i].plan;
     const LaunchShape shape = launch_shape(own, parts[i].description, 1);
-    source.text += fmt::format("\n// ---- {} ----\n\nstruct {} {{\n{}}};\n",
-                               parts.size() == 1 ? "this kernel" : entries[i], config,
-                               fields(parts[i].description, own));
+    source.text +=
+        fmt::format("\n// ---- {} ----\n\nstruct {} {{\n{}}};\n", parts.size() == 1 ? "this kernel" : entries[i],
+                    config, fields(parts[i].description, own));
     source.text += fmt::format(
         "\nextern \"C\" __global__ void __launch_bounds__({}){} {}(const __grid_constant__ {} args) {{\n"
         "  {}<{}>(args);\n}}\n",

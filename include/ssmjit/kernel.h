@@ -141,18 +141,19 @@ struct LayerArgs {
   Tensor B;           // [batch, ngroups, dstate], input dtype, rows 16-byte aligned; given iff there is no convolution
   Tensor C;           // as B
   Tensor dt;          // [batch, nheads], dt dtype
-  Tensor z;           // [batch, nheads, head_dim], input dtype; given iff there is a gate, of the update or of the norm
-  Tensor conv_weight;             // [channels, width], input dtype, 16-byte aligned; given iff there is a convolution
-  Tensor conv_bias;               // [channels], input dtype, 16-byte aligned; given iff the convolution has a bias
-  Tensor A;                       // [nheads], fp32, negative
-  Tensor D;                       // [nheads], weight dtype; given iff the description's skip reads D
-  Tensor dt_bias;                 // [nheads], weight dtype; given iff the description's delta reads dt_bias
-  Tensor norm_weight;             // [nheads * head_dim], input dtype; given iff there is a norm
-  Tensor norm_bias;               // [nheads * head_dim], input dtype; given iff the norm has a bias
-  Tensor out;                     // [batch, nheads, head_dim], input dtype; written
-  Tensor state_batch_indices;     // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b
-  Tensor scratch;                 // [scratch_bytes()] or more, int8, base a multiple of 256 bytes; given iff the plan is
-                                  // a chain; nothing in it outlives the launch
+  Tensor z;  // [batch, nheads, head_dim], input dtype; given iff there is a gate, of the update or of the norm;
+             // a chain's norm reads that of pad rows too: their output is zeros where it is finite
+  Tensor conv_weight;          // [channels, width], input dtype, 16-byte aligned; given iff there is a convolution
+  Tensor conv_bias;            // [channels], input dtype, 16-byte aligned; given iff the convolution has a bias
+  Tensor A;                    // [nheads], fp32, negative
+  Tensor D;                    // [nheads], weight dtype; given iff the description's skip reads D
+  Tensor dt_bias;              // [nheads], weight dtype; given iff the description's delta reads dt_bias
+  Tensor norm_weight;          // [nheads * head_dim], input dtype; given iff there is a norm
+  Tensor norm_bias;            // [nheads * head_dim], input dtype; given iff the norm has a bias
+  Tensor out;                  // [batch, nheads, head_dim], input dtype; written
+  Tensor state_batch_indices;  // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b
+  Tensor scratch;              // [scratch_bytes()] or more, int8, base a multiple of 256 bytes; given iff the plan is
+                               // a chain; nothing in it outlives the launch
   // Of a layer with a ring, as RingArgs has them.
   Tensor state_scale;
   Tensor x_ring;

@@ -96,6 +96,9 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
 // first get early_state. Fails: ErrorKind::invalid for another number of them, and for a description that is no layer.
 Plan chain_of(PlanForm form, const Description& description, const std::vector<Plan>& parts);
 
+// chain_of() the parts' default plans for work of that many heads (work_items()). Fails: as chain_of().
+Plan default_chain(PlanForm form, const Description& description, const Arch& arch, std::int64_t total_heads);
+
 // One launch of a plan: a part of a chain; else the plan itself.
 struct PlanPart {
   Description description;
@@ -116,7 +119,8 @@ struct LaunchShape {
 LaunchShape launch_shape(const Plan& plan, const Description& description, int batch);
 
 // Device memory that the caller keeps for a plan's launches, bytes; a pure function, 0 for all but chains, whose parts
-// pass on x, B and C, and y, in it. It must not move while a captured graph uses it; launches in one stream may share it.
+// pass on x, B and C, and y, in it. It must not move while a captured graph uses it; launches in one stream may share
+// it.
 std::int64_t scratch_bytes(const Plan& plan, const Description& description, int batch);
 
 // The tunables of an op as its JSON file in templates/ declares them, for docs and for `describe`.
