@@ -17,6 +17,7 @@
 #include "codegen/fail.h"
 #include "jit/cpu/executor.h"
 #include "jit/kernel_args.h"
+#include "jit/layer_chain.h"
 
 namespace ssmjit {
 namespace {
@@ -28,8 +29,14 @@ constexpr double kForever_s = 1e9;  // while somebody looks at it in gdb
 // The CPU executor, one kernel, one schedule after the other.
 class CpuTarget : public Target {
  public:
-  CpuTarget(const CpuProgram& program, const Description& description, const Plan& plan, const CpuVerify& how)
-      : program_(program), description_(description), plan_(plan), how_(how) {}
+  CpuTarget(const CpuProgram& program, const Source& source, const Description& description, const Plan& plan,
+            const CpuVerify& how)
+      : program_(program),
+        entries_(source.entries),
+        description_(description),
+        plan_(plan),
+        parts_(plan_parts(plan, description)),
+        how_(how) {}
 
   std::byte* allocate(const KernelCase::Block& block) override {
     memory_.push_back(std::make_unique<std::vector<std::byte>>(block.before));
@@ -54,31 +61,63 @@ class CpuTarget : public Target {
   std::vector<std::string> launch(const KernelCase& test, const CaseArgs& args) override {
     // A plan that asks for the state early is launched so; of any other plan the second launch waits first. What is
     // done before the wait is then checked.
-    const Pdl pdl =
-        !plan_.early_state ? launched_ == 1 && how_.arch.has_pdl() ? Pdl::wait_first : Pdl::off : Pdl::early_state;
-    const LaunchShape shape = launch_shape(plan_, description_, test.layout().batch);
-    return std::visit([&](const auto& given) { return run(shape, to_device(description_, given, pdl)); }, args);
+    const bool early = parts_.front().plan.early_state;
+    const Pdl pdl = !early ? launched_ == 1 && how_.arch.has_pdl() ? Pdl::wait_first : Pdl::off : Pdl::early_state;
+    const int batch = test.layout().batch;
+    std::vector<std::string> faults;
+    if (const auto* layer = std::get_if<LayerArgs>(&args); layer != nullptr && plan_.form != PlanForm::fused) {
+      LayerArgs with_pdl = *layer;
+      with_pdl.pdl = pdl;
+      faults = run_chain(chain_args(description_, plan_.form, with_pdl), batch);
+    } else {
+      std::visit([&](const auto& given) { run(0, batch, to_device(description_, given, pdl), buffers_, faults); },
+                 args);
+    }
+    ++launched_;
+    return faults;
   }
 
  private:
+  // Each launch is run to its end before the next, which is held to wait for what it passes on: as a dependent launch
+  // it may use none of the scratch before its wait.
+  std::vector<std::string> run_chain(const ChainArgs& chain, int batch) {
+    std::vector<std::string> faults;
+    std::vector<CpuBuffer> buffers = buffers_;
+    std::size_t part = 0;
+    const auto one = [&](const auto& given) {
+      if (!given) return;
+      run(part, batch, to_device(parts_[part].description, *given, given->pdl), buffers, faults);
+      ++part;
+      for (CpuBuffer& buffer : buffers)
+        if (buffer.name == "scratch") buffer.initialised = true;
+    };
+    one(chain.conv1d);
+    one(chain.update);
+    one(chain.ring);
+    one(chain.norm);
+    return faults;
+  }
+
   template <class Args>
-  std::vector<std::string> run(const LaunchShape& shape, const Args& args) {
-    CpuLaunch launch = cpu_launch(shape, args, buffers_);
-    launch.schedule = how_.schedules[launched_++];
+  void run(std::size_t part, int batch, const Args& args, const std::vector<CpuBuffer>& buffers,
+           std::vector<std::string>& faults) {
+    CpuLaunch launch = cpu_launch(launch_shape(parts_[part].plan, parts_[part].description, batch), args, buffers);
+    launch.entry = entries_[part].name;
+    launch.schedule = how_.schedules[launched_];
     launch.races = how_.races;
     launch.bounds = how_.bounds;
     launch.timeout_s = how_.debug ? kForever_s : how_.timeout_s;
     const CpuReport report = program_.run(launch);
-    std::vector<std::string> faults;
     for (const CpuFinding& finding : report.findings)
       faults.push_back(fmt::format("{} schedule: {}", name(launch.schedule), finding.text()));
     if (report.not_shown > 0) faults.push_back(fmt::format("and {} more", report.not_shown));
-    return faults;
   }
 
   const CpuProgram& program_;
+  std::vector<Entry> entries_;
   const Description& description_;
   Plan plan_;
+  std::vector<PlanPart> parts_;
   const CpuVerify& how_;
   std::size_t launched_ = 0;
   std::vector<std::unique_ptr<std::vector<std::byte>>> memory_;
@@ -127,7 +166,7 @@ std::vector<Verdict> verify_on_cpu(const Description& description, const std::ve
         compile.file = options.source_name;
       }
       const CpuProgram program = CpuProgram::compile(source, compile);
-      CpuTarget target(program, few, plans[i], how);
+      CpuTarget target(program, source, few, plans[i], how);
       judge_runs(run_cases(target, cases, v), v);
     } catch (const Error& e) {
       v.outcome = e.kind() == ErrorKind::invalid ? Outcome::not_compiled : Outcome::launch_failed;

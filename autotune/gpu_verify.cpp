@@ -88,7 +88,7 @@ class GpuVerifier::Memory : public Target {
   std::vector<std::string> launch(const KernelCase&, const CaseArgs& args) override {
     std::visit(
         [&](auto launched) {
-          launched.pdl = kernel_->plan().early_state ? Pdl::early_state : Pdl::off;
+          launched.pdl = kernel_->plan().early_state && kernel_->plan().form == PlanForm::fused ? Pdl::early_state : Pdl::off;
           kernel_->launch(launched, stream_.handle());
         },
         args);

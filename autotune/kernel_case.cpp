@@ -14,6 +14,7 @@
 #include "autotune/norm_case.h"
 #include "autotune/ring_case.h"
 #include "autotune/update_case.h"
+#include "codegen/fail.h"
 
 namespace ssmjit {
 namespace {
@@ -73,6 +74,9 @@ Description few_groups(const Description& description, int groups) {
 }
 
 std::unique_ptr<KernelCase> make_case(const Description& description, const CaseLayout& layout, std::uint64_t seed) {
+  if (description.op() == Op::layer && description.ring_window() != 0)
+    fail(ErrorKind::invalid,
+         "verify: got a layer with a ring; verify its parts (layer_parts()), which its chain launches");
   if (description.op() == Op::layer) return std::make_unique<LayerCase>(description, layout, seed);
   if (description.op() == Op::ring) return std::make_unique<RingCase>(description, layout, seed);
   if (description.op() == Op::conv1d) return std::make_unique<Conv1dCase>(description, layout, seed);

@@ -7,6 +7,7 @@
 #include <ssmjit/tune.h>
 
 #include "codegen/bench_source.h"
+#include "codegen/chain_scratch.h"
 #include "codegen/fail.h"
 
 namespace ssmjit {
@@ -125,6 +126,9 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
                const Stream& stream, std::uint64_t seed)
     : description_(description), batch_(batch), seed_(seed), kernels_(kernels), stream_(stream) {
   const Description& d = description_;
+  if (d.op() == Op::layer && d.ring_window() != 0)
+    fail(ErrorKind::invalid,
+         "timing: got a layer with a ring; time its parts (layer_parts()), which its chain launches");
   const std::int64_t B = batch, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
   const std::int64_t rows = B * d.token_count, in = size_bytes(d.input_dtype);
   const bool ring = d.op() == Op::ring;
@@ -177,6 +181,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   memory_ = DeviceBuffer(static_cast<std::size_t>(layer_bytes_ * count_));
   sources_ = DeviceBuffer(static_cast<std::size_t>(input_bytes_ * count_));
   out_ = DeviceBuffer(static_cast<std::size_t>(round_up(x_.bytes, kPartAlign)));
+  if (d.op() == Op::layer) scratch_ = DeviceBuffer(static_cast<std::size_t>(chain_scratch(d, batch).bytes));
   const std::int64_t weights_of = d.op() == Op::norm ? channels : H;  // entries of each of up to three
   const std::int64_t taps = d.conv ? d.conv->width + 1 : 0;
   const std::int64_t conv_bytes = round_up(taps * d.conv_channels() * (conv ? 4 : in), kWeightAlign);
@@ -304,6 +309,7 @@ LayerArgs Layers::layer_args(int layer, Pdl pdl) const {
   const Description& d = description_;
   const std::int64_t B = batch_, H = d.nheads, P = d.head_dim, in = size_bytes(d.input_dtype);
   auto a = common_args<LayerArgs>(layer, pdl, {B});
+  a.scratch = contiguous(scratch_.data(), DType::i8, {static_cast<std::int64_t>(scratch_.size())});
   const std::byte* p = at(layer);
   const std::byte* weights = weights_.data() + 3 * round_up(4 * H, kWeightAlign);
   std::int64_t conv_bytes = 0;

@@ -124,7 +124,7 @@ class Layers {
   // Of each of: slots, destination slots (of a convolution of each token), cu_seqlens (a convolution's counts), the
   // seed; and of starts and counts.
   std::int64_t index_bytes_ = 0;
-  DeviceBuffer memory_, sources_, out_, weights_, indices_, cursors_, hash_, displacing_;
+  DeviceBuffer memory_, sources_, out_, scratch_, weights_, indices_, cursors_, hash_, displacing_;
 };
 
 }  // namespace ssmjit

@@ -56,12 +56,13 @@ Table predict_table(const Description& description, std::string_view device_key,
     const bool early = mode == PdlMode::chain && gpu.arch.has_pdl();
     for (int batch : batches) {
       Plan usual = default_plan(description, gpu.arch, work_items(description, batch));
-      usual.early_state = early;
+      if (usual.form == PlanForm::fused) usual.early_state = early;
       const Measurement of_usual = guess(usual, batch, mode);
       std::vector<Measurement> here;
       double best_us = of_usual.us;
       for (const Plan& plan : plans) {
-        if (plan.early_state != early) continue;
+        // The model is of one launch, so chains are not compared with it.
+        if (plan.early_state != early || plan.form != PlanForm::fused) continue;
         here.push_back(guess(plan, batch, mode));
         best_us = std::min(best_us, here.back().us);
       }

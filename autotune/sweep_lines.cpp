@@ -65,7 +65,7 @@ SweepLines::SweepLines(const Description& description, const TuneOptions& option
   for (const Plan& plan : plans_) {
     check_plan(plan, description, arch);
     digests_.push_back(emit(description, plan, arch).digest);
-    (plan.early_state ? has_early_ : has_other_) = true;
+    if (plan.form == PlanForm::fused) (plan.early_state ? has_early_ : has_other_) = true;
   }
   blank_.op = description.op();
   blank_.kernel_digest = description.kernel_digest();
@@ -90,6 +90,7 @@ SweepLines::SweepLines(const Description& description, const TuneOptions& option
 
 bool SweepLines::suits(std::size_t plan, PdlMode mode) const {
   const bool chain = mode == PdlMode::chain;
+  if (plans_[plan].form != PlanForm::fused) return true;  // its own fields are not those of its first launch
   return plans_[plan].early_state == chain || !(chain ? has_early_ : has_other_);
 }
 

@@ -28,7 +28,7 @@ class SweepLines {
   // 0 but for a ring that is timed in both phases.
   double steps_per_flush() const { return blank_.steps_per_flush; }
   // Whether a plan is timed in `mode`: in chain those that ask for the state early, in off the others; where there are
-  // none of the kind, all.
+  // none of the kind, all. A layer's chain in both.
   bool suits(std::size_t plan, PdlMode mode) const;
 
   // Without figures, dated now.

@@ -90,7 +90,12 @@ int run(const Options& o) {
         options.device = o.device;
         options.batches = {batch};
         options.modes = {mode};
-        options.plans = {Plan::parse(o.plan, choice.plan)};
+        Plan plan = Plan::parse(o.plan, choice.plan);
+        if (plan.form != choice.plan.form &&
+            plan.form != PlanForm::fused)  // with the plans the tables have for its parts
+          plan =
+              Plan::parse(o.plan, lookup_chain(table, plan.form, kernel.description, gpu.key, gpu.arch(), batch, mode));
+        options.plans = {plan};
         options.phases = phases_of(o);
         options.accepted = accepted;
         for (const Measurement& m : sweep(kernel.description, options)) {

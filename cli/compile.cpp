@@ -39,7 +39,7 @@ int run(const Options& o) {
       if (o.all || o.sample > 0)
         plans = sample_plans(plan_space(d, arch), o.sample, o.seed);
       else
-        plans = {Plan::parse(o.plan, default_plan(d, arch, work_items(d, 8)))};
+        plans = {parse_plan(o.plan, default_plan(d, arch, work_items(d, 8)), d, arch, work_items(d, 8))};
       if (!o.all && o.sample == 0) check_plan(plans.front(), d, arch);
       CompilePool pool(d, plans, arch, compile_options, {}, o.threads);
       for (std::size_t i = 0; i < plans.size(); ++i) {

@@ -20,7 +20,7 @@ int run(const Options& o) {
   const SpecOption::Kernel kernel = o.spec.one();
   const Arch arch = Arch::parse(o.arch);
   const Plan base = default_plan(kernel.description, arch, work_items(kernel.description, o.batch));
-  const Plan plan = Plan::parse(o.plan, base);
+  const Plan plan = parse_plan(o.plan, base, kernel.description, arch, work_items(kernel.description, o.batch));
   const Source source = emit(kernel.description, plan, arch);
   if (!o.out.empty()) write_text(o.out, source.text);
   if (o.json) {

@@ -234,9 +234,29 @@ int run(const Options& o) {
   std::vector<Measurer*> members;
   for (const auto& member : crew.members) members.push_back(member.get());
   fleet.interrupted = [] { return interrupted_by != 0; };
-  std::vector<std::vector<Cell>> between;
+  std::vector<std::vector<Cell>> between(kernels.size());
   try {
-    between = sweep_on(members, sweeps, fleet);
+    // Layers last: their chains have the plans that were best for the parts.
+    for (const bool layers : {false, true}) {
+      std::vector<std::size_t> chosen;
+      std::vector<KernelSweep> now;
+      for (std::size_t k = 0; k < kernels.size(); ++k) {
+        const Description& d = kernels[k].description;
+        if ((d.op() == Op::layer) != layers) continue;
+        TuneOptions& options = sweeps[k].options;
+        options.known = all;
+        if (layers && options.plans.empty()) {
+          Table known = fit_table(all);
+          known.merge(load_tables());
+          options.plans = layer_plans(known, d, crew.device_key, arch_of_device_key(crew.device_key), batches);
+        }
+        chosen.push_back(k);
+        now.push_back(sweeps[k]);
+      }
+      if (now.empty()) continue;
+      const std::vector<std::vector<Cell>> found = sweep_on(members, now, fleet);
+      for (std::size_t i = 0; i < found.size(); ++i) between[chosen[i]] = found[i];
+    }
   } catch (const Error&) {
     if (interrupted_by == 0) throw;
   }

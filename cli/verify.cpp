@@ -99,7 +99,7 @@ int run(const Options& o) {
     } else if (o.all || o.sample > 0) {
       plans = sample_plans(plan_space(d, arch), o.sample, o.seed);
     } else {
-      plans = {Plan::parse(o.plan, default_plan(d, arch, work_items(d, 8)))};
+      plans = {parse_plan(o.plan, default_plan(d, arch, work_items(d, 8)), d, arch, work_items(d, 8))};
       check_plan(plans.front(), d, arch);
     }
     if (o.debug)

@@ -83,6 +83,18 @@ const char* name(StatePath path) {
   return "?";
 }
 
+const char* name(PlanForm form) {
+  switch (form) {
+    case PlanForm::fused:
+      return "fused";
+    case PlanForm::chain:
+      return "chain";
+    case PlanForm::chain_pdl:
+      return "chain_pdl";
+  }
+  return "?";
+}
+
 const char* name(RingRows rows) {
   switch (rows) {
     case RingRows::all:

@@ -8,6 +8,7 @@
 
 #include <ssmjit/plan.h>
 
+#include "codegen/chain_scratch.h"
 #include "codegen/constraint.h"
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
@@ -53,7 +54,22 @@ constexpr Field kFields[] = {
      [](std::int64_t v) { return name(static_cast<RingRows>(v)); }},
     {"cluster", [](const Plan& p) -> std::int64_t { return p.cluster; },
      [](Plan& p, std::int64_t v) { p.cluster = static_cast<int>(v); }},
+    {"form", [](const Plan& p) -> std::int64_t { return static_cast<std::int64_t>(p.form); },
+     [](Plan& p, std::int64_t v) { p.form = static_cast<PlanForm>(v); }, false, 3,
+     [](std::int64_t v) { return name(static_cast<PlanForm>(v)); }},
 };
+// The plans of a chain's parts beside its update.
+struct NestedField {
+  const char* name;
+  std::string Plan::*text;
+};
+constexpr NestedField kNested[] = {{"conv1d", &Plan::conv1d}, {"norm", &Plan::norm}};
+const NestedField* find_nested(std::string_view name) {
+  for (const NestedField& f : kNested)
+    if (name == f.name) return &f;
+  return nullptr;
+}
+
 // Those behind are of some ops only, and left out of a text where they are as by default.
 constexpr std::size_t kCommonFields = 9;
 bool is_left_out(const Field& field, const Plan& plan) {
@@ -76,6 +92,7 @@ bool is_value_name(std::string_view text) {
 std::string field_names() {
   std::string all;
   for (const Field& f : kFields) all += fmt::format("{}{}", all.empty() ? "" : ", ", f.name);
+  for (const NestedField& f : kNested) all += fmt::format(", {}", f.name);
   return all;
 }
 
@@ -237,6 +254,9 @@ struct Space {
   }
 };
 
+// For which work_items() a chain's parts have their default plans, where no size is named.
+constexpr std::int64_t kChainItems = 1024;
+
 double octaves(int a, double b) { return std::abs(std::log2(a / b)); }
 constexpr double kFar = 64;  // more octaves than there can be
 
@@ -307,6 +327,8 @@ std::string Plan::text() const {
   for (const Field& f : kFields)
     if (!is_left_out(f, *this))
       text += fmt::format("{}{}={}", text.empty() ? "" : ",", f.name, value_text(f, f.get(*this)));
+  for (const NestedField& f : kNested)
+    if (const std::string& part = this->*f.text; !part.empty()) text += fmt::format(",{}={{{}}}", f.name, part);
   return text;
 }
 
@@ -321,6 +343,8 @@ std::string Plan::json() const {
     else
       json[f.name] = f.get(*this);
   }
+  for (const NestedField& f : kNested)
+    if (const std::string& part = this->*f.text; !part.empty()) json[f.name] = Json::parse(parse(part, Plan{}).json());
   return json.dump();
 }
 
@@ -328,10 +352,19 @@ Plan Plan::parse(std::string_view text, const Plan& base) {
   Plan plan = base;
   std::size_t at = 0;
   while (at < text.size()) {
-    const std::size_t end = std::min(text.find(',', at), text.size());
+    std::size_t end = at;
+    for (int depth = 0; end < text.size() && (depth > 0 || text[end] != ','); ++end)
+      depth += text[end] == '{' ? 1 : text[end] == '}' ? -1 : 0;
     const std::string_view item = text.substr(at, end - at);
     at = end + 1;
     const std::size_t equals = item.find('=');
+    if (const NestedField* nested = equals == std::string_view::npos ? nullptr : find_nested(item.substr(0, equals))) {
+      const std::string_view part = item.substr(equals + 1);
+      if (part.size() < 2 || part.front() != '{' || part.back() != '}')
+        fail(ErrorKind::invalid, "plan: {}: got {}; wants a plan in braces", nested->name, in_quotes(part));
+      plan.*nested->text = parse(part.substr(1, part.size() - 2), Plan{}).text();
+      continue;
+    }
     const Field* field = equals == std::string_view::npos ? nullptr : find_field(item.substr(0, equals));
     if (field == nullptr)
       fail(ErrorKind::invalid, "plan: got {}; wants FIELD=VALUE with a field of: {}", in_quotes(item), field_names());
@@ -345,6 +378,10 @@ Plan Plan::from_json(std::string_view text) {
   if (!json.is_object()) fail(ErrorKind::invalid, "plan: got {}; wants a JSON object", in_quotes(text));
   Plan plan;
   for (const auto& [key, value] : json.items()) {
+    if (const NestedField* nested = find_nested(key)) {
+      plan.*nested->text = from_json(value.dump()).text();
+      continue;
+    }
     const Field* field = find_field(key);
     if (field == nullptr)
       fail(ErrorKind::invalid, "plan: unknown field {}; known are: {}", in_quotes(key), field_names());
@@ -353,7 +390,118 @@ Plan Plan::from_json(std::string_view text) {
   return plan;
 }
 
+namespace {
+
+// What is wrong with a chain, beside what is wrong with its parts.
+std::vector<std::string> own_chain_problems(const Plan& plan, const Description& d, const Arch& arch) {
+  std::vector<std::string> problems;
+  const auto check = [&](const char* field, const std::string& text, bool wanted) {
+    if (wanted && text.empty())
+      problems.push_back(fmt::format("plan {}: not given; a chain of this layer wants the plan of its {}", field,
+                                     wanted && std::string_view(field) == "norm" ? "norm" : "convolution"));
+    if (!wanted && !text.empty())
+      problems.push_back(fmt::format("plan {}: got {}; the layer has no such part", field, in_quotes(text)));
+  };
+  check("conv1d", plan.conv1d, d.conv.has_value());
+  check("norm", plan.norm, d.norm.has_value());
+  if (plan.form == PlanForm::chain_pdl && !arch.has_pdl())
+    problems.push_back(
+        fmt::format("plan form: got chain_pdl for {}; programmatic dependent launch came with sm_90, "
+                    "take chain",
+                    arch.text()));
+  if (d.has_destination)
+    problems.push_back(fmt::format("plan form: got {}; the convolution has no destination slots", name(plan.form)));
+  if (d.is_varlen)
+    problems.push_back(
+        fmt::format("plan form: got {}; convolution and norm take as many tokens of each request, not "
+                    "varlen",
+                    name(plan.form)));
+  // A pad row's output: the norm knows of no pads, so what it makes of zeros must be zeros.
+  if (d.norm && (d.pad_output_kind != PadOutput::zeros || d.norm->has_bias || d.norm->eps == 0))
+    problems.push_back(
+        fmt::format("plan form: got {}; its norm writes pad rows too, so it wants pad_output=zeros, a "
+                    "norm without bias and eps above 0 (else the fused kernel)",
+                    name(plan.form)));
+  if (d.conv && d.pad_output_kind == PadOutput::as_if_zero_state && !d.norm)
+    problems.push_back(
+        fmt::format("plan form: got {}; its convolution has no pad_output=as_if_zero_state, take zeros "
+                    "(or the fused kernel)",
+                    name(plan.form)));
+  return problems;
+}
+
+std::vector<std::string> chain_problems(const Plan& plan, const Description& description, const Arch& arch) {
+  std::vector<std::string> problems = own_chain_problems(plan, description, arch);
+  if (!problems.empty()) return problems;
+  for (const PlanPart& part : plan_parts(plan, description)) {
+    for (const std::string& problem : plan_problems(part.plan, part.description, arch))
+      problems.push_back(fmt::format("{}: {}", name(part.description.op()), problem));
+  }
+  return problems;
+}
+
+}  // namespace
+
+std::vector<PlanPart> plan_parts(const Plan& plan, const Description& description) {
+  if (plan.form == PlanForm::fused || description.op() != Op::layer) return {{description, plan}};
+  std::vector<PlanPart> parts;
+  for (Description& d : layer_parts(description)) {
+    Plan own;
+    if (d.op() == Op::conv1d) {
+      own = Plan::parse(plan.conv1d, Plan{});
+    } else if (d.op() == Op::norm) {
+      own = Plan::parse(plan.norm, Plan{});
+    } else {
+      own = plan;
+      own.form = PlanForm::fused;
+      own.conv1d.clear();
+      own.norm.clear();
+    }
+    parts.push_back({std::move(d), std::move(own)});
+  }
+  return parts;
+}
+
+Plan chain_of(PlanForm form, const Description& description, const std::vector<Plan>& parts) {
+  const std::vector<Description> descriptions = layer_parts(description);
+  if (descriptions.empty() || parts.size() != descriptions.size() || form == PlanForm::fused)
+    fail(ErrorKind::invalid, "chain: got {} plans of form {} for {}; wants a layer's {}, of form chain or chain_pdl",
+         parts.size(), name(form), description.summary(), descriptions.size());
+  Plan chain;
+  std::string conv1d, norm;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    Plan part = parts[i];
+    if (form == PlanForm::chain_pdl && i > 0) part.early_state = true;
+    switch (descriptions[i].op()) {
+      case Op::conv1d:
+        conv1d = part.text();
+        break;
+      case Op::norm:
+        norm = part.text();
+        break;
+      default:
+        chain = std::move(part);
+        break;
+    }
+  }
+  chain.form = form;
+  chain.conv1d = std::move(conv1d);
+  chain.norm = std::move(norm);
+  return chain;
+}
+
+Plan default_chain(PlanForm form, const Description& description, const Arch& arch, std::int64_t total_heads) {
+  const auto batch = static_cast<double>(total_heads) / std::max(1, description.nheads);
+  std::vector<Plan> parts;
+  for (const Description& part : layer_parts(description)) {
+    const auto items = static_cast<std::int64_t>(batch * static_cast<double>(work_items(part, 1)));
+    parts.push_back(default_plan(part, arch, std::max<std::int64_t>(items, 1)));
+  }
+  return chain_of(form, description, parts);
+}
+
 std::vector<std::string> plan_problems(const Plan& plan, const Description& description, const Arch& arch) {
+  if (plan.form != PlanForm::fused && description.op() == Op::layer) return chain_problems(plan, description, arch);
   const Space& space = Space::of(description.op());
   std::vector<std::string> problems;
   for (const char* positive : {"block_m", "warps", "lanes_per_row", "heads_per_block", "stages"}) {
@@ -366,6 +514,10 @@ std::vector<std::string> plan_problems(const Plan& plan, const Description& desc
   if (plan.min_blocks_per_sm < 0 || plan.min_blocks_per_sm > 32)
     problems.push_back(fmt::format("plan min_blocks_per_sm: got {}; wants 0 to 32", plan.min_blocks_per_sm));
   if (plan.warps > 32) problems.push_back(fmt::format("plan warps: got {}; wants 32 at most", plan.warps));
+  for (const NestedField& field : kNested)
+    if (!(plan.*field.text).empty())
+      problems.push_back(fmt::format("plan {}: got {}; wants none but for a layer's chain (form=chain)", field.name,
+                                     in_quotes(plan.*field.text)));
   if (plan.cluster < 1) problems.push_back(fmt::format("plan cluster: got {}; wants 1 or more", plan.cluster));
   for (const Field& field : kFields) {
     if (space.has(field) || field.get(plan) == field.get(Plan{})) continue;
@@ -419,6 +571,12 @@ std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
     }
   };
   choose(0);
+  if (description.op() == Op::layer) {
+    for (const PlanForm form : {PlanForm::chain, PlanForm::chain_pdl}) {
+      Plan chain = default_chain(form, description, arch, kChainItems);
+      if (plan_problems(chain, description, arch).empty()) plans.push_back(std::move(chain));
+    }
+  }
   return plans;
 }
 
@@ -445,19 +603,24 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
   double least = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
   for (const Plan& p : plans) {
-    if (!p.streaming || p.early_state || p.min_blocks_per_sm != 1) continue;
+    if (p.form != PlanForm::fused || !p.streaming || p.early_state || p.min_blocks_per_sm != 1) continue;
     const double d = distance(p);
     if (best == nullptr || d < least) best = &p, least = d;
   }
+  if (best == nullptr && !plans.empty()) best = &plans.back();  // a chain
   if (best == nullptr)
     fail(description.op() == Op::layer ? ErrorKind::invalid : ErrorKind::internal, "no plan for {} on {}{}",
          description.summary(), arch.text(),
-         description.op() == Op::layer ? "; launch its conv, update and norm one by one" : "");
+         description.op() == Op::layer ? "; launch its conv, update and norm (layer_parts()) one by one" : "");
   return *best;
 }
 
 LaunchShape launch_shape(const Plan& plan, const Description& description, int batch) {
   LaunchShape shape;
+  if (plan.form != PlanForm::fused) {
+    for (const PlanPart& part : plan_parts(plan, description))
+      if (part.description.nheads != 0) return launch_shape(part.plan, part.description, batch);
+  }
   if (description.op() == Op::conv1d) {
     shape.grid_x = (description.conv_channels() + plan.block_m - 1) / plan.block_m;
     shape.grid_y = batch;
@@ -495,13 +658,23 @@ LaunchShape launch_shape(const Plan& plan, const Description& description, int b
 }
 
 std::int64_t plan_smem_bytes(const Plan& plan, const Description& description, const Arch& arch) {
+  if (plan.form != PlanForm::fused) {
+    std::int64_t most = 0;
+    for (const PlanPart& part : plan_parts(plan, description))
+      most = std::max(most, plan_smem_bytes(part.plan, part.description, arch));
+    return most;
+  }
   const Space& space = Space::of(description.op());
   std::vector<std::int64_t> values = space.facts(description, arch);
   space.put(values, plan);
   return space.value("smem_bytes", values);
 }
 
-std::int64_t scratch_bytes(const Plan&, const Description&, int) { return 0; }
+std::int64_t scratch_bytes(const Plan& plan, const Description& description, int batch) {
+  if (plan.form == PlanForm::fused || description.op() != Op::layer) return 0;
+  const ChainScratch scratch = chain_scratch(description, batch);
+  return scratch.bytes;
+}
 
 const std::vector<Tunable>& tunables(Op op) { return Space::of(op).tunables; }
 

@@ -100,14 +100,31 @@ Template template_of(Op op) {
   fail(ErrorKind::internal, "no template for {}", name(op));
 }
 
-std::string banner(const Description& d, const Plan& plan, const Arch& arch, const std::string& entry) {
-  const Bytes bytes = bytes_moved(d, 1);
+// "// Launch for nheads = 64: grid (...) ..." of one kernel.
+std::string launch_line(const Description& d, const Plan& plan, const std::string& entry) {
   const LaunchShape shape = launch_shape(plan, d, 1);
+  const bool heads = d.nheads != 0;
+  const std::string rows =
+      d.op() != Op::norm || d.token_count == 1 ? "batch" : fmt::format("{} * batch", d.token_count);
+  return fmt::format("// Launch for {} = {}: grid ({}, {}), block {}, dynamic shared memory {} bytes; entry {}.\n",
+                     heads ? "nheads" : "channels",
+                     heads    ? d.nheads
+                     : d.conv ? d.conv_channels()
+                              : d.norm_channels(),
+                     shape.grid_x, rows, shape.block_threads, shape.smem_bytes, entry);
+}
+
+std::string banner(const Description& d, const Plan& plan, const Arch& arch, const std::vector<PlanPart>& parts,
+                   const std::vector<std::string>& entries) {
+  const Bytes bytes = bytes_moved(d, 1);
   std::string s = fmt::format("// ssmjit {}: {}\n", kVersion, d.summary());
   s += "//\n";
   s += fmt::format("{}{}\n", kDescriptionLine, d.json());
   s += fmt::format("{}{}\n", kPlanLine, plan.text());
-  for (const Tunable& t : tunables(d.op())) s += fmt::format("//   {}: {}\n", t.name, t.meaning);
+  for (const PlanPart& part : parts) {
+    if (parts.size() > 1) s += fmt::format("// {}: {}\n", name(part.description.op()), part.plan.text());
+    for (const Tunable& t : tunables(part.description.op())) s += fmt::format("//   {}: {}\n", t.name, t.meaning);
+  }
   s += "//\n";
   s += fmt::format("// A call moves, for each request: {} bytes read, {} of them written back, {} written elsewhere.\n",
                    bytes.read, bytes.written_back, bytes.written_new);
@@ -116,15 +133,7 @@ std::string banner(const Description& d, const Plan& plan, const Arch& arch, con
     s += fmt::format("// With a flush: {} bytes read, {} of them written back, {} written elsewhere.\n", flush.read,
                      flush.written_back, flush.written_new);
   }
-  const bool heads = d.nheads != 0;
-  const std::string rows =
-      d.op() != Op::norm || d.token_count == 1 ? "batch" : fmt::format("{} * batch", d.token_count);
-  s += fmt::format("// Launch for {} = {}: grid ({}, {}), block {}, dynamic shared memory {} bytes; entry {}.\n",
-                   heads ? "nheads" : "channels",
-                   heads    ? d.nheads
-                   : d.conv ? d.conv_channels()
-                            : d.norm_channels(),
-                   shape.grid_x, rows, shape.block_threads, shape.smem_bytes, entry);
+  for (std::size_t i = 0; i < parts.size(); ++i) s += launch_line(parts[i].description, parts[i].plan, entries[i]);
   s += fmt::format("// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n", arch.text());
   return s;
 }
@@ -157,9 +166,9 @@ std::string activation(const Description& d) {
   return maybe_fast("activation", "x", given.empty() ? x : given, given == silu(x) && size_bytes(d.input_dtype) == 2);
 }
 
-std::string conv1d_config(const Description& d, const Plan& plan) {
+std::string conv1d_fields(const Description& d, const Plan& plan) {
   const Conv& conv = *d.conv;
-  std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
+  std::string s;
   s += fmt::format("  using Input = {};  // x, out\n", cuda_type(d.input_dtype));
   s += fmt::format("  using State = {};  // the windows\n", cuda_type(d.state_dtype));
   s += fmt::format("  using Weight = {};  // w, bias\n", cuda_type(d.weight_dtype));
@@ -181,12 +190,11 @@ std::string conv1d_config(const Description& d, const Plan& plan) {
   s += flag("kEarlyState", plan.early_state);
   s += "\n";
   s += activation(d);
-  s += "};\n";
   return s;
 }
 
 // What a layer has beside its update.
-std::string layer_config(const Description& d, const Plan& plan) {
+std::string layer_fields(const Description& d, const Plan& plan) {
   const bool conv = d.conv.has_value(), norm = d.norm.has_value(), short_input = size_bytes(d.input_dtype) == 2;
   std::string s = flag("kHasConv", conv);
   if (conv) {
@@ -208,9 +216,9 @@ std::string layer_config(const Description& d, const Plan& plan) {
   return s;
 }
 
-std::string norm_config(const Description& d, const Plan& plan) {
+std::string norm_fields(const Description& d, const Plan& plan) {
   const Norm& norm = *d.norm;
-  std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
+  std::string s;
   s += fmt::format("  using Input = {};  // x, z, out\n", cuda_type(d.input_dtype));
   s += fmt::format("  using Weight = {};  // weight, bias\n", cuda_type(d.weight_dtype));
   s += constant("kTokens", d.token_count);
@@ -228,15 +236,14 @@ std::string norm_config(const Description& d, const Plan& plan) {
   s += flag("kEarlyState", plan.early_state);
   s += "\n";
   s += function("gate", "float z", norm.gate_expr);
-  s += "};\n";
   return s;
 }
 
-std::string config(const Description& d, const Plan& plan) {
-  if (d.op() == Op::conv1d) return conv1d_config(d, plan);
-  if (d.op() == Op::norm) return norm_config(d, plan);
+std::string fields(const Description& d, const Plan& plan) {
+  if (d.op() == Op::conv1d) return conv1d_fields(d, plan);
+  if (d.op() == Op::norm) return norm_fields(d, plan);
   const bool ring = d.op() == Op::ring, layer = d.op() == Op::layer;
-  std::string s = "\n// ---- this kernel ----\n\nstruct Config {\n";
+  std::string s;
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
   s += fmt::format("  using Input = {};  // x, z, B, C, out{}\n", cuda_type(d.input_dtype),
                    layer ? "; windows and weights of the convolution, weights of the norm" : "");
@@ -280,8 +287,7 @@ std::string config(const Description& d, const Plan& plan) {
   if (!ring) s += function("decay", "float A, float dt, float delta", d.decay_expr);
   s += function("skip", "float D, float x", d.skip_expr);
   s += function("gate", "float z", d.gate_expr);
-  if (layer) s += "\n" + layer_config(d, plan);
-  s += "};\n";
+  if (layer) s += "\n" + layer_fields(d, plan);
   return s;
 }
 
@@ -290,26 +296,39 @@ std::string config(const Description& d, const Plan& plan) {
 Source emit(const Description& description, const Plan& plan, const Arch& arch) {
   description.validate();
   check_plan(plan, description, arch);
-  const LaunchShape shape = launch_shape(plan, description, 1);
-  const Template from = template_of(description.op());
-  const std::string entry = fmt::format("ssmjit_{}_{}", name(description.op()),
-                                        digest16(description.kernel_digest() + plan.text()).substr(0, 8));
+  const std::string digest = digest16(description.kernel_digest() + plan.text()).substr(0, 8);
+  const std::vector<PlanPart> parts = plan_parts(plan, description);
+  std::vector<std::string> entries;
+  for (const PlanPart& part : parts) {
+    const char* op = name(part.description.op());
+    entries.push_back(parts.size() == 1 ? fmt::format("ssmjit_{}_{}", op, digest)
+                                        : fmt::format("ssmjit_layer_{}_{}", op, digest));
+  }
 
   Source source;
   source.arch = arch;
-  source.text = banner(description, plan, arch, entry);
-  Pieces(source.text).add(from.file);
-  source.text += config(description, plan);
-  source.text += fmt::format(
-      "\nextern \"C\" __global__ void __launch_bounds__({}){} {}(const __grid_constant__ {} args) {{\n"
-      "  {}<Config>(args);\n}}\n",
-      plan.min_blocks_per_sm == 0 ? std::to_string(shape.block_threads)
-                                  : fmt::format("{}, {}", shape.block_threads, plan.min_blocks_per_sm),
-      plan.cluster > 1 ? fmt::format(" __cluster_dims__({}, 1, 1)", plan.cluster) : "", entry, from.args,
-      from.function);
+  source.text = banner(description, plan, arch, parts, entries);
+  Pieces pieces(source.text);
+  for (const PlanPart& part : parts) pieces.add(template_of(part.description.op()).file);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const Template from = template_of(parts[i].description.op());
+    const std::string config = parts.size() == 1 ? "Config" : fmt::format("{}_config", from.function);
+    const Plan& own = parts[i].plan;
+    const LaunchShape shape = launch_shape(own, parts[i].description, 1);
+    source.text +=
+        fmt::format("\n// ---- {} ----\n\nstruct {} {{\n{}}};\n", parts.size() == 1 ? "this kernel" : entries[i],
+                    config, fields(parts[i].description, own));
+    source.text += fmt::format(
+        "\nextern \"C\" __global__ void __launch_bounds__({}){} {}(const __grid_constant__ {} args) {{\n"
+        "  {}<{}>(args);\n}}\n",
+        own.min_blocks_per_sm == 0 ? std::to_string(shape.block_threads)
+                                   : fmt::format("{}, {}", shape.block_threads, own.min_blocks_per_sm),
+        own.cluster > 1 ? fmt::format(" __cluster_dims__({}, 1, 1)", own.cluster) : "", entries[i], from.args,
+        from.function, config);
+    source.entries.push_back({entries[i], shape.block_threads, shape.smem_bytes});
+  }
   source.digest = digest16(without_banner(source.text));
   source.options = kOptions;
-  source.entries = {{entry, shape.block_threads, shape.smem_bytes}};
   return source;
 }
 

@@ -84,6 +84,7 @@ Choice from_rows(const Rows& rows, std::int64_t total_heads) {
 // Whether a launch in `mode` wants a kernel that asks for the state early. A row of this mode keeps the plan that was
 // measured; one of the other mode is taken in this one's kind.
 bool wants_early_state(const TableRow& row, const Plan& plan, PdlMode mode, bool has_pdl) {
+  if (plan.form != PlanForm::fused) return plan.early_state;  // of a launch behind the first, whatever the mode
   return has_pdl && (row.pdl == mode ? plan.early_state : mode == PdlMode::chain);
 }
 
@@ -174,13 +175,40 @@ Choice lookup(const Table& table, const Description& description, std::string_vi
   } else {
     choice = {default_plan(description, arch, total_heads), Why::fallback,
               fmt::format("no row of this kernel ({}) or of one of its cost ({})", kernel, cost), 0, 0};
-    choice.plan.early_state = mode == PdlMode::chain && arch.has_pdl();
+    if (choice.plan.form == PlanForm::fused) choice.plan.early_state = mode == PdlMode::chain && arch.has_pdl();
   }
   if (illegal > 0) {
     choice.reason += fmt::format("; passed over {} with a plan that is not legal on {}",
                                  illegal == 1 ? "a row" : fmt::format("{} rows", illegal), arch.text());
   }
   return choice;
+}
+
+Plan lookup_chain(const Table& table, PlanForm form, const Description& description, std::string_view device_key,
+                  const Arch& arch, std::int64_t batch, PdlMode mode) {
+  std::vector<Plan> parts;
+  for (const Description& part : layer_parts(description)) {
+    parts.push_back(lookup(table, part, device_key, arch, batch, mode).plan);
+    mode = form == PlanForm::chain_pdl ? PdlMode::chain : PdlMode::off;
+  }
+  return chain_of(form, description, parts);
+}
+
+std::vector<Plan> layer_plans(const Table& table, const Description& description, std::string_view device_key,
+                              const Arch& arch, const std::vector<int>& batches) {
+  std::vector<Plan> plans = plan_space(description, arch);
+  std::vector<Plan> chains;
+  for (const Plan& plan : plans) {
+    if (plan.form == PlanForm::fused) continue;
+    for (int batch : batches) {
+      Plan chain = lookup_chain(table, plan.form, description, device_key, arch, batch);
+      const bool is_new = std::find(chains.begin(), chains.end(), chain) == chains.end();
+      if (is_new && plan_problems(chain, description, arch).empty()) chains.push_back(std::move(chain));
+    }
+  }
+  std::erase_if(plans, [](const Plan& plan) { return plan.form != PlanForm::fused; });
+  plans.insert(plans.end(), chains.begin(), chains.end());
+  return plans;
 }
 
 }  // namespace ssmjit

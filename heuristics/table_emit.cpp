@@ -54,6 +54,7 @@ enum class Pdl { off, chain };
 enum class Why { exact, interpolated, nearest, similar, predicted, none };
 enum class StatePath { direct, cp_async, bulk };
 enum class RingRows { all, live };
+enum class PlanForm { fused, chain, chain_pdl };
 
 struct Plan {
   int block_m = 0;
@@ -66,6 +67,10 @@ struct Plan {
   bool early_state = false;
   int min_blocks_per_sm = 0;
   RingRows ring_rows = RingRows::all;
+  int cluster = 1;
+  PlanForm form = PlanForm::fused;
+  const char* conv1d = "";  // of a chain: the plans of the parts beside its update, as ssmjit::Plan::text() has them
+  const char* norm = "";
 };
 
 struct Row {
@@ -187,7 +192,8 @@ constexpr Choice lookup(std::string_view device, std::string_view kernel_digest,
   }
   choice.plan = between ? low->between : near->plan;
   // A row of the other mode is taken in this one's kind.
-  if (near->pdl != pdl) choice.plan.early_state = near->device_has_pdl && pdl == Pdl::chain;
+  if (near->pdl != pdl && choice.plan.form == PlanForm::fused)
+    choice.plan.early_state = near->device_has_pdl && pdl == Pdl::chain;
   if ((least & 1) != 0) choice.why = Why::nearest;
   if ((least & 2) != 0) choice.why = Why::similar;
   if ((least & 4) != 0) choice.why = Why::predicted;
@@ -197,12 +203,18 @@ constexpr Choice lookup(std::string_view device, std::string_view kernel_digest,
 }  // namespace ssmjit_table
 )";
 
+// Whether a plan has what plans of layers alone have.
+bool is_of_layers(const Plan& plan) { return plan.cluster != 1 || plan.form != PlanForm::fused; }
+
 std::string cpp(const Table& table) {
   const auto row_text = [&](const TableRow& r) {
     const auto plan_text = [](const Plan& p) {
-      return fmt::format("{{{}, {}, {}, {}, {}, StatePath::{}, {}, {}, {}, RingRows::{}}}", p.block_m, p.warps,
+      const std::string of_layers = is_of_layers(p) ? fmt::format(", {}, PlanForm::{}, {}, {}", p.cluster, name(p.form),
+                                                                  quoted(p.conv1d), quoted(p.norm))
+                                                    : "";
+      return fmt::format("{{{}, {}, {}, {}, {}, StatePath::{}, {}, {}, {}, RingRows::{}{}}}", p.block_m, p.warps,
                          p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path), p.streaming, p.early_state,
-                         p.min_blocks_per_sm, name(p.ring_rows));
+                         p.min_blocks_per_sm, name(p.ring_rows), of_layers);
     };
     return fmt::format("    {{{}, {}, {}, Pdl::{}, {},\n     {},\n     {}, {}, {}, {}, {}}},", quoted(r.device),
                        quoted(r.kernel_digest), quoted(r.cost_digest), name(r.pdl), r.total_heads, plan_text(r.plan),
@@ -271,7 +283,7 @@ def lookup(device, kernel_digest, pdl, total_heads, cost_digest=""):
         choice = {"expected_us": rows[near][0]["us"] * scale, "floor_us": rows[near][0]["floor_us"] * scale}
     row, row_pdl = rows[near]
     plan = dict(between or row["plan"])
-    if row_pdl != pdl:  # a row of the other mode is taken in this one's kind
+    if row_pdl != pdl and plan.get("form", "fused") == "fused":  # a row of the other mode is taken in this one's kind
         plan["early_state"] = HAS_PDL[device] and pdl == "chain"
     for bit, other in ((1, "nearest"), (2, "similar"), (4, "predicted")):
         if distance & bit:
@@ -292,12 +304,16 @@ std::string python(const Table& table) {
       devices += fmt::format("{}{}: {}", devices.empty() ? "" : ", ", quoted(r.device), flag(has_pdl(table, r.device)));
     device = r.device;
     const auto plan_text = [&](const Plan& p) {
+      const std::string of_layers =
+          is_of_layers(p) ? fmt::format(", \"cluster\": {}, \"form\": \"{}\", \"conv1d\": {}, \"norm\": {}", p.cluster,
+                                        name(p.form), quoted(p.conv1d), quoted(p.norm))
+                          : "";
       return fmt::format(
           "{{\"block_m\": {}, \"warps\": {}, \"lanes_per_row\": {}, \"heads_per_block\": {}, \"stages\": {}, "
           "\"state_path\": \"{}\", \"streaming\": {}, \"early_state\": {}, \"min_blocks_per_sm\": {}, "
-          "\"ring_rows\": \"{}\"}}",
+          "\"ring_rows\": \"{}\"{}}}",
           p.block_m, p.warps, p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path), flag(p.streaming),
-          flag(p.early_state), p.min_blocks_per_sm, name(p.ring_rows));
+          flag(p.early_state), p.min_blocks_per_sm, name(p.ring_rows), of_layers);
     };
     text += fmt::format(
         "        {}: {{\"plan\": {}, \"between\": {}, \"us\": {}, \"floor_us\": {}, \"cost_digest\": {}, "

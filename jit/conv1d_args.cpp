@@ -227,6 +227,12 @@ void check_memory(const Driver& driver, const Wants& wants, const Conv1dArgs& ar
 
 }  // namespace
 
+bool conv1d_fits(const Wants& wants, const Conv1dArgs& args) {
+  bool fits = true;
+  check_launch(wants, args, [&](auto&&) { fits = false; });
+  return fits;
+}
+
 device_args::Conv1dArgs to_device(const Conv1dArgs& args, Pdl pdl) {
   const auto token = [](const Tensor& tensor) { return tensor.rank == 3 ? stride_of(tensor, 1) : 0; };
   bool wide = false;

@@ -69,17 +69,22 @@ Kernel Kernel::load(const Description& description, const Plan& plan, const Comp
 
 Kernel Kernel::load(const Description& description, const Plan& plan, const Source& source, const Cubin& cubin) {
   description.validate();
-  if (source.entries.size() != 1)
-    fail(ErrorKind::invalid, "source: has {} entries; a kernel has 1", source.entries.size());
+  const std::vector<PlanPart> parts = plan_parts(plan, description);
+  if (source.entries.size() != parts.size())
+    fail(ErrorKind::invalid, "source: has {} entries; a kernel of this plan has {}", source.entries.size(),
+         parts.size());
   check_plan(plan, description, cubin.arch);
-  const Entry& entry = source.entries.front();
-  const LaunchShape row = launch_shape(plan, description, 1);
-  if (entry.block_threads != row.block_threads || entry.smem_bytes != row.smem_bytes)
-    fail(ErrorKind::invalid,
-         "source: {} wants {} threads and {} bytes of shared memory, the plan {} and {}; give the source of this plan",
-         entry.name, entry.block_threads, entry.smem_bytes, row.block_threads, row.smem_bytes);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const Entry& entry = source.entries[i];
+    const LaunchShape row = launch_shape(parts[i].plan, parts[i].description, 1);
+    if (entry.block_threads != row.block_threads || entry.smem_bytes != row.smem_bytes)
+      fail(ErrorKind::invalid,
+           "source: {} wants {} threads and {} bytes of shared memory, the plan {} and {}; give the source of this "
+           "plan",
+           entry.name, entry.block_threads, entry.smem_bytes, row.block_threads, row.smem_bytes);
+  }
   Kernel kernel;
-  kernel.state_ = std::make_shared<const State>(description, plan, source, cubin, row);
+  kernel.state_ = std::make_shared<const State>(description, plan, source, cubin);
   return kernel;
 }
 
@@ -99,8 +104,9 @@ void Kernel::State::refuse_empty() {
   fail(ErrorKind::invalid, "an empty Kernel can't be launched; make one with Kernel::load()");
 }
 
-void Kernel::State::launch(void* device_args, std::int64_t batch, Pdl pdl, CUstream stream) const {
-  module.launch(0, row.grid_x, row.grid_y * batch, device_args, pdl != Pdl::off, stream);
+void Kernel::State::launch(void* device_args, std::int64_t batch, Pdl pdl, CUstream stream, std::size_t part) const {
+  const LaunchShape& row = parts[part].row;
+  module.launch(part, row.grid_x, row.grid_y * batch, device_args, pdl != Pdl::off, stream);
 }
 
 namespace {

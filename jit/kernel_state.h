@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include <cuda.h>
 
@@ -13,20 +14,31 @@
 namespace ssmjit {
 
 struct Kernel::State {
-  State(const Description& d, const Plan& p, const Source& source, const Cubin& c, const LaunchShape& of_one)
-      : description(d), plan(p), cubin(c), wants(d), row(of_one), has_pdl(c.arch.has_pdl()), module(source, c) {}
+  State(const Description& d, const Plan& p, const Source& source, const Cubin& c)
+      : description(d), plan(p), cubin(c), wants(d), has_pdl(c.arch.has_pdl()), module(source, c) {
+    for (const PlanPart& part : plan_parts(p, d))
+      parts.push_back({part.description, Wants(part.description), launch_shape(part.plan, part.description, 1)});
+  }
   State(const State&) = delete;
   State& operator=(const State&) = delete;
 
   [[noreturn]] static void refuse_empty();
-  // Of arguments that were found right. Fails: ErrorKind::machine when the driver refuses.
-  void launch(void* device_args, std::int64_t batch, Pdl pdl, CUstream stream) const;
+  // Of arguments that were found right. `part`: of a chain. Fails: ErrorKind::machine when the driver refuses.
+  void launch(void* device_args, std::int64_t batch, Pdl pdl, CUstream stream, std::size_t part = 0) const;
+
+  // The same of a layer's chain. Fails: ErrorKind::invalid for what a chain wants beyond what was looked at.
+  void launch_chain(const LayerArgs& args, std::int64_t batch, CUstream stream) const;
 
   Description description;
   Plan plan;
   Cubin cubin;
   Wants wants;
-  LaunchShape row;  // of a batch of one; a batch of n has n times its grid_y
+  struct Part {
+    Description description;
+    Wants wants;
+    LaunchShape row;  // of a batch of one; a batch of n has n times its grid_y
+  };
+  std::vector<Part> parts;  // in launch order: one, but of a chain
   bool has_pdl = false;
   Module module;
 };

@@ -310,6 +310,9 @@ void check_slot_of_each_row(const Tensor& state, std::int64_t batch, Report& rep
     });
 }
 
+// Whether a convolution takes them.
+bool conv1d_fits(const Wants& wants, const Conv1dArgs& args);
+
 // About the arguments of another op than the kernel's.
 std::string wrong_args(const char* got, Op kernel);
 // One sentence a line.

@@ -1,9 +1,11 @@
-// The launch of a fused layer.
+// The launch of a layer: of one kernel, or of one after the other of a chain.
 #include <map>
 
+#include "codegen/chain_scratch.h"
 #include "jit/kernel_args.h"
 #include "jit/kernel_state.h"
 #include "jit/launch_checks.h"
+#include "jit/layer_chain.h"
 
 namespace ssmjit {
 
@@ -32,13 +34,43 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
   constexpr const char* kConv = "the convolution needs it";
   constexpr const char* kNorm = "the norm needs it";
   constexpr const char* kMaths = "the description's maths reads it";
-  tensor(args.state, {.name = "state",
-                      .dtype = wants.state,
-                      .rank = 4,
-                      .shape = {slots, wants.nheads, wants.head_dim, wants.dstate},
-                      .align = Align::vector_rows,
-                      .rows_apart = true,
-                      .rows = {"slot", ""}});
+  const bool ring = wants.window != 0;
+  if (ring) {
+    check_ring_pools(wants, args, tensor);
+    tensor(args.ring_start, {"ring_start", DType::i32, 1, {slots}}, true, kRingNeeds);
+    tensor(args.ring_count, {"ring_count", DType::i32, 1, {slots}}, true, kRingNeeds);
+    tensor(args.rand_seed, {"rand_seed", DType::i64, 1, {1}}, wants.is_stochastic,
+           "the description rounds stochastically");
+  } else {
+    tensor(args.state, {.name = "state",
+                        .dtype = wants.state,
+                        .rank = 4,
+                        .shape = {slots, wants.nheads, wants.head_dim, wants.dstate},
+                        .align = Align::vector_rows,
+                        .rows_apart = true,
+                        .rows = {"slot", ""}});
+  }
+  // Of each row, or of each token of a ring's rows.
+  const auto tokens = [&](const char* name, DType dtype, std::initializer_list<std::int64_t> inner,
+                          Align align = Align::vector_rows, bool written = false) {
+    TensorWants out{.name = name,
+                    .dtype = dtype,
+                    .rank = static_cast<int>(inner.size()) + 1,
+                    .shape = {batch},
+                    .align = align,
+                    .rows_apart = written};
+    std::size_t at = 1;
+    if (ring) {
+      ++out.rank;
+      out.shape[at++] = wants.tokens;
+      out.strided = 2;
+      out.most_stride = kMostIntStride;
+    }
+    for (const std::int64_t extent : inner) out.shape[at++] = extent;
+    return out;
+  };
+  // A ring's kernel, and a norm of its own behind it, read and write whole vectors.
+  const Align of_ring = ring ? Align::vector_rows : Align::element;
   const std::int64_t rows = wants.conv.channels_last ? wants.conv_state_len : wants.conv_channels;
   tensor(args.conv_state,
          {.name = "conv_state",
@@ -50,15 +82,16 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
           .rows = {"slot", ""}},
          conv, kConv);
   if (conv)
-    tensor(args.x, {"x", wants.input, 2, {batch, wants.conv_channels}, Align::vector_rows});
+    tensor(args.x, tokens("x", wants.input, {wants.conv_channels}));
   else
-    tensor(args.x, {"x", wants.input, 3, {batch, wants.nheads, wants.head_dim}, Align::vector_rows});
+    tensor(args.x, tokens("x", wants.input, {wants.nheads, wants.head_dim}));
   constexpr const char* kUpdate = "without a convolution the update needs it";
-  tensor(args.B, {"B", wants.input, 3, {batch, wants.ngroups, wants.dstate}, Align::vector_rows}, !conv, kUpdate);
-  tensor(args.C, {"C", wants.input, 3, {batch, wants.ngroups, wants.dstate}, Align::vector_rows}, !conv, kUpdate);
-  tensor(in_front_of({wants.head_dim}, args.dt),
-         {.name = "dt", .dtype = wants.dt, .rank = 2, .shape = {batch, wants.nheads}, .or_expanded = kOrExpandedHeads});
-  tensor(args.z, {"z", wants.input, 3, {batch, wants.nheads, wants.head_dim}}, wants.has_z || wants.has_norm_gate,
+  tensor(args.B, tokens("B", wants.input, {wants.ngroups, wants.dstate}), !conv, kUpdate);
+  tensor(args.C, tokens("C", wants.input, {wants.ngroups, wants.dstate}), !conv, kUpdate);
+  TensorWants dt = tokens("dt", wants.dt, {wants.nheads}, Align::element);
+  dt.or_expanded = kOrExpandedHeads;
+  tensor(in_front_of({wants.head_dim}, args.dt), dt);
+  tensor(args.z, tokens("z", wants.input, {wants.nheads, wants.head_dim}, of_ring), wants.has_z || wants.has_norm_gate,
          kMaths);
   tensor(args.conv_weight,
          {.name = "conv_weight",
@@ -81,13 +114,51 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
   of_heads(args.dt_bias, "dt_bias", wants.has_dt_bias);
   tensor(args.norm_weight, {"norm_weight", wants.input, 1, {inner}}, wants.has_norm, kNorm);
   tensor(args.norm_bias, {"norm_bias", wants.input, 1, {inner}}, wants.has_norm_bias, kNorm);
-  tensor(args.out, {"out", wants.input, 3, {batch, wants.nheads, wants.head_dim}, Align::element, true});
+  tensor(args.out, tokens("out", wants.input, {wants.nheads, wants.head_dim}, of_ring, true));
 
   if (is_given(args.state_batch_indices))
     check_indices_shape("state_batch_indices", args.state_batch_indices, batch, report);
   else
     check_slot_of_each_row(args.state, batch, report);
   check_pdl(args.pdl, report);
+}
+
+// What a chain wants beyond that.
+template <class Report>
+void check_chain(const Wants& wants, const Description& description, const LayerArgs& args, Report&& report) {
+  const std::int64_t batch = args.x.shape[0];
+  const std::int64_t bytes = chain_scratch(description, batch).bytes;
+  if (batch > 0 && args.scratch.data == nullptr)
+    report([&] { return fmt::format("scratch: not given; a chain of {} rows wants {} bytes", batch, bytes); });
+  else if (batch > 0 && (args.scratch.rank != 1 || args.scratch.dtype != DType::i8 || args.scratch.shape[0] < bytes))
+    report([&] {
+      return fmt::format("scratch: got {} of shape {}; a chain of {} rows wants int8 of shape [{}] or more",
+                         name(args.scratch.dtype), shape_text(args.scratch.shape, args.scratch.rank), batch, bytes);
+    });
+  else if (!is_aligned(args.scratch.data, kScratchAlign))
+    report([&] {
+      return fmt::format("scratch: base address {} is not a multiple of {} bytes", fmt::ptr(args.scratch.data),
+                         kScratchAlign);
+    });
+  if (wants.window != 0 || !wants.has_norm) return;
+  const auto vectors = [&](const Tensor& tensor, const char* name_) {
+    check_tensor(tensor,
+                 {.name = name_,
+                  .dtype = wants.input,
+                  .rank = 3,
+                  .shape = {batch, wants.nheads, wants.head_dim},
+                  .align = Align::vector_rows},
+                 report);
+  };
+  if (wants.has_norm_gate) vectors(args.z, "z");
+  vectors(args.out, "out");
+  check_tensor(args.norm_weight,
+               {.name = "norm_weight",
+                .dtype = wants.input,
+                .rank = 1,
+                .shape = {wants.nheads * wants.head_dim},
+                .align = Align::vector_rows},
+               report);
 }
 
 std::vector<std::string> find_problems(const Wants& wants, const LayerArgs& args) {
@@ -162,6 +233,42 @@ device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl) {
   return device;
 }
 
+namespace {
+
+[[noreturn, gnu::cold, gnu::noinline]] void refuse_chain(const Wants& wants, const Description& description,
+                                                         const LayerArgs& args, const std::vector<std::string>& conv) {
+  std::vector<std::string> found;
+  check_chain(wants, description, args, [&](auto&& sentence) { found.push_back(sentence()); });
+  for (const std::string& sentence : conv) found.push_back("convolution: " + sentence);
+  fail(ErrorKind::invalid, "{}", lines_of(found));
+}
+
+}  // namespace
+
+void Kernel::State::launch_chain(const LayerArgs& args, std::int64_t batch, CUstream stream) const {
+  bool fits = true;
+  check_chain(wants, description, args, [&](auto&&) { fits = false; });
+  if (!fits) [[unlikely]]
+    refuse_chain(wants, description, args, {});
+  LayerArgs with_pdl = args;
+  if (!has_pdl) with_pdl.pdl = Pdl::off;
+  const ChainArgs chain = chain_args(description, plan.form, with_pdl);
+  // Only a convolution that keeps more than its last window has tensors that were not looked at yet.
+  if (chain.conv1d && !conv1d_fits(parts.front().wants, *chain.conv1d)) [[unlikely]]
+    refuse_chain(wants, description, args, Kernel::problems(parts.front().description, *chain.conv1d));
+  std::size_t part = 0;
+  const auto one = [&](const auto& given) {
+    if (!given) return;
+    auto device = to_device(parts[part].description, *given, given->pdl);
+    launch(&device, batch, given->pdl, stream, part);
+    ++part;
+  };
+  one(chain.conv1d);
+  one(chain.update);
+  one(chain.ring);
+  one(chain.norm);
+}
+
 void Kernel::launch(const LayerArgs& args, void* stream) const {
   if (state_ == nullptr) [[unlikely]]
     State::refuse_empty();
@@ -175,6 +282,7 @@ void Kernel::launch(const LayerArgs& args, void* stream) const {
   const auto cu_stream = static_cast<CUstream>(stream);
   if (args.checked) [[unlikely]]
     check_memory(state.module.driver(), args, batch, cu_stream);
+  if (state.parts.size() > 1) return state.launch_chain(args, batch, cu_stream);
   const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
   device_args::LayerArgs device = to_device(args, pdl);
   state.launch(&device, batch, pdl, cu_stream);

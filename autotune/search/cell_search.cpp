@@ -31,6 +31,11 @@ std::vector<std::size_t> CellSearch::open(int batch, PdlMode mode) const {
 std::vector<std::size_t> CellSearch::ask(int batch, PdlMode mode, const std::vector<std::size_t>& open) {
   if (open.empty()) return {};
   if (ends_with_winner_ && known_.has_winner(lines_.timed(open.front(), batch, mode))) return {};
+  // A layer's chains are few, and no fused plan says anything of their time.
+  std::vector<std::size_t> chains;
+  for (std::size_t plan : open)
+    if (is_chain(plan)) chains.push_back(plan);
+  if (!chains.empty()) return chains;
   Strategy& strategy = *strategies_.at(mode);
   for (const int other : timed_[mode])
     if (known_.had_winner(lines_.timed(open.front(), other, mode))) strategy.finish(other);
@@ -47,7 +52,7 @@ void CellSearch::tell(const Measurement& line) {
 
 void CellSearch::tell(int batch, PdlMode mode, std::size_t plan, double us) {
   timed_[mode].insert(batch);
-  strategies_.at(mode)->tell(batch, plan, us);
+  if (!is_chain(plan)) strategies_.at(mode)->tell(batch, plan, us);
 }
 
 }  // namespace ssmjit

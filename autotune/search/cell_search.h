@@ -32,6 +32,7 @@ class CellSearch {
   void tell(int batch, PdlMode mode, std::size_t plan, double us);
 
  private:
+  bool is_chain(std::size_t plan) const { return lines_.plans()[plan].form != PlanForm::fused; }
   const SweepLines& lines_;
   const KnownLines& known_;
   bool ends_with_winner_ = false;           // a cell with a winner is done, whatever else could be asked

@@ -54,6 +54,7 @@ double bytes_in_flight_per_sm(const Plan& plan, const Description& description, 
 
 std::string why_pruned(const Plan& plan, const Description& description, int batch, const DeviceFacts& gpu,
                        const FloorRate& floor, const Compiled& compiled) {
+  if (plan.form != PlanForm::fused) return {};  // each of its launches was chosen at its own
   if (blocks_per_sm(plan, description, gpu, compiled) < 1)
     return fmt::format("no block fits: {} threads of {} registers and {} bytes of shared memory", 32 * plan.warps,
                        compiled.registers, compiled.smem_bytes);

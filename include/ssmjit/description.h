@@ -237,6 +237,11 @@ Description mamba2(const Sizes& sizes);
 Description conv1d(Conv conv);
 Description gated_norm(Norm norm);
 
+// The kernels that compute a layer together, in launch order: its convolution, if it has one, as conv1d; its update or
+// ring, with x, B and C as slices of what the convolution wrote; its norm, if it has one. Empty for any other
+// description.
+std::vector<Description> layer_parts(const Description& description);
+
 // What the time of a call grows with, and what tables are keyed by as total_heads: batch * nheads; of a convolution
 // alone batch * (channels / 64, rounded up), of a norm alone batch * tokens * groups. At least 1.
 std::int64_t work_items(const Description& description, std::int64_t batch);

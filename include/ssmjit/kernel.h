@@ -127,8 +127,9 @@ struct Conv1dArgs {
   bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
 };
 
-// Tensors of one fused layer step, one token a request. Rows may be strided, inner dimensions are contiguous; A, dt, D
-// and dt_bias also as the views that UpdateArgs takes. What the description has no use for is not given.
+// Tensors of one layer step, as one kernel or as a chain (Plan::form). Rows may be strided, inner dimensions are
+// contiguous; A, dt, D and dt_bias also as the views that UpdateArgs takes. What the description has no use for is not
+// given. A layer with a ring has a dimension of its tokens behind the batch of x, B, C, dt, z and out.
 struct LayerArgs {
   std::size_t size = sizeof(LayerArgs);
   Tensor state;       // [slots, nheads, head_dim, dstate], state dtype; base and slot stride multiples of 16 bytes, as
@@ -140,18 +141,37 @@ struct LayerArgs {
   Tensor B;           // [batch, ngroups, dstate], input dtype, rows 16-byte aligned; given iff there is no convolution
   Tensor C;           // as B
   Tensor dt;          // [batch, nheads], dt dtype
-  Tensor z;           // [batch, nheads, head_dim], input dtype; given iff there is a gate, of the update or of the norm
-  Tensor conv_weight;             // [channels, width], input dtype, 16-byte aligned; given iff there is a convolution
-  Tensor conv_bias;               // [channels], input dtype, 16-byte aligned; given iff the convolution has a bias
-  Tensor A;                       // [nheads], fp32, negative
-  Tensor D;                       // [nheads], weight dtype; given iff the description's skip reads D
-  Tensor dt_bias;                 // [nheads], weight dtype; given iff the description's delta reads dt_bias
-  Tensor norm_weight;             // [nheads * head_dim], input dtype; given iff there is a norm
-  Tensor norm_bias;               // [nheads * head_dim], input dtype; given iff the norm has a bias
-  Tensor out;                     // [batch, nheads, head_dim], input dtype; written
-  Tensor state_batch_indices;     // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b
+  Tensor z;  // [batch, nheads, head_dim], input dtype; given iff there is a gate, of the update or of the norm;
+             // a chain's norm reads that of pad rows too: their output is zeros where it is finite
+  Tensor conv_weight;          // [channels, width], input dtype, 16-byte aligned; given iff there is a convolution
+  Tensor conv_bias;            // [channels], input dtype, 16-byte aligned; given iff the convolution has a bias
+  Tensor A;                    // [nheads], fp32, negative
+  Tensor D;                    // [nheads], weight dtype; given iff the description's skip reads D
+  Tensor dt_bias;              // [nheads], weight dtype; given iff the description's delta reads dt_bias
+  Tensor norm_weight;          // [nheads * head_dim], input dtype; given iff there is a norm
+  Tensor norm_bias;            // [nheads * head_dim], input dtype; given iff the norm has a bias
+  Tensor out;                  // [batch, nheads, head_dim], input dtype; written
+  Tensor state_batch_indices;  // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b
+  Tensor scratch;              // [scratch_bytes()] or more, int8, base a multiple of 256 bytes; given iff the plan is
+                               // a chain; nothing in it outlives the launch
+  // Of a layer with a ring, as RingArgs has them.
+  Tensor state_scale;
+  Tensor x_ring;
+  Tensor B_ring;
+  Tensor dt_ring;
+  Tensor ring_start;
+  Tensor ring_count;
+  Tensor rand_seed;
+  // Of a convolution that keeps more than its last window, as Conv1dArgs has them. Their dtype is state_batch_indices'.
+  Tensor output_state_indices;
+  Tensor intermediate_states;
+  Tensor intermediate_state_indices;
+  Tensor cache_seqlens;
+  Tensor num_accepted_tokens;
   std::int64_t pad_slot_id = -1;  // this index, and every negative one, marks a pad row
-  Pdl pdl = Pdl::off;             // early_state: indices, both states and all weights are read before the wait
+  Pdl pdl = Pdl::off;             // early_state: indices, both states and all weights are read before the wait. Of a
+                                  // chain the first launch's: the caller's promise is then about all launches in
+                                  // flight, this layer's step before too
   bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
 };
 

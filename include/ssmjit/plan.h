@@ -43,6 +43,12 @@ const char* name(StatePath path);
 enum class RingRows { all, live };
 const char* name(RingRows rows);
 
+// How a layer is launched. fused: as one kernel. chain: its parts (layer_parts()) one behind the other in the stream.
+// chain_pdl: the same, each part but the first as a programmatic dependent launch, which asks for its state and weights
+// before the part in front has ended, and for what that part writes afterwards.
+enum class PlanForm { fused, chain, chain_pdl };
+const char* name(PlanForm form);
+
 // The tunables of the kernels; an op's JSON file in templates/ declares each that it has, with its values and
 // constraints.
 struct Plan {
@@ -57,8 +63,14 @@ struct Plan {
   int min_blocks_per_sm = 1;           // blocks of an SM that the compiler leaves registers for; 0: its own choice
   RingRows ring_rows = RingRows::all;  // ring kernels only
   int cluster = 1;                     // layer kernels only: blocks that share the rows of a norm group
+  // Layers only. Of a chain, the fields above are those of its update or ring, and these are text() of the plans of its
+  // convolution and its norm; empty: there is none.
+  PlanForm form = PlanForm::fused;
+  std::string conv1d{};
+  std::string norm{};
 
-  // "block_m=32,warps=4,...": every field, in the order above; those of some ops only where they are not as here.
+  // "block_m=32,warps=4,...": every field, in the order above; those of some ops only where they are not as here. The
+  // plans of a chain's parts stand in braces: "conv1d={block_m=512,...}".
   std::string text() const;
   std::string json() const;
   // Reads text(); fields left out keep `base`'s. Fails: ErrorKind::invalid, naming the field.
@@ -72,15 +84,30 @@ std::vector<std::string> plan_problems(const Plan& plan, const Description& desc
 // Fails: ErrorKind::invalid with all of plan_problems().
 void check_plan(const Plan& plan, const Description& description, const Arch& arch);
 
-// All legal plans, in a fixed order; none for a layer that no one kernel computes (several tokens, windows kept for
-// each, a ring, a norm group of parts of heads' groups), which takes a launch for each part. Fails: ErrorKind::invalid
-// for an invalid description.
+// All legal plans, in a fixed order. Of a layer: those of one kernel, none where no one kernel computes it (several
+// tokens, windows kept for each, a ring, a norm group of parts of heads' groups); then one chain of each form with the
+// parts' default plans, as far as the arch has it. Fails: ErrorKind::invalid for an invalid description.
 std::vector<Plan> plan_space(const Description& description, const Arch& arch);
 // A plan that is legal and decent everywhere: what is used where no table has an answer. Fails: ErrorKind::invalid
 // where plan_space() has none.
 Plan default_plan(const Description& description, const Arch& arch, std::int64_t total_heads);
 
-// Launch shape of the plan's only launch.
+// The plan of a chain of these plans, those of layer_parts() in their order; of chain_pdl, the plans of all but the
+// first get early_state. Fails: ErrorKind::invalid for another number of them, and for a description that is no layer.
+Plan chain_of(PlanForm form, const Description& description, const std::vector<Plan>& parts);
+
+// chain_of() the parts' default plans for work of that many heads (work_items()). Fails: as chain_of().
+Plan default_chain(PlanForm form, const Description& description, const Arch& arch, std::int64_t total_heads);
+
+// One launch of a plan: a part of a chain; else the plan itself.
+struct PlanPart {
+  Description description;
+  Plan plan;
+};
+// In launch order. Fails: ErrorKind::invalid for a part's plan that is no plan.
+std::vector<PlanPart> plan_parts(const Plan& plan, const Description& description);
+
+// Launch shape of the plan's only launch; of a chain, of its update or ring.
 struct LaunchShape {
   std::int64_t grid_x = 0;
   std::int64_t grid_y = 0;
@@ -91,8 +118,9 @@ struct LaunchShape {
 };
 LaunchShape launch_shape(const Plan& plan, const Description& description, int batch);
 
-// Device memory that the caller keeps for a plan's launches, bytes; a pure function, 0 for the in-place update. It must
-// not move while a captured graph uses it.
+// Device memory that the caller keeps for a plan's launches, bytes; a pure function, 0 for all but chains, whose parts
+// pass on x, B and C, and y, in it. It must not move while a captured graph uses it; launches in one stream may share
+// it.
 std::int64_t scratch_bytes(const Plan& plan, const Description& description, int batch);
 
 // The tunables of an op as its JSON file in templates/ declares them, for docs and for `describe`.

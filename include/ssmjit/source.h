@@ -24,7 +24,7 @@ struct Source {
   std::vector<Entry> entries;
 };
 
-// Fails: ErrorKind::invalid when the description or the plan is not legal.
+// Of a chain one file with an entry a part. Fails: ErrorKind::invalid when the description or the plan is not legal.
 Source emit(const Description& description, const Plan& plan, const Arch& arch);
 
 // The kernels that move whole slots of a ring's pools (ring.h): materialise, reset, copy, in this order. Fails:

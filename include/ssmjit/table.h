@@ -93,6 +93,14 @@ struct Choice {
 Choice lookup(const Table& table, const Description& description, std::string_view device_key, const Arch& arch,
               std::int64_t batch, PdlMode mode = PdlMode::off);
 
+// The chain of a layer's parts with the plans that lookup() gives each of them at this batch; `mode` is the first's.
+// Fails: as chain_of().
+Plan lookup_chain(const Table& table, PlanForm form, const Description& description, std::string_view device_key,
+                  const Arch& arch, std::int64_t batch, PdlMode mode = PdlMode::off);
+// plan_space() of a layer, where such chains, for each of `batches`, stand for those of default plans.
+std::vector<Plan> layer_plans(const Table& table, const Description& description, std::string_view device_key,
+                              const Arch& arch, const std::vector<int>& batches);
+
 // The tables shipped with the library, all devices in one.
 const Table& shipped_tables();
 // In the order that wins: SSMJIT_TABLES (files or folders, ':' between), the user's folder, the shipped ones.

@@ -185,22 +185,167 @@ TEST_P(WrongLayer, IsRejected) {
 INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongLayer, testing::ValuesIn(mutants()),
                          [](const auto& info) { return info.param.name; });
 
-// What no one kernel computes has no plans, and says what to do.
-TEST(LayerPlans, AreNoneForWhatTakesALaunchEach) {
+// ---- chains ----
+
+struct ChainVariant {
+  std::string name;
+  Description description;
+};
+void PrintTo(const ChainVariant& v, std::ostream* out) { *out << v.name; }
+
+std::vector<ChainVariant> chain_variants() {
+  const Sizes sizes{.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2};
+  return {
+      {"AllParts", small()},
+      {"StateOfFp32", small().state(DType::f32)},
+      {"AllOfFp16", small().state(DType::f16).input(DType::f16)},
+      {"GateInTheUpdate", small().gate(silu(dsl::z)).with_norm({.group_size = 64})},
+      {"NormBeforeGate", small().with_norm({.group_size = 64, .gate_expr = silu(dsl::z), .before_gate = true})},
+      {"NormOfHalfAGroup", small().with_norm(usual_norm(32))},
+      {"ConvAlone", mamba2(sizes).with_conv(usual_conv())},
+      {"ConvAlonePadsUntouched", mamba2(sizes).with_conv(usual_conv()).pad_output(PadOutput::untouched)},
+      {"NormAlone", mamba2(sizes).with_norm(usual_norm(64))},
+      {"Width2", small().with_conv({.width = 2, .activation_expr = silu(dsl::x)})},
+      {"DeadEntryOfWindows", small().with_conv({.state_len = 4, .activation_expr = silu(dsl::x)})},
+      {"ChannelsLast", small().with_conv({.activation_expr = silu(dsl::x), .channels_last = true})},
+  };
+}
+
+class RightChain : public testing::TestWithParam<ChainVariant> {};
+
+TEST_P(RightChain, PassesOnTheCpuWithAndWithoutPdl) {
+  NEEDS_EXECUTOR();
+  const Description& d = GetParam().description;
+  for (const PlanForm form : {PlanForm::chain, PlanForm::chain_pdl}) {
+    const Verdict verdict = verdict_of(d, default_chain(form, d, Arch{}, 64));
+    EXPECT_EQ(verdict.outcome, Outcome::ok) << name(form) << " " << testing::PrintToString(verdict.failures);
+    EXPECT_GT(verdict.y_error, 0) << "nothing was compared";
+    EXPECT_GT(verdict.state_error, 0);
+  }
+}
+INSTANTIATE_TEST_SUITE_P(OfEveryKind, RightChain, testing::ValuesIn(chain_variants()),
+                         [](const auto& info) { return info.param.name; });
+
+struct ChainMutant {
+  std::string name, right, wrong;
+  bool fault = false;
+};
+void PrintTo(const ChainMutant& m, std::ostream* out) { *out << m.name; }
+
+// Of conv1d.cuh, update.cuh and norm.cuh, in the order of the file: a text that stands in all is changed in the first.
+std::vector<ChainMutant> chain_mutants() {
+  return {
+      {"NoActivation", "y[c] = Cfg::activation(sum);", "y[c] = sum;"},
+      {"NoNormWeight", "y[e] = u[v][e] * scale * w[e];", "y[e] = u[v][e] * scale;"},
+      {"NoNormGate", "if constexpr (!Cfg::kBeforeGate) u[v][e] *= gate[v][e];", ""},
+      {"ChannelsReadBeforeTheirConvolution",
+       "    locate();\n    request_state();\n    grid_dependency_wait();\n  }\n  Columns<Cfg> B, C;\n  HeadInputs<Cfg> "
+       "in;\n  at.load_columns(B, args.B, args.B_stride);",
+       "    locate();\n    request_state();\n  }\n  Columns<Cfg> B, C;\n  HeadInputs<Cfg> in;\n  at.load_columns(B, "
+       "args.B, args.B_stride);\n  grid_dependency_wait();",
+       true},
+      {"OutputReadBeforeTheUpdate", "    load_weights();\n    grid_dependency_wait();\n  }\n  const Input* x_row",
+       "    load_weights();\n  }\n  const Input* x_row", true},
+      {"ConvolutionNeverWaits", "    step.load_weights();\n    grid_dependency_wait();", "    step.load_weights();",
+       true},
+  };
+}
+
+class WrongChain : public testing::TestWithParam<ChainMutant> {};
+
+TEST_P(WrongChain, IsRejected) {
+  NEEDS_EXECUTOR();
+  const ChainMutant& m = GetParam();
+  std::vector<Plan> parts;
+  for (const Description& part : layer_parts(small())) {
+    parts.push_back(default_plan(part, Arch{}, 64));
+    parts.back().early_state = true;
+  }
+  const Plan p = chain_of(PlanForm::chain_pdl, small(), parts);
+  std::string source = emit(small(), p, Arch{}).text;
+  const std::size_t at = source.find(m.right);
+  ASSERT_NE(at, std::string::npos) << m.right;
+  source.replace(at, m.right.size(), m.wrong);
+  const Verdict verdict = verdict_of(small(), p, source);
+  EXPECT_EQ(verdict.outcome, m.fault ? Outcome::faulty : Outcome::wrong) << testing::PrintToString(verdict.failures);
+}
+INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongChain, testing::ValuesIn(chain_mutants()),
+                         [](const auto& info) { return info.param.name; });
+
+// A chain is its parts: kernels of the same lines as those of the parts alone.
+TEST(Chain, HasTheKernelsOfItsParts) {
+  const Description d = small();
+  const Plan p = default_chain(PlanForm::chain, d, Arch{}, 64);
+  const std::string chain = emit(d, p, Arch{}).text;
+  for (const PlanPart& part : plan_parts(p, d)) {
+    const std::string alone = emit(part.description, part.plan, Arch{}).text;
+    const std::size_t from = alone.find("struct Config {\n") + 16;
+    EXPECT_THAT(chain, HasSubstr(alone.substr(from, alone.find("};\n", from) - from))) << alone;
+  }
+}
+
+TEST(LayerPlans, AreChainsAloneForWhatNoOneKernelComputes) {
   const Description two_norms = small().with_norm(usual_norm(32));
   const Description ring = small().store(Ring{.window = 16});
   Conv kept = usual_conv();
   kept.keep = ConvKeep::snapshots;
   for (const Description& d : {two_norms, ring, small().with_conv(kept)}) {
-    EXPECT_THAT(plan_space(d, Arch{}), IsEmpty()) << d.summary();
-    try {
-      default_plan(d, Arch{}, 64);
-      ADD_FAILURE() << "no error";
-    } catch (const Error& e) {
-      EXPECT_EQ(e.kind(), ErrorKind::invalid);
-      EXPECT_THAT(e.what(), HasSubstr("one by one"));
-    }
+    const std::vector<Plan> plans = plan_space(d, Arch{});
+    ASSERT_EQ(plans.size(), 2u) << d.summary();
+    EXPECT_EQ(plans[0].form, PlanForm::chain);
+    EXPECT_EQ(plans[1].form, PlanForm::chain_pdl);
+    EXPECT_EQ(default_plan(d, Arch{}, 64), plans[1]);
+    EXPECT_EQ(plan_space(d, Arch::parse("sm_80")).size(), 1u);
   }
+  EXPECT_EQ(default_plan(small(), Arch{}, 64).form, PlanForm::fused);
+}
+
+TEST(LayerPlans, AreNoneWhereNeitherOneKernelNorAChainComputesTheLayer) {
+  const Description d = small().with_norm(usual_norm(32)).pad_output(PadOutput::untouched);
+  EXPECT_THAT(plan_space(d, Arch{}), IsEmpty());
+  try {
+    default_plan(d, Arch{}, 64);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::invalid);
+    EXPECT_THAT(e.what(), HasSubstr("one by one"));
+  }
+}
+
+TEST(LayerPlans, OfChainsAreReadBackFromTextAndJson) {
+  for (const Plan& p : plan_space(small().with_norm(usual_norm(32)), Arch{})) {
+    EXPECT_EQ(Plan::parse(p.text(), Plan{}), p) << p.text();
+    EXPECT_EQ(Plan::from_json(p.json()), p) << p.json();
+    EXPECT_EQ(read_banner(emit(small().with_norm(usual_norm(32)), p, Arch{}).text).plan, p);
+  }
+}
+
+TEST(LayerPlans, NameThePartWhosePlanIsWrong) {
+  const Plan right = default_chain(PlanForm::chain, small(), Arch{}, 64);
+  const auto problems = [](const Plan& p, const char* arch = "sm_90a") {
+    return plan_problems(p, small(), Arch::parse(arch));
+  };
+  EXPECT_THAT(problems(right), IsEmpty());
+  EXPECT_THAT(problems(Plan::parse("warps=7", right)), testing::Contains(testing::StartsWith("update: plan")));
+  EXPECT_THAT(problems(Plan::parse("norm={warps=0}", right)), testing::Contains(testing::StartsWith("norm: plan")));
+  Plan without = right;
+  without.conv1d.clear();
+  EXPECT_THAT(problems(without), testing::Contains(HasSubstr("conv1d: not given")));
+  EXPECT_THAT(problems(Plan::parse("form=chain_pdl", right), "sm_80"), testing::Contains(HasSubstr("sm_90")));
+  Plan fused = right;
+  fused.form = PlanForm::fused;
+  EXPECT_THAT(problems(fused), testing::Contains(HasSubstr("wants none but for a layer's chain")));
+  EXPECT_THAT(plan_problems(Plan::parse("form=chain", default_plan(layer_parts(small())[1], Arch{}, 64)),
+                            layer_parts(small())[1], Arch{}),
+              testing::Contains(HasSubstr("plan form: got chain; update kernels have no such tunable")));
+}
+
+TEST(LayerPlans, OfChainsPassOnChannelsAndYInScratch) {
+  const Plan fused = default_plan(small(), Arch{}, 64), chain = default_chain(PlanForm::chain, small(), Arch{}, 64);
+  EXPECT_EQ(scratch_bytes(fused, small(), 8), 0);
+  // x, B and C: 128 + 2 * 128 channels; y: 128; two bytes each.
+  EXPECT_EQ(scratch_bytes(chain, small(), 8), 8 * (384 + 128) * 2);
+  EXPECT_EQ(scratch_bytes(chain, small(), 1) % 256, 0);
 }
 
 TEST(LayerPlans, HaveNoClustersBeforeSm90) {

@@ -123,5 +123,40 @@ TEST(Parts, MoveTheBytesThatTheyMust) {
   EXPECT_EQ(all.written_back - update.written_back, 6144 * 3 * 2);
 }
 
+TEST(LayerParts, AreItsConvolutionUpdateAndNormInLaunchOrder) {
+  const std::vector<Description> parts = layer_parts(layer().dt(DType::bf16));
+  ASSERT_EQ(parts.size(), 3u);
+  EXPECT_EQ(parts[0], conv());
+  EXPECT_EQ(parts[1], nano().dt(DType::bf16));
+  EXPECT_EQ(parts[2], norm());
+}
+
+TEST(LayerParts, TakeTokensAndDtypesOfTheLayer) {
+  const Description ring = nano().store(Ring{.window = 16}).tokens(6).input(DType::f16);
+  const Conv window{.state_len = 9, .has_accepted = true};
+  const std::vector<Description> parts = layer_parts(Description(ring).with_conv(window).with_norm({}));
+  ASSERT_EQ(parts.size(), 3u);
+  EXPECT_EQ(parts[1], ring);
+  for (const std::size_t alone : {0, 2}) {
+    EXPECT_EQ(parts[alone].token_count, 6);
+    EXPECT_EQ(parts[alone].input_dtype, DType::f16);
+    EXPECT_EQ(parts[alone].weight_dtype, DType::f16);
+  }
+  EXPECT_EQ(parts[0].state_dtype, DType::f16);
+  EXPECT_EQ(parts[0].conv->state_len, 9);
+  EXPECT_EQ(parts[2].norm_group_size(), 4096);
+}
+
+TEST(LayerParts, AreValidWhereTheLayerIs) {
+  for (const Description& each : varied()) {
+    const std::vector<Description> parts = layer_parts(each);
+    EXPECT_EQ(parts.empty(), each.op() != Op::layer) << each.summary();
+    for (const Description& part : parts) {
+      EXPECT_TRUE(part.problems().empty()) << part.problems().front();
+      EXPECT_NE(part.op(), Op::layer);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ssmjit

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <ssmjit/kernel.h>
+#include <ssmjit/source.h>
 
 #include "jit/kernel_args.h"
 #include "tests/jit/allocation_count.h"
@@ -200,6 +201,94 @@ TEST_F(LayerLaunch, AllocatesNothing) {
   const long before = allocation_count();
   kernel.launch(args, nullptr);
   EXPECT_EQ(allocation_count(), before);
+}
+
+// ---- chains ----
+
+constexpr std::int64_t kScratch = kBatch * (kChannels + kInner) * 2;
+
+Description chain_description() { return full_description().with_norm({.group_size = 512, .gate_expr = silu(dsl::z)}); }
+LayerArgs chain_args() {
+  LayerArgs args = full_args();
+  args.norm_bias = Tensor{};
+  args.scratch = contiguous(address(0xA000000), DType::i8, {kScratch});
+  return args;
+}
+
+class ChainLaunch : public StubLaunchTest<device_args::NormArgs> {
+ protected:
+  Kernel load_chain(PlanForm form, const Description& description = chain_description()) {
+    plan_ = default_chain(form, description, arch_, 3 * description.nheads);
+    Cubin cubin;
+    cubin.image.assign(16, 'c');
+    cubin.arch = arch_;
+    return Kernel::load(description, plan_, emit(description, plan_, arch_), cubin);
+  }
+};
+
+TEST_F(ChainLaunch, IsOneLaunchAPart) {
+  const Kernel kernel = load_chain(PlanForm::chain);
+  kernel.launch(chain_args(), nullptr);
+  EXPECT_EQ(stub_->launches, 3);
+  EXPECT_EQ(stub_->last.pdl, 0);
+  const device_args::NormArgs got = launched();
+  EXPECT_EQ(got.x, address(0xA000000 + kBatch * kChannels * 2));
+  EXPECT_EQ(got.x_stride, kInner);
+  EXPECT_EQ(got.z_stride, kRow);
+  EXPECT_EQ(got.out, chain_args().out.data);
+  EXPECT_EQ(got.channels, kInner);
+  EXPECT_EQ(got.pdl, 0);
+}
+
+TEST_F(ChainLaunch, OfFormChainPdlDependsInsideWhateverIsInFrontOfIt) {
+  const Kernel kernel = load_chain(PlanForm::chain_pdl);
+  LayerArgs args = chain_args();
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(stub_->last.pdl, 1);
+  EXPECT_EQ(launched().pdl, kDevicePdlEarlyState);
+  // Who asks the first to wait before it reads anything asks all of them: they start before that wait is over.
+  args.pdl = Pdl::wait_first;
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(stub_->last.pdl, 1);
+  EXPECT_EQ(launched().pdl, kDevicePdlWaitFirst);
+}
+
+TEST_F(ChainLaunch, OfFormChainDependsOnNothingInsideWhateverIsInFrontOfIt) {
+  const Kernel kernel = load_chain(PlanForm::chain);
+  LayerArgs args = chain_args();
+  args.pdl = Pdl::early_state;
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(stub_->last.pdl, 0);
+}
+
+TEST_F(ChainLaunch, AllocatesNothing) {
+  const Kernel kernel = load_chain(PlanForm::chain_pdl);
+  const LayerArgs args = chain_args();
+  kernel.launch(args, nullptr);
+  const long before = allocation_count();
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(allocation_count(), before);
+}
+
+TEST_F(ChainLaunch, Row17_RefusesScratchThatIsMissingSmallOrMisalignedByNameAndNumbers) {
+  const Kernel kernel = load_chain(PlanForm::chain);
+  const auto refusal = [&](auto&& change) {
+    LayerArgs args = chain_args();
+    change(args.scratch);
+    return std::string(error_of([&] { kernel.launch(args, nullptr); }).what());
+  };
+  EXPECT_THAT(refusal([](Tensor& t) { t = Tensor{}; }), HasSubstr("scratch: not given; a chain of 3 rows wants 61440"));
+  EXPECT_THAT(refusal([](Tensor& t) { t.shape[0] -= 1; }),
+              HasSubstr("scratch: got int8 of shape [61439]; a chain of 3 rows wants int8 of shape [61440] or more"));
+  EXPECT_THAT(refusal([](Tensor& t) { t.data = address(0xA000080); }), HasSubstr("not a multiple of 256 bytes"));
+  EXPECT_EQ(stub_->launches, 0);
+}
+
+TEST_F(ChainLaunch, RefusesRowsThatItsNormCannotReadAsVectors) {
+  const Kernel kernel = load_chain(PlanForm::chain);
+  LayerArgs args = chain_args();
+  args.z.data = address(0x3000002);
+  EXPECT_THAT(error_of([&] { kernel.launch(args, nullptr); }).what(), HasSubstr("z: base address 0x3000002"));
 }
 
 }  // namespace
