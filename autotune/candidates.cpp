@@ -25,7 +25,7 @@ Candidates::Candidates(const Description& description, const SweepLines& lines, 
 Candidates::~Candidates() = default;
 
 void Candidates::doing(const char* stage, const Measurement* line) const {
-  if (options_.on_doing) options_.on_doing({stage, line});
+  if (options_.on_doing) options_.on_doing({stage, line, verifier_ != nullptr && verifier_->compiling()});
 }
 
 void Candidates::settle(std::size_t plan, const Verdict& verdict) {
@@ -93,7 +93,7 @@ void Candidates::prepare(const std::vector<std::size_t>& plans) {
     const Measurement line = lines_.verified(right[i]);
     doing("compile", options_.compile_threads == 1 ? &line : nullptr);
     const CompilePool::Result& compiled = pool.get(i);
-    doing("load", &line);
+    if (options_.on_doing) options_.on_doing({"load", &line, pool.busy()});
     ready_[right[i]] = std::make_unique<Ready>(
         Ready{Kernel::load(description_, right_plans[i], compiled.source, compiled.cubin), compiled.cubin.registers,
               launch_shape(right_plans[i], description_, 1).smem_bytes + compiled.cubin.smem_bytes});

@@ -53,6 +53,11 @@ void CompilePool::compile_at(std::size_t i) {
   ready_.notify_all();
 }
 
+bool CompilePool::busy() {
+  const std::lock_guard lock(mutex_);
+  return !threads_.empty() && std::find(done_.begin(), done_.end(), 0) != done_.end();
+}
+
 const CompilePool::Result& CompilePool::get(std::size_t i) {
   if (threads_.empty() && done_[i] == 0) compile_at(i);
   std::unique_lock lock(mutex_);

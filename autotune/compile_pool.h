@@ -32,6 +32,8 @@ class CompilePool {
 
   // Waits for it. From one thread.
   const Result& get(std::size_t i);
+  // Whether some are still compiled, or will be, by others than who calls get().
+  bool busy();
 
  private:
   void work();

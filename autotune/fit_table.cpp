@@ -129,7 +129,7 @@ TableRow row_of(const Measurement& m) {
   if (m.op == Op::ring) {
     row.steps_per_flush = m.steps_per_flush;
     for (const PhaseMeasurement& p : m.phases)
-      (p.phase == Phase::flush ? row.flush : row.no_flush) = {p.us, floor_of(p)};
+      (p.phase == Phase::flush ? row.flush : row.no_flush) = PhaseTime{p.us, floor_of(p)};
   }
   row.kernel = m.kernel;
   row.source_digest = m.source_digest;

@@ -165,7 +165,8 @@ std::vector<Verdict> GpuVerifier::run(const std::vector<Plan>& plans) {
   std::vector<Verdict> verdicts(plans.size());
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
-  CompilePool pool(description_, plans, gpu_.arch(), options_.compile, options_.source, options_.compile_threads);
+  pool_ = std::make_unique<CompilePool>(description_, plans, gpu_.arch(), options_.compile, options_.source,
+                                        options_.compile_threads);
   // The GPU runs one candidate while the cores judge those before it; what waits to be judged is held in memory.
   std::deque<std::pair<std::size_t, std::future<void>>> judging;
   const std::size_t waiting_at_most = std::max(1u, std::thread::hardware_concurrency());
@@ -185,7 +186,7 @@ std::vector<Verdict> GpuVerifier::run(const std::vector<Plan>& plans) {
     Verdict& v = verdicts[i];
     v.plan = plans[i];
     step("compile", i);
-    const CompilePool::Result& compiled = pool.get(i);
+    const CompilePool::Result& compiled = pool_->get(i);
     if (!compiled.error.empty()) {
       v.outcome = Outcome::not_compiled;
       v.failures.push_back(compiled.error);
@@ -220,6 +221,7 @@ std::vector<Verdict> GpuVerifier::run(const std::vector<Plan>& plans) {
     }
   }
   while (!judging.empty()) judge_first();
+  pool_.reset();
   return verdicts;
 }
 

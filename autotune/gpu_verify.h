@@ -7,6 +7,7 @@
 
 #include <ssmjit/tune.h>
 
+#include "autotune/compile_pool.h"
 #include "autotune/kernel_case.h"
 #include "autotune/verify.h"
 
@@ -21,6 +22,8 @@ class GpuVerifier {
   // As verify(): the plans are compiled on all cores while the GPU runs those before them and other threads judge what
   // came of them.
   std::vector<Verdict> run(const std::vector<Plan>& plans);
+  // Whether it compiles other plans meanwhile, for who is called back.
+  bool compiling() const { return pool_ != nullptr && pool_->busy(); }
 
  private:
   class Memory;
@@ -34,6 +37,7 @@ class GpuVerifier {
   KernelCases cases_;
   RightRuns right_;
   std::unique_ptr<Memory> memory_;
+  std::unique_ptr<CompilePool> pool_;  // of run()
 };
 
 }  // namespace ssmjit

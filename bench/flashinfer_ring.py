@@ -2,8 +2,8 @@
 """Times FlashInfer's checkpointing_ssu as `ssmjit bench SPEC:ring` times its kernels, one JSON line a figure.
 
 A CUDA graph of L layers, each with its own state, rings and inputs and one output for all, states and rings together
-past 4 x the L2 (cold); microseconds a layer, the median of replays. Two modes: `off`, the step alone without PDL;
-`chain`, behind a producer of this layer's x, B, C and dt that signals at its start, with PDL, the producers' chain
+past 4 x the L2 (cold), other memory of twice the L2 read before each replay; microseconds a layer, the median of
+replays. Two modes: `off`, the step alone without PDL; `chain`, behind a producer of this layer's x, B, C and dt that signals at its start, with PDL, the producers' chain
 alone subtracted. Two phases: no_flush and flush, by the rows in use that `ssmjit bench` takes. x, B, C, rings and out
 are bf16; dt, A, D and dt_bias fp32, tied by stride 0; indices int32 from 0 to batch - 1; ring_start 0; no gate.
 Algorithms: monolith, two-kernel, and with --tuned its autotuner's choice for the shape. Needs a GPU, torch, cupy and
@@ -100,6 +100,7 @@ def main():
         print(f"needs torch, cupy and flashinfer-python: {missing}", file=sys.stderr)
         return 3
 
+    other = torch.ones(2 * torch.cuda.get_device_properties(0).L2_cache_size // 4, device="cuda")
     kernel = cupy.RawKernel(PRODUCER, "produce")
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
     modes = options.modes.split(",")
@@ -141,18 +142,19 @@ def main():
                             return 0
                         if "off" in modes:
                             off = time_us(torch, case.layers,
-                                          lambda **layer: step(layer, count, algorithm, False), options.replays)
+                                          lambda **layer: step(layer, count, algorithm, False), options.replays, other)
                             line.update(off_us=round(statistics.median(off), 3))
                         if "chain" in modes:
                             if producers is None:
-                                producers = statistics.median(time_us(torch, case.layers, produce, options.replays))
+                                producers = statistics.median(
+                                    time_us(torch, case.layers, produce, options.replays, other))
 
                             def both(**layer):
                                 produce(**layer)
                                 step(layer, count, algorithm, True)
 
-                            chain = statistics.median(time_us(torch, case.layers, both, options.replays)) - producers
-                            line.update(chain_us=round(chain, 3))
+                            chain = statistics.median(time_us(torch, case.layers, both, options.replays, other))
+                            line.update(chain_us=round(chain - producers, 3))
                         line.update(layers=case.count, device=torch.cuda.get_device_name())
                         timed += 1
                     except Exception as error:  # a refusal is the peer's answer for this size

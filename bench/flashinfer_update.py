@@ -38,9 +38,10 @@ def make_layers(torch, batch, heads, groups, dtype):
             for _ in range(count)]
 
 
-def time_us(torch, layers, step, replays):
+def time_us(torch, layers, step, replays, other=None):
     """Microseconds a layer, of each replay. All on one stream: a second one that has run kernels makes every later launch
-    of the process slower (0.18 us on an H200)."""
+    of the process slower (0.18 us on an H200). `other`: memory of twice the L2 that is read before each replay, untimed,
+    so that nothing of the one before is left there."""
     for layer in layers[:2]:  # what is built or allocated at first use must not be in the capture
         step(**layer)
     torch.cuda.synchronize()
@@ -48,6 +49,16 @@ def time_us(torch, layers, step, replays):
     with torch.cuda.graph(graph, capture_error_mode="relaxed"):
         for layer in layers:
             step(**layer)
+    if other is not None:
+        laps = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(replays)]
+        graph.replay()
+        for begin, end in laps:
+            other.sum()
+            begin.record()
+            graph.replay()
+            end.record()
+        torch.cuda.synchronize()
+        return [1e3 * begin.elapsed_time(end) / len(layers) for begin, end in laps]
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(1 + replays)]
     graph.replay()  # the stream never runs dry in between, so that no host time is in a figure
     marks[0].record()

@@ -287,7 +287,7 @@ struct LayerOfFp16 : Layer {
   static constexpr bool kEarlyState = true;
   static constexpr int kLanesPerRow = 32;
 };
-// Eight blocks a norm group, the state by bulk copies.
+// Eight blocks a norm group (a cluster, as the launch would say), the state by bulk copies.
 struct LayerOfClusters : Layer {
   static constexpr int kCluster = 8;
   static constexpr StatePath kStatePath = StatePath::bulk;
@@ -298,12 +298,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) check_layer(const __grid_co
 extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_fp16(const __grid_constant__ LayerArgs args) {
   layer<LayerOfFp16>(args);
 }
-#if __CUDA_ARCH__ >= 900
-extern "C" __global__ void __launch_bounds__(256, 1) __cluster_dims__(8, 1, 1)
-    check_layer_of_clusters(const __grid_constant__ LayerArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_clusters(const __grid_constant__ LayerArgs args) {
   layer<LayerOfClusters>(args);
 }
-#endif
 // Groups of 512, gated first, two groups a block of one warp each; and one group of 5120, rows at any address, the gate
 // last, with a bias, its weights asked for before the wait.
 struct NormOfGroups {

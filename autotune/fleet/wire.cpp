@@ -62,6 +62,7 @@ std::string text(const Job& job) {
 }
 std::string text(const Doing& doing) {
   Json json{{"doing", doing.stage}};
+  if (doing.compiling) json["compiling"] = true;
   if (doing.line != nullptr) json["line"] = Json::parse(doing.line->json());
   return dumped(json);
 }
@@ -111,7 +112,10 @@ FromWorker read_from_worker(std::string_view line) {
     if (json.contains("schema")) return Measurement::from_json(line);
     if (json.contains("done") && !json.contains("progress")) return Done{};
     if (json.contains("doing")) {
-      AtWork at{.stage = json.at("doing").get<std::string>(), .has_plan = json.contains("line"), .line = {}};
+      AtWork at{.stage = json.at("doing").get<std::string>(),
+                .has_plan = json.contains("line"),
+                .line = {},
+                .compiling = json.contains("compiling")};
       if (at.has_plan) at.line = Measurement::from_json(json.at("line").dump());
       return at;
     }

@@ -31,7 +31,8 @@ struct Log {
 struct AtWork {
   std::string stage;
   bool has_plan = false;
-  Measurement line;  // as Doing::line
+  Measurement line;        // as Doing::line
+  bool compiling = false;  // as Doing::compiling
 };
 using FromWorker = std::variant<AtWork, Measurement, Progress, Log, Failed, Done>;
 using ToWorker = std::variant<Job, Measurement>;

@@ -63,7 +63,8 @@ struct WorkerProcess::End {
   std::string reason;                    // in words, of all but done
   std::string stage;                     // what it was at
   bool has_plan = false;
-  Measurement line;  // of the plan it was at
+  bool compiling = false;  // other plans were compiled meanwhile
+  Measurement line;        // of the plan it was at
 };
 
 WorkerProcess::WorkerProcess(int device, std::vector<std::string> command, const Watchdog& watchdog)
@@ -203,6 +204,7 @@ WorkerProcess::End WorkerProcess::follow(const Description& description, const T
     auto at = std::get<wire::AtWork>(wire::read_from_worker(doing));
     end.stage = at.stage;
     end.has_plan = at.has_plan;
+    end.compiling = at.compiling;
     end.line = std::move(at.line);
     return end;
   };
@@ -231,7 +233,7 @@ WorkerProcess::End WorkerProcess::follow(const Description& description, const T
       stage = line.substr(10, line.find('"', 10) - 10);
       if (options.on_doing) {
         const auto at = std::get<wire::AtWork>(wire::read_from_worker(line));
-        options.on_doing({at.stage, at.has_plan ? &at.line : nullptr});
+        options.on_doing({at.stage, at.has_plan ? &at.line : nullptr, at.compiling});
       }
       continue;
     }
@@ -271,14 +273,16 @@ void WorkerProcess::run(const Description& description, const TuneOptions& optio
       if (end.kind == End::done) return;
       if (end.kind == End::failed && end.error != ErrorKind::machine) throw Error(end.error, end.reason);
       const std::string reason = end.stage.empty() ? end.reason : fmt::format("{}: {}", end.stage, end.reason);
-      if (!end.has_plan) {
+      // Where several plans were compiled meanwhile, any of them may have killed the compiler.
+      const bool any =
+          end.kind == End::crashed && (end.compiling || end.stage == "compile") && job.compile_threads != 1;
+      if (!end.has_plan || any) {
         if (++deaths_ >= kDeathsAtMost)
           fail(ErrorKind::machine,
                "{}: {} workers in a row ended before any work was done; the last: {}. See that the GPU is well "
                "(nvidia-smi) and try `ssmjit doctor`",
                name(), deaths_, reason);
-        // Any of several plans may have killed the compiler: the next worker compiles one at a time and names it.
-        if (end.stage == "compile") job.compile_threads = 1;
+        if (any) job.compile_threads = 1;
         warn(fmt::format("{}: {}; another worker goes on", name(), reason));
         continue;
       }

@@ -34,7 +34,7 @@ class WorkerProcess : public Measurer {
   }
   const DeviceFacts& gpu() const { return gpu_; }
   // A worker that dies or hangs over a plan makes the plan's line crashed or hung, and another goes on with the rest.
-  // After one that ended while several plans were compiled, the next compiles one at a time, until the plan that ends
+  // After one that crashed while several plans were compiled, the next compiles one at a time, until the plan that ends
   // it too has its line.
   // Fails: ErrorKind::machine when kDeathsAtMost workers in a row die over no plan, or kPlansAtMost over plans without
   // one that was right in between; what an invalid job fails with.

@@ -149,7 +149,8 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
 
   result.state = h;
   std::vector<double> now = h;
-  std::vector<double> flips(h.size(), 0.0);  // the gap between the two values that an element may be stored as
+  // The gap between the two values that an element may be stored as, or then be an operand as.
+  std::vector<double> flips(h.size(), 0.0);
   for (int j = 0; j < of.count; ++j) advance(now, rows[at(j)]);
   if (of.flush) {
     result.state = now;
@@ -195,7 +196,8 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
         result.state_slack[i] += scaling * std::abs(now[i]);
         const double slack = result.state_slack[i] * encode;
         units[i] = rounded(d.state_dtype, exact);
-        flips[i] = (rounded(d.state_dtype, exact + slack) - rounded(d.state_dtype, exact - slack)) * scale[at(p)];
+        const double high = rounded(d.state_dtype, exact + slack), low = rounded(d.state_dtype, exact - slack);
+        flips[i] = std::max(high - low, rounded(operands.state, high) - rounded(operands.state, low)) * scale[at(p)];
       }
     }
     if (d.has_state_scale()) result.scale = scale;

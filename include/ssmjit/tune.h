@@ -103,6 +103,7 @@ std::vector<int> search_order(Search search, std::vector<int> batches);
 struct Doing {
   std::string stage;                  // "compile", "verify", "load", "floor", "time", "check"
   const Measurement* line = nullptr;  // the journal line that it would be if it failed; null while no plan is at work
+  bool compiling = false;             // other plans are compiled meanwhile
 };
 
 struct TuneOptions {

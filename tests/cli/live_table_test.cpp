@@ -80,6 +80,19 @@ TEST(LiveTable, KnowsTheBestOfEachCellAndWhatHasNoTime) {
   EXPECT_FALSE(state.kernels[1].left_out.contains(Outcome::dropped)) << "slower has a time";
 }
 
+TEST(LiveTable, ShowsASizeBetweenThoseThatWereAskedForInItsPlace) {
+  LiveState state = fresh();
+  Measurement m = recorded().front();
+  m.outcome = Outcome::ok;
+  m.us = 7.25;
+  for (const int batch : {24, 24, 700}) {
+    m.batch = batch;
+    advance(state, 0, m);
+  }
+  EXPECT_THAT(state.batches, testing::ElementsAre(1, 8, 24, 64, 512, 700));
+  EXPECT_THAT(joined(live_lines(state, 200, 30)), HasSubstr("7.25"));
+}
+
 TEST(LiveTable, NeverWrapsNorScrollsAtAnySize) {
   for (const LiveState& state : {fresh(), told(), told({PdlMode::off, PdlMode::chain})})
     for (int width = 1; width < 220; ++width)

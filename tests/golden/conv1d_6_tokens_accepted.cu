@@ -77,6 +77,7 @@ SSMJIT_DEVICE void keep(T*& v) {
   asm volatile("" : "+l"(v));
 }
 SSMJIT_DEVICE void keep(int& v) { asm volatile("" : "+r"(v)); }
+SSMJIT_DEVICE void keep(float& v) { asm volatile("" : "+f"(v)); }
 
 // Programmatic dependent launch (PTX griddepcontrol, sm_90 and later; nothing before).
 // wait: returns when the launches this one depends on have finished and their writes are visible.
@@ -90,25 +91,6 @@ SSMJIT_DEVICE void grid_dependency_trigger() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
-}
-#endif
-
-// ---- device/approx.cuh ----
-
-#ifndef SSMJIT_CPU
-// Approximations of the special function unit, where a result is rounded to 16 bits next or is read once a row.
-
-// 1 / v, to 1 ulp.
-SSMJIT_DEVICE float reciprocal_fast_f32(float v) {
-  float r;
-  asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
-// 1 / sqrt(v), to 3 ulp.
-SSMJIT_DEVICE float rsqrt_fast_f32(float v) {
-  float r;
-  asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
 }
 #endif
 
@@ -311,9 +293,22 @@ SSMJIT_DEVICE void barrier_wait(Barrier* b, u32 parity) {
       : "memory");
 #endif
 }
-// One contiguous copy by the copy engine; both addresses and the size are multiples of 16 bytes.
+// One contiguous copy by the copy engine; both addresses and the size are multiples of 16 bytes. kStreaming: the bytes
+// are used once, so they are the first to leave the L2.
+template <bool kStreaming = false>
 SSMJIT_DEVICE void bulk_load(void* shared, const void* global, u32 bytes, Barrier* b) {
 #if __CUDA_ARCH__ >= 900
+  if constexpr (kStreaming) {
+    asm volatile(
+        "{\n.reg .b64 policy;\n"
+        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+        "policy;\n"
+        "}" ::"r"(shared_address(shared)),
+        "l"(global), "r"(bytes), "r"(shared_address(b))
+        : "memory");
+    return;
+  }
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                    shared_address(shared)),
                "l"(global), "r"(bytes), "r"(shared_address(b))
@@ -336,6 +331,53 @@ SSMJIT_DEVICE int round_to_int(float v) { return __float2int_rn(v); }
 // To the integer below.
 SSMJIT_DEVICE int floor_to_int(float v) { return __float2int_rd(v); }
 #endif
+
+// ---- device/approx.cuh ----
+
+#ifndef SSMJIT_CPU
+// Approximations of the special function unit, where a result is rounded to 16 bits next or is read once a row.
+
+// 1 / v, to 1 ulp.
+SSMJIT_DEVICE float reciprocal_fast_f32(float v) {
+  float r;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+// 1 / sqrt(v), to 3 ulp.
+SSMJIT_DEVICE float rsqrt_fast_f32(float v) {
+  float r;
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+#endif
+
+// ---- device/math.cuh ----
+
+#ifndef SSMJIT_CPU
+// Scalar fp32 functions, at the accuracy of the CUDA maths library (exp and log1p: 2 ulp at most). They run once a head
+// or once an output element, never once a state element, so the fast approximations would save nothing.
+
+SSMJIT_DEVICE float exp_f32(float v) { return expf(v); }
+SSMJIT_DEVICE float log_f32(float v) { return logf(v); }
+SSMJIT_DEVICE float log1p_f32(float v) { return log1pf(v); }
+SSMJIT_DEVICE float tanh_f32(float v) { return tanhf(v); }
+SSMJIT_DEVICE float sqrt_f32(float v) { return sqrtf(v); }
+SSMJIT_DEVICE float abs_f32(float v) { return fabsf(v); }
+SSMJIT_DEVICE float min_f32(float a, float b) { return fminf(a, b); }
+SSMJIT_DEVICE float max_f32(float a, float b) { return fmaxf(a, b); }
+SSMJIT_DEVICE float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
+// 2 to the power v, to 2 ulp of the result's fp32 (ex2.approx); results below 2^-126 may be zero.
+SSMJIT_DEVICE float exp2_fast_f32(float v) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+#endif
+
+// ---- fast_silu.cuh ----
+
+// silu where the result is rounded to 16 bits: within 2^-20 of its size, at a third of the instructions.
+SSMJIT_DEVICE float silu_of_16_bits(float v) { return v * reciprocal_fast_f32(1.0f + exp2_fast_f32(-1.44269504f * v)); }
 
 // ---- index.cuh ----
 
@@ -374,29 +416,6 @@ enum class StatePath { direct, cp_async, bulk };
 enum class PadOutput { zeros, untouched, as_if_zero_state };
 // Programmatic dependent launch: how far a kernel may come before the launch in front of it has ended.
 enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
-
-// ---- device/math.cuh ----
-
-#ifndef SSMJIT_CPU
-// Scalar fp32 functions, at the accuracy of the CUDA maths library (exp and log1p: 2 ulp at most). They run once a head
-// or once an output element, never once a state element, so the fast approximations would save nothing.
-
-SSMJIT_DEVICE float exp_f32(float v) { return expf(v); }
-SSMJIT_DEVICE float log_f32(float v) { return logf(v); }
-SSMJIT_DEVICE float log1p_f32(float v) { return log1pf(v); }
-SSMJIT_DEVICE float tanh_f32(float v) { return tanhf(v); }
-SSMJIT_DEVICE float sqrt_f32(float v) { return sqrtf(v); }
-SSMJIT_DEVICE float abs_f32(float v) { return fabsf(v); }
-SSMJIT_DEVICE float min_f32(float a, float b) { return fminf(a, b); }
-SSMJIT_DEVICE float max_f32(float a, float b) { return fmaxf(a, b); }
-SSMJIT_DEVICE float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
-// 2 to the power v, to 2 ulp of the result's fp32 (ex2.approx); results below 2^-126 may be zero.
-SSMJIT_DEVICE float exp2_fast_f32(float v) {
-  float r;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
-#endif
 
 // ---- maths.cuh ----
 
@@ -542,9 +561,6 @@ template <class T, class U>
 constexpr bool kSameType = false;
 template <class T>
 constexpr bool kSameType<T, T> = true;
-
-// silu for outputs of 16 bits: within 2^-20 of its size, at a third of the instructions.
-SSMJIT_DEVICE float silu_of_16_bits(float v) { return v * reciprocal_fast_f32(1.0f + exp2_fast_f32(-1.44269504f * v)); }
 
 // Cfg is a struct of constants: the types Input, State, Weight, kTokens, kWidth, kStateLen, kSnapshotLen, kHasBias,
 // kChannelsLast, kStore, kKeep, kAccepted, kAlignedRows, kPadOutput, the plan's fields, and the function activation.

@@ -276,9 +276,22 @@ SSMJIT_DEVICE void barrier_wait(Barrier* b, u32 parity) {
       : "memory");
 #endif
 }
-// One contiguous copy by the copy engine; both addresses and the size are multiples of 16 bytes.
+// One contiguous copy by the copy engine; both addresses and the size are multiples of 16 bytes. kStreaming: the bytes
+// are used once, so they are the first to leave the L2.
+template <bool kStreaming = false>
 SSMJIT_DEVICE void bulk_load(void* shared, const void* global, u32 bytes, Barrier* b) {
 #if __CUDA_ARCH__ >= 900
+  if constexpr (kStreaming) {
+    asm volatile(
+        "{\n.reg .b64 policy;\n"
+        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+        "policy;\n"
+        "}" ::"r"(shared_address(shared)),
+        "l"(global), "r"(bytes), "r"(shared_address(b))
+        : "memory");
+    return;
+  }
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                    shared_address(shared)),
                "l"(global), "r"(bytes), "r"(shared_address(b))
@@ -660,6 +673,29 @@ SSMJIT_DEVICE float rsqrt_fast_f32(float v) {
 }
 #endif
 
+// ---- device/math.cuh ----
+
+#ifndef SSMJIT_CPU
+// Scalar fp32 functions, at the accuracy of the CUDA maths library (exp and log1p: 2 ulp at most). They run once a head
+// or once an output element, never once a state element, so the fast approximations would save nothing.
+
+SSMJIT_DEVICE float exp_f32(float v) { return expf(v); }
+SSMJIT_DEVICE float log_f32(float v) { return logf(v); }
+SSMJIT_DEVICE float log1p_f32(float v) { return log1pf(v); }
+SSMJIT_DEVICE float tanh_f32(float v) { return tanhf(v); }
+SSMJIT_DEVICE float sqrt_f32(float v) { return sqrtf(v); }
+SSMJIT_DEVICE float abs_f32(float v) { return fabsf(v); }
+SSMJIT_DEVICE float min_f32(float a, float b) { return fminf(a, b); }
+SSMJIT_DEVICE float max_f32(float a, float b) { return fmaxf(a, b); }
+SSMJIT_DEVICE float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
+// 2 to the power v, to 2 ulp of the result's fp32 (ex2.approx); results below 2^-126 may be zero.
+SSMJIT_DEVICE float exp2_fast_f32(float v) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+#endif
+
 // ---- fast_silu.cuh ----
 
 // silu where the result is rounded to 16 bits: within 2^-20 of its size, at a third of the instructions.
@@ -744,29 +780,6 @@ struct LayerArgs {
   void* out;                // [batch, nheads, head_dim]
   long long out_stride;
 };
-
-// ---- device/math.cuh ----
-
-#ifndef SSMJIT_CPU
-// Scalar fp32 functions, at the accuracy of the CUDA maths library (exp and log1p: 2 ulp at most). They run once a head
-// or once an output element, never once a state element, so the fast approximations would save nothing.
-
-SSMJIT_DEVICE float exp_f32(float v) { return expf(v); }
-SSMJIT_DEVICE float log_f32(float v) { return logf(v); }
-SSMJIT_DEVICE float log1p_f32(float v) { return log1pf(v); }
-SSMJIT_DEVICE float tanh_f32(float v) { return tanhf(v); }
-SSMJIT_DEVICE float sqrt_f32(float v) { return sqrtf(v); }
-SSMJIT_DEVICE float abs_f32(float v) { return fabsf(v); }
-SSMJIT_DEVICE float min_f32(float a, float b) { return fminf(a, b); }
-SSMJIT_DEVICE float max_f32(float a, float b) { return fmaxf(a, b); }
-SSMJIT_DEVICE float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
-// 2 to the power v, to 2 ulp of the result's fp32 (ex2.approx); results below 2^-126 may be zero.
-SSMJIT_DEVICE float exp2_fast_f32(float v) {
-  float r;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
-#endif
 
 // ---- maths.cuh ----
 

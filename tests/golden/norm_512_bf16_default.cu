@@ -43,6 +43,7 @@ SSMJIT_DEVICE void keep(T*& v) {
   asm volatile("" : "+l"(v));
 }
 SSMJIT_DEVICE void keep(int& v) { asm volatile("" : "+r"(v)); }
+SSMJIT_DEVICE void keep(float& v) { asm volatile("" : "+f"(v)); }
 
 // Programmatic dependent launch (PTX griddepcontrol, sm_90 and later; nothing before).
 // wait: returns when the launches this one depends on have finished and their writes are visible.
@@ -56,25 +57,6 @@ SSMJIT_DEVICE void grid_dependency_trigger() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
-}
-#endif
-
-// ---- device/approx.cuh ----
-
-#ifndef SSMJIT_CPU
-// Approximations of the special function unit, where a result is rounded to 16 bits next or is read once a row.
-
-// 1 / v, to 1 ulp.
-SSMJIT_DEVICE float reciprocal_fast_f32(float v) {
-  float r;
-  asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
-// 1 / sqrt(v), to 3 ulp.
-SSMJIT_DEVICE float rsqrt_fast_f32(float v) {
-  float r;
-  asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
 }
 #endif
 
@@ -295,9 +277,22 @@ SSMJIT_DEVICE void barrier_wait(Barrier* b, u32 parity) {
       : "memory");
 #endif
 }
-// One contiguous copy by the copy engine; both addresses and the size are multiples of 16 bytes.
+// One contiguous copy by the copy engine; both addresses and the size are multiples of 16 bytes. kStreaming: the bytes
+// are used once, so they are the first to leave the L2.
+template <bool kStreaming = false>
 SSMJIT_DEVICE void bulk_load(void* shared, const void* global, u32 bytes, Barrier* b) {
 #if __CUDA_ARCH__ >= 900
+  if constexpr (kStreaming) {
+    asm volatile(
+        "{\n.reg .b64 policy;\n"
+        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+        "policy;\n"
+        "}" ::"r"(shared_address(shared)),
+        "l"(global), "r"(bytes), "r"(shared_address(b))
+        : "memory");
+    return;
+  }
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                    shared_address(shared)),
                "l"(global), "r"(bytes), "r"(shared_address(b))
@@ -361,16 +356,24 @@ SSMJIT_DEVICE T scan_lanes(T v) {
 }
 #endif
 
-// ---- launch.cuh ----
+// ---- device/approx.cuh ----
 
-// What a kernel is compiled for and told, beside its sizes and tensors.
+#ifndef SSMJIT_CPU
+// Approximations of the special function unit, where a result is rounded to 16 bits next or is read once a row.
 
-// How the state comes to the lane that uses it; each kernel says what it makes of these.
-enum class StatePath { direct, cp_async, bulk };
-// What the output row of a pad request holds.
-enum class PadOutput { zeros, untouched, as_if_zero_state };
-// Programmatic dependent launch: how far a kernel may come before the launch in front of it has ended.
-enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
+// 1 / v, to 1 ulp.
+SSMJIT_DEVICE float reciprocal_fast_f32(float v) {
+  float r;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+// 1 / sqrt(v), to 3 ulp.
+SSMJIT_DEVICE float rsqrt_fast_f32(float v) {
+  float r;
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+#endif
 
 // ---- device/math.cuh ----
 
@@ -394,6 +397,22 @@ SSMJIT_DEVICE float exp2_fast_f32(float v) {
   return r;
 }
 #endif
+
+// ---- fast_silu.cuh ----
+
+// silu where the result is rounded to 16 bits: within 2^-20 of its size, at a third of the instructions.
+SSMJIT_DEVICE float silu_of_16_bits(float v) { return v * reciprocal_fast_f32(1.0f + exp2_fast_f32(-1.44269504f * v)); }
+
+// ---- launch.cuh ----
+
+// What a kernel is compiled for and told, beside its sizes and tensors.
+
+// How the state comes to the lane that uses it; each kernel says what it makes of these.
+enum class StatePath { direct, cp_async, bulk };
+// What the output row of a pad request holds.
+enum class PadOutput { zeros, untouched, as_if_zero_state };
+// Programmatic dependent launch: how far a kernel may come before the launch in front of it has ended.
+enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
 
 // ---- maths.cuh ----
 
@@ -523,11 +542,10 @@ SSMJIT_DEVICE void store_norm(const float (&v)[kWidth], T* p) {
   }
 }
 
-// silu to some 2^-21, where the result is rounded to 16 bits; else the description's own function.
 template <class Cfg>
 SSMJIT_DEVICE float norm_gate(float z) {
   if constexpr (Cfg::kFastSilu)
-    return z * reciprocal_fast_f32(1.0f + exp2_fast_f32(-1.44269504f * z));
+    return silu_of_16_bits(z);
   else
     return Cfg::gate(z);
 }

@@ -45,6 +45,7 @@ SSMJIT_DEVICE void keep(T*& v) {
   asm volatile("" : "+l"(v));
 }
 SSMJIT_DEVICE void keep(int& v) { asm volatile("" : "+r"(v)); }
+SSMJIT_DEVICE void keep(float& v) { asm volatile("" : "+f"(v)); }
 
 // Programmatic dependent launch (PTX griddepcontrol, sm_90 and later; nothing before).
 // wait: returns when the launches this one depends on have finished and their writes are visible.

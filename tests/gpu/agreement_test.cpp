@@ -82,7 +82,7 @@ Memory after_cpu(const CpuProgram& program, const Description& d, const Plan& pl
                  CpuSchedule schedule) {
   Memory memory = before(c);
   const auto run = [&](const auto& given) {
-    const auto args = to_device(given, pdl_of(plan));
+    const auto args = to_device(d, given, pdl_of(plan));
     std::vector<CpuBuffer> buffers;
     for (std::size_t i = 0; i < memory.size(); ++i) buffers.push_back(cpu_buffer(c.blocks()[i], memory[i]));
     CpuLaunch launch = cpu_launch(launch_shape(plan, d, c.layout().batch), args, std::move(buffers));

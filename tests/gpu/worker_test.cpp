@@ -9,12 +9,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <ssmjit/cubin.h>
 #include <ssmjit/source.h>
 #include <ssmjit/tune.h>
 
 #include "autotune/fleet/fleet.h"
 #include "autotune/fleet/worker_process.h"
+#include "tests/autotune/fleet/planted_nvrtc.h"
 #include "tests/gpu/needs_gpu.h"
 #include "tests/heuristics/scoped_environment.h"
 
@@ -41,9 +41,8 @@ TEST(Faults, Row26_KernelsThatSpinOrWriteAstrayOnAGpuCostALineEachAndTheSweepGoe
   const auto entry = [&](std::size_t i) { return emit(d, plans[i], device(0).arch()).entries.front().name; };
   std::string cache = (std::filesystem::temp_directory_path() / "ssmjit-faults-XXXXXX").string();
   ASSERT_NE(mkdtemp(cache.data()), nullptr);
-  const ScopedEnvironment real("SSMJIT_REAL_NVRTC", nvrtc_path());
-  const ScopedEnvironment nvrtc("SSMJIT_NVRTC", where("SSMJIT_TEST_PLANTED_NVRTC", SSMJIT_PLANTED_NVRTC));
-  const ScopedEnvironment faults("SSMJIT_PLANTED_SOURCES", entry(1) + "=spin " + entry(2) + "=stray");
+  const PlantedNvrtc nvrtc(where("SSMJIT_TEST_PLANTED_NVRTC", SSMJIT_PLANTED_NVRTC), cache + "/nvrtc",
+                           entry(1) + "=spin " + entry(2) + "=stray");
   const ScopedEnvironment folder("SSMJIT_CACHE_DIR", cache);
 
   WorkerProcess worker(0, {where("SSMJIT_TEST_CLI", SSMJIT_CLI_PATH), "worker"}, {.device_s = 5});

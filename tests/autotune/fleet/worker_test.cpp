@@ -15,6 +15,7 @@
 #include "autotune/fleet/worker_process.h"
 #include "autotune/sweep_lines.h"
 #include "tests/autotune/fleet/planted.h"
+#include "tests/autotune/fleet/planted_nvrtc.h"
 
 namespace ssmjit {
 namespace {
@@ -137,9 +138,7 @@ TEST_F(Worker, Row26_APlanThatKillsTheCompilerTwiceHasItsLineAndTheOthersGoOn) {
   plans_ = plans(6);
   plant(plans_, {{3}, {2}});
   const auto entry = [&](std::size_t plan) { return emit(update(), plans_[plan], Arch{}).entries.front().name; };
-  const ScopedEnvironment real("SSMJIT_REAL_NVRTC", nvrtc_path());
-  const ScopedEnvironment nvrtc("SSMJIT_NVRTC", SSMJIT_PLANTED_NVRTC);
-  const ScopedEnvironment faults("SSMJIT_PLANTED_SOURCES", entry(1) + "=crash " + entry(4) + "=crash");
+  const PlantedNvrtc nvrtc(SSMJIT_PLANTED_NVRTC, at("nvrtc"), entry(1) + "=crash " + entry(4) + "=crash");
   const ScopedEnvironment nothing_compiled("SSMJIT_CACHE_DIR", at("cache"));
   std::string said;
   set_log([&](LogLevel, std::string_view text) { said += text; });
