@@ -48,7 +48,7 @@ std::vector<Wrong> every_mutant() {
       {"MissedGate", step(), kOneWarp, "if constexpr (!Cfg::kBeforeGate) u[v][e] *= gate[v][e];", ";", out},
       {"TheGateIsAppliedAfterTheNorm", step(), kOneWarp, "kBeforeGate = false;", "kBeforeGate = true;", out},
       {"TheGateIsAppliedBeforeTheNorm", gate_last(), kOneWarp, "kBeforeGate = true;", "kBeforeGate = false;", out},
-      {"SigmoidInPlaceOfSilu", step(), kOneWarp, "return z * reciprocal_fast_f32", "return reciprocal_fast_f32", out},
+      {"SigmoidInPlaceOfSilu", step(), kOneWarp, "return v * reciprocal_fast_f32", "return reciprocal_fast_f32", out},
       {"MissedWeight", step(), kOneWarp, "u[v][e] * scale * w[e]", "u[v][e] * scale", out},
       {"WeightOfTheFirstGroup", step(), kOneWarp, "static_cast<const Weight*>(args.weight) + channel + element(v)",
        "static_cast<const Weight*>(args.weight) + lane * S::kWidth + element(v)", out},

@@ -185,9 +185,18 @@ Difference ring_difference(const RingCase& c, Memory want, Memory got) {
         delta.add_row(want_args.dt_ring, got_args.dt_ring, ring_offset(args.dt_ring, request, h, request.count + t), 1);
       }
       if (!request.flush) continue;
-      if (d.has_state_scale())
+      if (d.has_state_scale()) {
+        // A row's largest element, which each side may have summed in another order.
+        std::vector<double> slack;
+        for (int p = 0; p < d.head_dim; ++p) {
+          const auto row = head.state_slack.begin() + std::ptrdiff_t{p} * d.dstate;
+          const double largest = d.state_dtype == DType::i8 ? 127.0 : 448.0;
+          slack.push_back(2 * *std::max_element(row, row + d.dstate) / largest);
+        }
         scale.add_row(want_args.state_scale, got_args.state_scale,
-                      request.slot * args.state_scale.stride[0] + std::int64_t{h} * d.head_dim, d.head_dim);
+                      request.slot * args.state_scale.stride[0] + std::int64_t{h} * d.head_dim, d.head_dim, nullptr,
+                      slack.data());
+      }
       for (int p = 0; p < d.head_dim; ++p)
         state.add_row(want_args.state, got_args.state,
                       request.slot * args.state.stride[0] + (std::int64_t{h} * d.head_dim + p) * d.dstate, d.dstate);
