@@ -111,7 +111,7 @@ TEST(Models, KernelsKeepTheFilesOrderAndReadBack) {
 
 TEST(Models, AMissingKernelIsRefusedWithTheNamesThatThereAre) {
   const Model model = Model::from_json(file_text(kModels / "mamba2-2.7b.json"));
-  EXPECT_EQ(refusal([&] { model.kernel("ring"); }), "\"mamba2-2.7b\" has no kernel \"ring\"; it has update, norm");
+  EXPECT_EQ(refusal([&] { model.kernel("ring"); }), "\"mamba2-2.7b\" has no kernel \"ring\"; it has conv1d, update, norm, layer");
 }
 
 TEST(Models, AllThatIsWrongInAFileIsNamedWithItsKernel) {
