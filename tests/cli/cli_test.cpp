@@ -214,8 +214,8 @@ TEST_F(Cli, DescribeListsAllKernelsOfAModelAndBothPhasesOfARing) {
 TEST_F(Cli, AFieldThatOneKernelOfAModelCannotHaveIsNamedWithTheKernel) {
   const Ran ran = ssmjit("describe " + kWholeModel + " --set destination_slots=true");
   EXPECT_EQ(ran.exit, kWrongUse);
-  EXPECT_THAT(ran.err, AllOf(HasSubstr(kWholeModel + ":ring: destination_slots: got true; a ring"),
-                             HasSubstr("kernels; name one as " + kModel)));
+  EXPECT_THAT(ran.err, AllOf(HasSubstr(kWholeModel + ":conv1d: destination_slots: got true; without heads"),
+                             HasSubstr("kernels; name one as " + kWholeModel + ":")));
   EXPECT_EQ(ssmjit("describe " + kModel + " --set destination_slots=true").exit, kOk);
 }
 
