@@ -395,15 +395,15 @@ namespace {
 // What is wrong with a chain, beside what is wrong with its parts.
 std::vector<std::string> own_chain_problems(const Plan& plan, const Description& d, const Arch& arch) {
   std::vector<std::string> problems;
-  const auto check = [&](const char* field, const std::string& text, bool wanted) {
+  const auto check = [&](const char* field, const char* part, const std::string& text, bool wanted) {
     if (wanted && text.empty())
-      problems.push_back(fmt::format("plan {}: not given; a chain of this layer wants the plan of its {}", field,
-                                     wanted && std::string_view(field) == "norm" ? "norm" : "convolution"));
+      problems.push_back(
+          fmt::format("plan {}: not given; a chain of this layer wants the plan of its {}", field, part));
     if (!wanted && !text.empty())
       problems.push_back(fmt::format("plan {}: got {}; the layer has no such part", field, in_quotes(text)));
   };
-  check("conv1d", plan.conv1d, d.conv.has_value());
-  check("norm", plan.norm, d.norm.has_value());
+  check("conv1d", "convolution", plan.conv1d, d.conv.has_value());
+  check("norm", "norm", plan.norm, d.norm.has_value());
   if (plan.form == PlanForm::chain_pdl && !arch.has_pdl())
     problems.push_back(
         fmt::format("plan form: got chain_pdl for {}; programmatic dependent launch came with sm_90, "
