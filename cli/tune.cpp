@@ -182,7 +182,7 @@ int run(const Options& o) {
   const std::vector<SpecOption::Kernel> kernels = o.spec.kernels();
   for (const SpecOption::Kernel& kernel : kernels) {
     const Description& d = kernel.description;
-    if (d.op() == Op::ring && !accepted.chance.empty()) steps_per_flush(d.ring_window(), d.token_count, accepted);
+    if (d.ring_window() != 0 && !accepted.chance.empty()) steps_per_flush(d.ring_window(), d.token_count, accepted);
   }
   const Crew crew = crew_of(o);
   std::string out = o.out;
