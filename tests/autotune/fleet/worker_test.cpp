@@ -209,6 +209,23 @@ TEST_F(Worker, ThatClosesItsAnswersAndLivesOnIsKilled) {
   EXPECT_EQ(count, WorkerProcess::kDeathsAtMost);
 }
 
+TEST_F(Worker, StartsAtOnceWhereToldAndEndsOnceDismissed) {
+  const std::vector<std::string> command = {"/bin/sh", "-c", "echo $$ > '" + at("pid") + "'; exec sleep 600"};
+  const auto pid = [&] {
+    std::istringstream text(read("pid"));
+    pid_t found = 0;
+    return text >> found ? found : 0;
+  };
+  std::optional<WorkerProcess> worker(std::in_place, 0, command, Watchdog{}, WorkerProcess::Start::now);
+  const auto start = std::chrono::steady_clock::now();
+  while (pid() == 0 && std::chrono::steady_clock::now() - start < std::chrono::seconds(20)) usleep(1000);
+  ASSERT_NE(pid(), 0) << "no job came";
+  EXPECT_EQ(kill(pid(), 0), 0);
+  worker->dismiss();
+  worker.reset();
+  EXPECT_EQ(kill(pid(), 0), -1) << "it lives on";
+}
+
 TEST_F(Worker, ThatIsNoExecutableIsNamed) {
   plans_ = plans(1);
   plant(plans_, {{3}});
