@@ -180,9 +180,16 @@ TEST_F(Cli, DescribeReadsAHuggingFaceConfig) {
             "hidden_size": 2560, "expand": 2})");
   const Ran whole = ssmjit("describe --from-hf config.json --json");
   ASSERT_EQ(whole.exit, kOk) << whole.err;
-  EXPECT_EQ(whole.json()[0].at("nheads"), 80);
-  const Ran half = ssmjit("describe --from-hf config.json --tp 2 --json");
+  ASSERT_EQ(whole.json().size(), 1u);
+  EXPECT_EQ(whole.json()[0].at("kernels").at("update").at("nheads"), 80);
+  write("spec.json", whole.out);
+  const std::vector<Json> kernels = ssmjit("describe spec.json --json").json();
+  ASSERT_EQ(kernels.size(), 5u) << "a SPEC of conv1d, update, ring, norm and layer";
+  const Ran half = ssmjit("describe --from-hf config.json:update --tp 2 --set dt=fp32 --json");
+  ASSERT_EQ(half.exit, kOk) << half.err;
   EXPECT_EQ(half.json()[0].at("nheads"), 40);
+  EXPECT_EQ(half.json()[0].at("dt"), "fp32");
+  EXPECT_THAT(ssmjit("describe --from-hf config.json:norm --tp 2").err, HasSubstr("has no kernel \"norm\""));
   EXPECT_EQ(ssmjit("describe --from-hf config.json --tp 3").exit, kWrongUse);
   EXPECT_EQ(ssmjit("describe --from-hf config.json " + kModel).exit, kWrongUse) << "both";
   EXPECT_EQ(ssmjit("describe --from-hf nowhere.json").exit, kWrongUse);
