@@ -53,7 +53,7 @@ void show(const Table& table, bool json) {
                 {"plan", Json::parse(r.plan.json())},
                 {"us", r.us},
                 {"floor_us", r.floor_us}};
-      if (r.op == Op::ring) {
+      if (r.has_ring()) {
         const auto phase = [](const PhaseTime& time) { return Json{{"us", time.us}, {"floor_us", time.floor_us}}; };
         line["steps_per_flush"] = r.steps_per_flush;
         line[name(Phase::no_flush)] = phase(r.no_flush);
@@ -70,7 +70,7 @@ void show(const Table& table, bool json) {
     if (group != last) print(group);
     last = group;
     const std::string phases =
-        r.op == Op::ring ? fmt::format("  no_flush {:9.2f}  flush {:9.2f}", r.no_flush.us, r.flush.us) : "";
+        r.has_ring() ? fmt::format("  no_flush {:9.2f}  flush {:9.2f}", r.no_flush.us, r.flush.us) : "";
     const std::string floor =
         r.predicted ? "predicted"
                     : fmt::format("floor {:9.2f}  share {:.3f}", r.floor_us, r.us > 0 ? r.floor_us / r.us : 0);

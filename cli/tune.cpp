@@ -188,7 +188,7 @@ int run(const Options& o) {
   const std::vector<SpecOption::Kernel> kernels = o.spec.kernels();
   for (const SpecOption::Kernel& kernel : kernels) {
     const Description& d = kernel.description;
-    if (d.op() == Op::ring && !accepted.chance.empty()) steps_per_flush(d.ring_window(), d.token_count, accepted);
+    if (d.ring_window() != 0 && !accepted.chance.empty()) steps_per_flush(d.ring_window(), d.token_count, accepted);
   }
   const std::string folder = user_table_dir(), label = kernels.front().label;
   if (o.out.empty() && folder.empty())
