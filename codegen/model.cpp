@@ -452,7 +452,7 @@ Model from_hf(std::string_view config_json, int tp) {
   add("ring", std::move(ring));
   if (whole.has_norm && whole.sizes.ngroups % tp != 0) {
     // Its sum of squares is of several ranks.
-    out.source += "; no norm and no layer: a rank has part of a group of the norm";
+    out.source += "; no norm and no layers: a rank has part of a group of the norm";
     return out;
   }
   if (whole.has_norm) {
@@ -461,7 +461,10 @@ Model from_hf(std::string_view config_json, int tp) {
     norm.channels = inner;
     add("norm", gated_norm(std::move(norm)).input(model_dtype).weights(model_dtype));
   }
+  Description ring_layer = layer;
+  ring_layer.store(Ring{.window = kRingWindow});
   add("layer", std::move(layer));
+  add("ring_layer", std::move(ring_layer));
   return out;
 }
 

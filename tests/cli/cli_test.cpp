@@ -184,7 +184,7 @@ TEST_F(Cli, DescribeReadsAHuggingFaceConfig) {
   EXPECT_EQ(whole.json()[0].at("kernels").at("update").at("nheads"), 80);
   write("spec.json", whole.out);
   const std::vector<Json> kernels = ssmjit("describe spec.json --json").json();
-  ASSERT_EQ(kernels.size(), 5u) << "a SPEC of conv1d, update, ring, norm and layer";
+  ASSERT_EQ(kernels.size(), 6u) << "a SPEC of conv1d, update, ring, norm, layer and ring_layer";
   const Ran half = ssmjit("describe --from-hf config.json:update --tp 2 --set dt=fp32 --json");
   ASSERT_EQ(half.exit, kOk) << half.err;
   EXPECT_EQ(half.json()[0].at("nheads"), 40);
@@ -793,7 +793,14 @@ TEST_F(CliTables, PredictMarksWhatItSaysEverywhere) {
   ASSERT_EQ(ran.exit, kOk) << ran.err;
   EXPECT_THAT(ran.err, HasSubstr("all predicted"));
   const Table table = Table::from_json(read(folder_ / "p.json"));
-  EXPECT_EQ(table.rows.size(), 4 * load_model(kWholeModel).kernels.size()) << "two modes, two batches";
+  std::size_t kernels = 0;
+  for (const auto& [name, description] : load_model(kWholeModel).kernels)
+    kernels += description.op() == Op::layer ? 0 : 1;
+  EXPECT_EQ(table.rows.size(), 4 * kernels) << "two modes, two batches";
+  EXPECT_THAT(ran.err, HasSubstr(kWholeModel + ":layer: passed over; layers are not predicted"));
+  const Ran layer = ssmjit("table predict " + kWholeModel + ":layer --device b200 -o l.json");
+  EXPECT_EQ(layer.exit, kWrongUse);
+  EXPECT_THAT(layer.err, AllOf(HasSubstr("predict: got a layer"), HasSubstr("Predict its parts")));
   EXPECT_THAT(ssmjit("table show p.json").out, HasSubstr("us  predicted"));
   for (const Json& row : ssmjit("table show p.json --json").json()) EXPECT_EQ(row.at("predicted"), true);
   const std::string lookup = "table lookup " + kModel + " --device b200 --table p.json --batches 64";

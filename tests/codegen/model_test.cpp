@@ -146,7 +146,7 @@ void expect_kernels(const std::string& config, int tp, const std::string& shippe
   for (auto [name, kernel] : want.kernels) {
     Description got = model.kernel(name);
     if (fp32_sides && got.nheads > 0) got.dt(DType::f32).weights(DType::f32);
-    if (name == "ring") got.tokens(kernel.token_count);
+    if (name == "ring" || name == "ring_layer") got.tokens(kernel.token_count);
     EXPECT_EQ(got.json(), kernel.json()) << shipped << " " << name;
   }
   for (const auto& [name, kernel] : model.kernels) kernel.validate();
@@ -198,10 +198,10 @@ std::string names(const Model& model) {
 }
 
 TEST(FromHf, WhatCannotBeDescribedIsLeftOutAndTheSourceSaysWhy) {
-  EXPECT_EQ(names(from_hf(kNemotron, 8)), "conv1d update ring norm layer ");
+  EXPECT_EQ(names(from_hf(kNemotron, 8)), "conv1d update ring norm layer ring_layer ");
   const Model spanning = from_hf(kNemotron, 16);
   EXPECT_EQ(names(spanning), "conv1d update ring ");
-  EXPECT_TRUE(holds(spanning.source, "no norm and no layer: a rank has part of a group of the norm"));
+  EXPECT_TRUE(holds(spanning.source, "no norm and no layers: a rank has part of a group of the norm"));
   const Model fp32 = from_hf(R"({"model_type": "mamba2", "dtype": "float32"})");
   EXPECT_EQ(names(fp32), "conv1d update norm layer ");
   EXPECT_TRUE(holds(fp32.source, "; no ring: ")) << fp32.source;
@@ -209,7 +209,7 @@ TEST(FromHf, WhatCannotBeDescribedIsLeftOutAndTheSourceSaysWhy) {
   EXPECT_EQ(names(wide), "update ring norm ");
   EXPECT_TRUE(holds(wide.source, "; no conv1d: conv.width: got 8")) << wide.source;
   const Model gated = from_hf(R"({"model_type": "mamba2", "rms_norm": false})");
-  EXPECT_EQ(names(gated), "conv1d update ring layer ");
+  EXPECT_EQ(names(gated), "conv1d update ring layer ring_layer ");
   EXPECT_EQ(gated.kernel("update").gate_expr.text(), "silu(z)");
   EXPECT_TRUE(holds(gated.source, "no norm (rms_norm false)"));
   EXPECT_TRUE(holds(from_hf(R"({"model_type": "mamba2", "norm_before_gate": true})").source,
