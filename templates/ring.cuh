@@ -740,7 +740,6 @@ struct RingStreams {
   // kX: x, too; else z alone.
   template <bool kX>
   SSMJIT_DEVICE void copy_new(Shared& shared, int i, int stage, int tokens) const {
-    if constexpr (!kX && !Cfg::kHasGate) return;
 #pragma unroll
     for (int k = 0; k < kNewLoads; ++k) {
       if (!there<8 * S::kNewTiles>(k)) continue;
@@ -903,11 +902,12 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
       for (int k = 0; k < kHeadsMine; ++k) load_now(p + head_mine(k), dt[k][r]);
     }
-    if constexpr (kIsLayer) return;
+    if constexpr (!kIsLayer) {
 #pragma unroll
-    for (int n = 0; n < S::kNewTiles; ++n) C_rows[n].load(step.C_row(8 * n + g));
+      for (int n = 0; n < S::kNewTiles; ++n) C_rows[n].load(step.C_row(8 * n + g));
 #pragma unroll
-    for (int k = 0; k < kNewMine; ++k) new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
+      for (int k = 0; k < kNewMine; ++k) new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
+    }
   };
   // What needs no slot is asked for while the slot is on its way; but in a layer, where more loads would make the wait
   // for the slot one for them, too.
@@ -1005,7 +1005,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   for (int i = 0; i < Cfg::kStages; ++i) {
     if (i < kAhead) {
       if constexpr (!Cfg::kEarlyState) copy_early(i, i);
-      streams.template copy_new<!kIsLayer>(shared, i, i, tokens);
+      if constexpr (!kIsLayer || Cfg::kHasGate) streams.template copy_new<!kIsLayer>(shared, i, i, tokens);
     }
     copy_async_commit();
   }
