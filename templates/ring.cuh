@@ -889,6 +889,9 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     if constexpr (S::kAside > 1) return warp % S::kHeadWarps == 0;
     return Cfg::kHeadsPerBlock % Cfg::kWarps == 0 || warp + k * Cfg::kWarps < Cfg::kHeadsPerBlock;
   };
+  // In a layer a warp leaves out a tile that there is not; alone, it has few, and all products go side by side.
+  const auto has_old = [&](int k) { return !kIsLayer || warp + k * Cfg::kWarps < S::kOldTiles; };
+  const auto has_new = [&](int k) { return !kIsLayer || new_warp + k * Cfg::kWarps < S::kNewTiles; };
   const auto of_head = [&](float v, int i) { return Cfg::kHeadsPerBlock > 1 ? shuffle(v, i) : v; };
   RingColumns<Cfg> C_rows[S::kNewTiles], old_B[kOldMine], new_B[kNewMine];
   Dt dt[kHeadsMine][S::kLaneRows];
@@ -918,6 +921,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   const i64 named = args.indexed == 0 ? row : args.wide_indices != 0 ? wide_index : index_low;
   if (named < 0 || named >= args.slots || named == args.pad_slot_id) {
     if constexpr (Cfg::kEarlyState) grid_dependency_wait();
+    if constexpr (kIsLayer) around.leave(step);
     if constexpr (Cfg::kPadOutput == PadOutput::zeros) step.write_zeros();
     return;
   }
@@ -948,13 +952,8 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     bulk_store_commit();
   };
   if constexpr (kIsLayer) {
-    around.load_weights();
     load_scalars();
-    if constexpr (!Cfg::kEarlyState) {
-      around.load_tokens(step);
-      load_inputs();
-      around.load_z(step);
-    }
+    if constexpr (!Cfg::kEarlyState) load_inputs();
   }
   constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
   if constexpr (S::kDirect && !S::kAll) state.load();
@@ -993,14 +992,12 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) copy_early(i, i);
     copy_states();
-    if constexpr (kIsLayer) around.load_norm(step);
     grid_dependency_wait();
     if constexpr (kIsLayer) around.load_tokens(step);
     load_inputs();
-    if constexpr (kIsLayer) around.load_z(step);
-  } else if constexpr (kIsLayer) {
-    around.load_norm(step);
   }
+  // No load may move down past here, behind arithmetic that waits for another.
+  if constexpr (kIsLayer) sync_warp();
 #pragma unroll
   for (int i = 0; i < Cfg::kStages; ++i) {
     if (i < kAhead) {
@@ -1016,6 +1013,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   float fresh[kHeadsMine][S::kLaneRows];
 #pragma unroll
   for (int k = 0; k < kHeadsMine; ++k) {
+    if (kIsLayer && !has_head(k)) continue;
     float bias = 0.0f;
     if constexpr (Cfg::kHasDtBias) bias = of_head(widen(dt_bias), head_mine(k));
 #pragma unroll
@@ -1023,6 +1021,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   }
 #pragma unroll
   for (int k = 0; k < kHeadsMine; ++k) {
+    if (kIsLayer && !has_head(k)) continue;
     float delta[S::kLaneRows];
 #pragma unroll
     for (int r = 0; r < S::kLaneRows; ++r) {
@@ -1041,7 +1040,8 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) C_rows[n].take(around.C_row(step, 8 * n + g));
 #pragma unroll
-    for (int k = 0; k < kNewMine; ++k) new_B[k].take(around.B_row(step, 8 * (new_warp + k * Cfg::kWarps) + g));
+    for (int k = 0; k < kNewMine; ++k)
+      if (has_new(k)) new_B[k].take(around.B_row(step, 8 * (new_warp + k * Cfg::kWarps) + g));
   }
   // C . B of every row; with it, so that the products overlap, C . h of a state that is in registers.
   RingTokens<Cfg, Input> C;
@@ -1057,12 +1057,30 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   for (int k = 0; k < kNewMine; ++k) new_CB[k].clear();
 #pragma unroll
   for (int p = 0; p < S::kTiles; ++p) y[p].clear();
+  if constexpr (kIsLayer) {
+#pragma unroll
+    for (int k = 0; k < kNewMine; ++k) {
+      if (!has_new(k)) continue;
+#pragma unroll
+      for (int i = 0; i < Cfg::kDstate / 16; ++i)
+        C.contract(new_CB[k], i, new_B[k].word[2 * i], new_B[k].word[2 * i + 1]);
+    }
+#pragma unroll
+    for (int k = 0; k < kOldMine; ++k) {
+      if (!has_old(k)) continue;
+#pragma unroll
+      for (int i = 0; i < Cfg::kDstate / 16; ++i)
+        C.contract(old_CB[k], i, old_B[k].word[2 * i], old_B[k].word[2 * i + 1]);
+    }
+  }
 #pragma unroll
   for (int i = 0; i < Cfg::kDstate / 16; ++i) {
 #pragma unroll
-    for (int k = 0; k < kNewMine; ++k) C.contract(new_CB[k], i, new_B[k].word[2 * i], new_B[k].word[2 * i + 1]);
+    for (int k = 0; !kIsLayer && k < kNewMine; ++k)
+      C.contract(new_CB[k], i, new_B[k].word[2 * i], new_B[k].word[2 * i + 1]);
 #pragma unroll
-    for (int k = 0; k < kOldMine; ++k) C.contract(old_CB[k], i, old_B[k].word[2 * i], old_B[k].word[2 * i + 1]);
+    for (int k = 0; !kIsLayer && k < kOldMine; ++k)
+      C.contract(old_CB[k], i, old_B[k].word[2 * i], old_B[k].word[2 * i + 1]);
 #pragma unroll
     for (int p = 0; S::kDirect && p < S::kTiles; ++p) {
       const RingSpan<Cfg> h{state.get(p, i / S::kSteps)};

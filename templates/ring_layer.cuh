@@ -27,10 +27,12 @@
 // A cluster of kCluster blocks takes the kNormRows channels of x that share a norm (those of one group's B and C, where
 // there is no norm), of one request; a block kBlockM of them: rows of one head, or whole heads side by side.
 //
-// - Convolution: first, a word of two channels and kPartTokens of the tokens a thread, from registers to shared memory.
-//   A block has the channels of its own rows of x, and all of its group's B and C, which its cluster's blocks repeat.
-//   The window of B and C is written by the group's first block alone, after all blocks of the cluster have read it.
-// - Nothing waits for a value but for the slot's index until all loads are under way.
+// - What needs no slot (tokens, gates, weights) comes by bulk copies, all under way while the slot's index is: a step
+// is
+//   so short that fetching an instruction once costs as much as running it, and copies are few instructions.
+// - Convolution: a word of two channels a thread. A block has the channels of its own rows of x, and all of its group's
+//   B and C, which its cluster's blocks repeat. The window of B and C is written by the group's first block alone,
+//   after all blocks of the cluster have read it. Meanwhile the first warp of a head sums its rows of the ring.
 // - Norm: each block sends its sums of squares, one a token, to all blocks of the cluster, where they count into an
 //   mbarrier; all are then added in the same order everywhere. y stays in registers.
 
@@ -38,140 +40,98 @@
 template <class Cfg>
 struct RingLayerShape {
   using R = RingShape<Cfg>;
+  static constexpr int kTokens = Cfg::kTokens;
   static constexpr int kThreads = 32 * Cfg::kWarps;
   static constexpr int kGroupRows = Cfg::kHeadsPerGroup * Cfg::kHeadDim;  // that share B and C
-  static constexpr int kHistory = Cfg::kHasConv ? Cfg::kConvWidth - 1 : 0;
+  static constexpr int kHistory = Cfg::kConvWidth - 1;
 
-  // The channels that a block needs: its rows of x, then B and C of its group; an item is a word of two of them and a
-  // part of the tokens, of which the special functions of a thread are the more the longer it is.
-  static constexpr int kWords = (Cfg::kBlockM + 2 * Cfg::kDstate) / 2;
-  static constexpr bool kHalved = Cfg::kTokens % 2 == 0 && Cfg::kTokens / 2 >= kHistory && Cfg::kHasConv &&
-                                  Cfg::kTokens >= Cfg::kConvState && Cfg::kConvState <= kHistory + Cfg::kTokens / 2;
-  static constexpr int kParts = kHalved && Cfg::kTokens >= 4 ? 2 : 1;
-  static constexpr int kPartTokens = Cfg::kTokens / kParts;
-  static constexpr int kItems = kWords * kParts;
-  static constexpr int kRounds = (kItems + kThreads - 1) / kThreads;
+  // The channels that a block needs: its rows of x, then B and C of its group; a word of two of them an item.
+  static constexpr int kChannels = Cfg::kBlockM + 2 * Cfg::kDstate;
+  static constexpr int kWords = kChannels / 2;
+  static constexpr int kRounds = (kWords + kThreads - 1) / kThreads;
+  // Tokens of a turn of the convolution's loop: turns are dear in latency, instructions in fetching them.
+  static constexpr int kTurn = kTokens <= 4       ? kTokens
+                               : kTokens % 4 == 0 ? 4
+                               : kTokens % 3 == 0 ? 3
+                               : kTokens % 5 == 0 ? 5
+                               : kTokens % 2 == 0 ? 2
+                                                  : kTokens;
 
   static constexpr int kRowTokens = 8 * R::kNewTiles;  // rows of x for tokens; those past the last one are zeros
   // A row of B or C lies so that the lanes of a quarter warp, four on each of two rows, meet no bank twice.
   static constexpr int kColumnRow = Cfg::kDstate + (96 - Cfg::kDstate % 64) % 64;
-  static constexpr int kQuads = (Cfg::kTokens + 3) / 4;  // of the sums of tokens, that go to another block at once
+  static constexpr int kQuads = (kTokens + 3) / 4;  // of the sums of tokens, that go to another block at once
   static constexpr int kSentBytes = 16 * kQuads * Cfg::kCluster;
+
+  // What comes by bulk copies: pieces of each token (x, B, C, z), then those of weights; and their bytes together.
+  static constexpr int kTokenPieces = Cfg::kHasNormGate ? 4 : 3;
+  static constexpr int kConvPieces = Cfg::kHasConv ? (Cfg::kConvBias ? 6 : 3) : 0;
+  static constexpr int kNormPieces = Cfg::kHasNorm ? (Cfg::kNormBias ? 2 : 1) : 0;
+  static constexpr int kCopiedBytes =
+      2 * (kTokens * (kChannels + (Cfg::kHasNormGate ? Cfg::kBlockM : 0)) +
+           (Cfg::kHasConv ? kChannels * (Cfg::kConvWidth + (Cfg::kConvBias ? 1 : 0)) : 0) + kNormPieces * Cfg::kBlockM);
 
   static_assert(sizeof(typename Cfg::Input) == 2 && !Cfg::kVarlen && Cfg::kHeadsPerBlock == 1 && R::kDirect);
   static_assert(Cfg::kNormRows % kGroupRows == 0 && kGroupRows % Cfg::kBlockM == 0);
   static_assert(Cfg::kNormRows == Cfg::kCluster * Cfg::kBlockM);
+  static_assert(kTokens * kTokenPieces <= kThreads && kConvPieces + kNormPieces <= kThreads);
 };
 
 template <class Cfg>
 struct RingLayerShared : RingShared<Cfg> {
   using L = RingLayerShape<Cfg>;
-  alignas(16) typename Cfg::Input columns[2][Cfg::kTokens][L::kColumnRow];  // B, C as the step takes them
-  float squares[Cfg::kWarps][L::kRowTokens];                                // a warp's sums, of each token
-  alignas(16) float sum[Cfg::kCluster][4 * L::kQuads];                      // a block's
-  Barrier sums;                                                             // that they have come
+  using Input = typename Cfg::Input;
+  alignas(16) Input token[Cfg::kTokens][L::kChannels];  // x, B, C before the convolution
+  alignas(16) Input z[Cfg::kHasNormGate ? Cfg::kTokens : 1][Cfg::kHasNormGate ? Cfg::kBlockM : 8];
+  alignas(16) Input conv_weight[Cfg::kHasConv ? L::kChannels : 1][Cfg::kHasConv ? Cfg::kConvWidth : 8];
+  alignas(16) Input conv_bias[Cfg::kHasConv ? L::kChannels : 8];
+  alignas(16) Input norm[2][Cfg::kBlockM];                    // weight and bias
+  alignas(16) Input columns[2][Cfg::kTokens][L::kColumnRow];  // B, C as the step takes them
+  float squares[Cfg::kWarps][L::kRowTokens];                  // a warp's sums, of each token
+  alignas(16) float sum[Cfg::kCluster][4 * L::kQuads];        // a block's
+  Barrier inputs, sums;                                       // that they have come
 };
 
-// The convolution of two neighbouring channels, a word, over a part of the tokens.
+// The window of two neighbouring channels, a word.
 template <class Cfg>
-struct RingConvItem {
+struct RingWindow {
   using L = RingLayerShape<Cfg>;
   using Input = typename Cfg::Input;
-  static constexpr int kHistory = L::kHistory, kState = Cfg::kConvState;
+  static constexpr int kState = Cfg::kHasConv ? Cfg::kConvState : 1;
+  u32 word[kState];  // as it lies: channels first [2][kState] elements, last [kState][2]
 
-  int channel;  // the first
-  int part;
-  u32 entry[kHistory + L::kPartTokens];  // of the stream, from kHistory before the part's first token on; a word each
-  u32 window[kState];  // of the first part, as it lies: channels first [2][kState] elements, last [kState][2]
-  u32 weight[Cfg::kConvWidth], bias;
-
-  SSMJIT_DEVICE void load_weights(const RingLayerArgs& args) {
-    load_now<Cfg::kConvWidth>(static_cast<const Input*>(args.conv_weight) + static_cast<i64>(channel) * Cfg::kConvWidth,
-                              weight);
-    if constexpr (Cfg::kConvBias) bias = load_now_b32(static_cast<const Input*>(args.conv_bias) + channel);
-  }
-  SSMJIT_DEVICE void load_window(const Input* slot, int channels) {
-    if (L::kParts > 1 && part != 0) return;
+  SSMJIT_DEVICE void load(const Input* slot, int channel, int channels) {
     if constexpr (Cfg::kConvChannelsLast) {
 #pragma unroll
-      for (int k = 0; k < kState; ++k) window[k] = load_now_b32(slot + static_cast<i64>(k) * channels + channel);
+      for (int k = 0; k < kState; ++k) word[k] = load_now_b32(slot + (k * channels + channel));
     } else {
-      load_now<kState>(slot + static_cast<i64>(channel) * kState, window);
+      load_now<kState>(slot + channel * kState, word);
     }
   }
-  // `x`: the request's first token.
-  SSMJIT_DEVICE void load_tokens(const Input* x, int token_stride) {
-    const Input* own = x + channel + part * L::kPartTokens * token_stride;
-    if (L::kParts > 1 && part != 0) {
-#pragma unroll
-      for (int k = 0; k < kHistory; ++k) entry[k] = load_now_b32(own + (k - kHistory) * token_stride);
-    }
-#pragma unroll
-    for (int t = 0; t < L::kPartTokens; ++t) entry[kHistory + t] = load_now_b32(own + t * token_stride);
-  }
-  // The window's entry k as a word.
-  SSMJIT_DEVICE u32 window_entry(int k) const {
-    if constexpr (Cfg::kConvChannelsLast) return window[k];
-    const auto bits = [&](int e) { return e % 2 != 0 ? window[e / 2] >> 16 : window[e / 2] & 0xffffu; };
+  // Entry k of both channels.
+  SSMJIT_DEVICE u32 entry(int k) const {
+    if constexpr (Cfg::kConvChannelsLast) return word[k];
+    const auto bits = [&](int e) { return e % 2 != 0 ? word[e / 2] >> 16 : word[e / 2] & 0xffffu; };
     return bits(k) | bits(kState + k) << 16;
   }
-  SSMJIT_DEVICE void take_window() {
-    if (L::kParts > 1 && part != 0) return;
-#pragma unroll
-    for (int k = 0; k < kHistory; ++k) entry[k] = window_entry(kState - kHistory + k);
-  }
-  SSMJIT_DEVICE u32 result(int t) const {
-    float sum[2] = {0.0f, 0.0f};
-    if constexpr (Cfg::kConvBias) unpack_word(bias, sum, Input{});
-#pragma unroll
-    for (int k = 0; k < Cfg::kConvWidth; ++k) {
-      float in[2];
-      unpack_word(entry[t + k], in, Input{});
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int e = c * Cfg::kConvWidth + k;
-        float w[2];
-        unpack_word(weight[e / 2], w, Input{});
-        sum[c] = fma_f32(w[e % 2], in[c], sum[c]);
-      }
-    }
-    sum[0] = Cfg::activation(sum[0]);
-    sum[1] = Cfg::activation(sum[1]);
-    return pack_word(sum, Input{});
-  }
-  // The last kState entries of window and tokens, by who has the last part.
-  SSMJIT_DEVICE void store_window(Input* slot, int channels) const {
-    if (L::kParts > 1 && part + 1 != L::kParts) return;
-    constexpr int kFirst = kHistory + L::kPartTokens - kState;  // entry of the new window's first
+  // The last kState entries of window and tokens; `token`: the channels' first, `row` words from one to the next.
+  SSMJIT_DEVICE void store(Input* slot, int channel, int channels, const u32* token, int row) const {
     u32 next[kState];
 #pragma unroll
-    for (int j = 0; j < kState; ++j)
-      next[j] = kFirst + j >= 0 ? entry[kFirst + j < 0 ? 0 : kFirst + j]
-                                : window_entry(kFirst + j >= 0 ? 0 : Cfg::kTokens + j);
+    for (int j = 0; j < kState; ++j) {
+      const int t = Cfg::kTokens + j - kState;
+      next[j] = t >= 0 ? token[t * row] : entry(t >= 0 ? 0 : Cfg::kTokens + j);
+    }
     u32* const to = reinterpret_cast<u32*>(slot);
     if constexpr (Cfg::kConvChannelsLast) {
 #pragma unroll
-      for (int j = 0; j < kState; ++j) to[(static_cast<i64>(j) * channels + channel) / 2] = next[j];
+      for (int j = 0; j < kState; ++j) to[(j * channels + channel) / 2] = next[j];
     } else {
       const auto bits = [&](int e) { return e < kState ? next[e] & 0xffffu : next[e - kState] >> 16; };
 #pragma unroll
-      for (int w = 0; w < kState; ++w)
-        to[static_cast<i64>(channel / 2) * kState + w] = bits(2 * w) | bits(2 * w + 1) << 16;
+      for (int w = 0; w < kState; ++w) to[channel / 2 * kState + w] = bits(2 * w) | bits(2 * w + 1) << 16;
     }
   }
-};
-// Without a convolution x, B and C are taken as they are.
-template <class Cfg>
-struct RingPlainItem {
-  u32 entry[Cfg::kTokens];
-};
-template <class Cfg, bool kConv>
-struct RingItemOf {
-  using Type = RingConvItem<Cfg>;
-};
-template <class Cfg>
-struct RingItemOf<Cfg, false> {
-  using Type = RingPlainItem<Cfg>;
 };
 
 // What ring_step() meets around it.
@@ -184,17 +144,17 @@ struct RingLayer {
   using R = RingShape<Cfg>;
   using Step = RingStep<Cfg>;
   using Input = typename Cfg::Input;
-  using Item = typename RingItemOf<Cfg, Cfg::kHasConv>::Type;
   static constexpr bool kClustered = Cfg::kCluster > 1;
   static constexpr bool kExchange = kClustered && Cfg::kHasNorm;
+
+  static constexpr int kRow = L::kChannels / 2;  // words of a token before the convolution
 
   const RingLayerArgs& args;
   Shared& shared;
   int thread, first;  // the block's first channel of x
   Input* windows;
-  Item item[L::kRounds];
-  u32 z[Cfg::kHasNormGate ? R::kNewTiles : 1][R::kTiles];  // of the lane's outputs, as held; words
-  u32 weight[R::kTiles], bias[R::kTiles];
+  RingWindow<Cfg> window[L::kRounds];
+  float gate[R::kNewTiles][R::kTiles][2];  // of the norm; of the lane's outputs, as held
   float held[R::kNewTiles][R::kTiles][2];  // what the norm scales: tokens g + 8 n by columns 2 q and 2 q + 1 of a tile
   float squares[R::kNewTiles];
 
@@ -203,107 +163,106 @@ struct RingLayer {
 
   SSMJIT_DEVICE int groups() const { return args.ring.nheads / Cfg::kHeadsPerGroup; }
   SSMJIT_DEVICE int channels() const { return groups() * (L::kGroupRows + 2 * Cfg::kDstate); }
-  // Items go to the last warps first: the first ones sum the ring's rows, too.
-  SSMJIT_DEVICE int item_of(int i) const { return L::kThreads * (i + 1) - 32 - thread / 32 * 32 + thread % 32; }
-  SSMJIT_DEVICE static bool exists(int id) { return L::kItems % L::kThreads == 0 || id < L::kItems; }
-  SSMJIT_DEVICE static int word_of(int id) { return L::kParts == 1 || id < L::kWords ? id : id - L::kWords; }
-  // The channel of the block's word, among all x, B and C of the request.
+  // Words go to the last warps first: the first ones sum the ring's rows.
+  SSMJIT_DEVICE int word_of(int round) const { return L::kThreads * (round + 1) - 32 - thread / 32 * 32 + thread % 32; }
+  SSMJIT_DEVICE static bool exists(int word) { return L::kWords % L::kThreads == 0 || word < L::kWords; }
+  // The channels of x, B or C (0 to 2): the first among all of the request, and of the block; how many.
+  struct Piece {
+    int channel, at, count;
+  };
+  SSMJIT_DEVICE Piece piece(int i) const {
+    const int of_group = first / L::kGroupRows * Cfg::kDstate, B = groups() * L::kGroupRows;
+    if (i == 0) return {first, 0, Cfg::kBlockM};
+    if (i == 1) return {B + of_group, Cfg::kBlockM, Cfg::kDstate};
+    return {B + groups() * Cfg::kDstate + of_group, Cfg::kBlockM + Cfg::kDstate, Cfg::kDstate};
+  }
   SSMJIT_DEVICE int channel(int word) const {
-    const int c = 2 * word, in_group = c - Cfg::kBlockM;
-    const int B = groups() * L::kGroupRows + first / L::kGroupRows * Cfg::kDstate + in_group;
-    return in_group < 0 ? first + c : in_group < Cfg::kDstate ? B : B + (groups() - 1) * Cfg::kDstate;
+    const Piece p = piece(2 * word < Cfg::kBlockM ? 0 : 2 * word < Cfg::kBlockM + Cfg::kDstate ? 1 : 2);
+    return p.channel + 2 * word - p.at;
   }
   template <class Visit>
-  SSMJIT_DEVICE void for_items(const Visit& visit) {
+  SSMJIT_DEVICE void for_words(const Visit& visit) {
 #pragma unroll
     for (int i = 0; i < L::kRounds; ++i)
-      if (exists(item_of(i))) visit(item[i], item_of(i));
+      if (exists(word_of(i))) visit(window[i], word_of(i));
   }
 
-  // ---- before the step: loads, in the order of their need ----
+  // ---- before the step: loads ----
 
-  SSMJIT_DEVICE void start(const Step&) {
+  SSMJIT_DEVICE void start(const Step& step) {
     thread = thread_index();
     first = block_x() * Cfg::kBlockM;
-    if constexpr (kExchange) {
-      if (thread == 0) {
-        barrier_init(&shared.sums, 1);
-        barrier_init_fence();
-        barrier_arrive_expect(&shared.sums, L::kSentBytes);
-      }
-      cluster_arrive_relaxed();  // peers may send from their wait on
+    if (thread == 0) {
+      barrier_init(&shared.inputs, 1);
+      if constexpr (kExchange) barrier_init(&shared.sums, 1);
+      barrier_init_fence();
+      barrier_arrive_expect(&shared.inputs, L::kCopiedBytes);
+      if constexpr (kExchange) barrier_arrive_expect(&shared.sums, L::kSentBytes);
     }
-    if constexpr (Cfg::kHasConv) {
+    // Lines of the arguments are fetched now, together, and not where they are used.
+    const void* lines[] = {args.ring.ring_start, args.ring.x, args.ring.state, args.ring.out, args.conv_state};
 #pragma unroll
-      for (int i = 0; i < L::kRounds; ++i) {
-        const int id = item_of(i);
-        item[i].channel = channel(word_of(id));
-        item[i].part = L::kParts > 1 && id >= L::kWords ? 1 : 0;
-      }
+    for (const void*& line : lines) keep(line);
+    sync_block();
+    if constexpr (kExchange) cluster_arrive_relaxed();  // peers may send from their wait on
+    load_weights(step);
+    if constexpr (!Cfg::kEarlyState) load_tokens(step);
+  }
+  // Copies are dealt to the warps in turn.
+  SSMJIT_DEVICE static int copy_of(const Step& step) { return step.lane * Cfg::kWarps + step.warp; }
+  SSMJIT_DEVICE void copy(Input* to, const void* from, int at, int count) {
+    bulk_load(to, static_cast<const Input*>(from) + at, static_cast<u32>(2 * count), &shared.inputs);
+  }
+  SSMJIT_DEVICE void load_weights(const Step& step) {
+    // From the last thread on, so that it is not those who copy tokens.
+    const int i = L::kThreads - 1 - copy_of(step);
+    if (i < L::kConvPieces) {
+      const Piece p = piece(i % 3);
+      if (i < 3)
+        copy(shared.conv_weight[Cfg::kHasConv ? p.at : 0], args.conv_weight, p.channel * Cfg::kConvWidth,
+             p.count * Cfg::kConvWidth);
+      else
+        copy(&shared.conv_bias[Cfg::kHasConv ? p.at : 0], args.conv_bias, p.channel, p.count);
+    } else if (i < L::kConvPieces + L::kNormPieces) {
+      const int which = i - L::kConvPieces;
+      copy(shared.norm[which], which == 0 ? args.norm_weight : args.norm_bias, first, Cfg::kBlockM);
     }
+  }
+  SSMJIT_DEVICE void load_tokens(const Step& step) {
+    const RingArgs& ring = args.ring;
+    const int i = copy_of(step), t = i / L::kTokenPieces, which = i % L::kTokenPieces;
+    if (t >= Cfg::kTokens) return;
+    const auto one = [&](Input* to, const void* from, int stride, int token_stride, int at, int count) {
+      bulk_load(to, step.token(static_cast<const Input*>(from), stride, token_stride, t, at),
+                static_cast<u32>(2 * count), &shared.inputs);
+    };
+    const Piece p = piece(which);
+    Input* const to = shared.token[t] + p.at;
+    if (Cfg::kHasNormGate && which == 3)
+      one(shared.z[Cfg::kHasNormGate ? t : 0], ring.z, ring.z_stride, ring.z_token_stride, first, Cfg::kBlockM);
+    else if (Cfg::kHasConv || which == 0)
+      one(to, ring.x, ring.x_stride, ring.x_token_stride, p.channel, p.count);
+    else if (which == 1)
+      one(to, ring.B, ring.B_stride, ring.B_token_stride, first / L::kGroupRows * Cfg::kDstate, p.count);
+    else
+      one(to, ring.C, ring.C_stride, ring.C_token_stride, first / L::kGroupRows * Cfg::kDstate, p.count);
+  }
+  // Of a pad row: no copy may come to a block that has ended.
+  SSMJIT_DEVICE void leave(const Step& step) {
+    if constexpr (Cfg::kEarlyState) load_tokens(step);
+    barrier_wait(&shared.inputs, 0);
   }
   SSMJIT_DEVICE void load_windows(int slot) {
     if constexpr (Cfg::kHasConv) {
       windows = static_cast<Input*>(args.conv_state) + slot * args.conv_state_stride;
-      for_items([&](Item& one, int) { one.load_window(windows, channels()); });
+      for_words([&](RingWindow<Cfg>& one, int word) { one.load(windows, channel(word), channels()); });
       sync_warp();  // the convolution, which waits for these, does not wait for what is asked for behind them
     }
-  }
-  SSMJIT_DEVICE void load_weights() {
-    if constexpr (Cfg::kHasConv) for_items([&](Item& one, int) { one.load_weights(args); });
-  }
-  SSMJIT_DEVICE void load_tokens(const Step& step) {
-    const RingArgs& ring = args.ring;
-    if constexpr (Cfg::kHasConv) {
-      const Input* x = static_cast<const Input*>(ring.x) + Step::wide(step.row, ring.x_stride);
-      for_items([&](Item& one, int) { one.load_tokens(x, ring.x_token_stride); });
-    } else {
-      for_items([&](Item& one, int id) {
-        const int c = 2 * id, in_group = c - Cfg::kBlockM, of_group = first / L::kGroupRows * Cfg::kDstate;
-#pragma unroll
-        for (int t = 0; t < Cfg::kTokens; ++t) {
-          const Input* from =
-              in_group < 0
-                  ? step.token(static_cast<const Input*>(ring.x), ring.x_stride, ring.x_token_stride, t, first + c)
-              : in_group < Cfg::kDstate ? step.token(static_cast<const Input*>(ring.B), ring.B_stride,
-                                                     ring.B_token_stride, t, of_group + in_group)
-                                        : step.token(static_cast<const Input*>(ring.C), ring.C_stride,
-                                                     ring.C_token_stride, t, of_group + in_group - Cfg::kDstate);
-          one.entry[t] = load_now_b32(from);
-        }
-      });
-    }
-  }
-  // The first of the lane's channels in tile p.
-  SSMJIT_DEVICE static int own_channel(const Step& step, int p) {
-    return step.head * Cfg::kHeadDim + step.first + 8 * p + 2 * step.q;
-  }
-  SSMJIT_DEVICE void load_z(const Step& step) {
-    if constexpr (Cfg::kHasNormGate) {
-#pragma unroll
-      for (int n = 0; n < R::kNewTiles; ++n)
-#pragma unroll
-        for (int p = 0; p < R::kTiles; ++p)
-          z[n][p] = load_now_b32(step.token(static_cast<const Input*>(args.ring.z), args.ring.z_stride,
-                                            args.ring.z_token_stride, step.last(step.g + 8 * n), own_channel(step, p)));
-    }
-  }
-  SSMJIT_DEVICE void load_norm(const Step& step) {
-    if constexpr (Cfg::kHasNorm) {
-#pragma unroll
-      for (int p = 0; p < R::kTiles; ++p) {
-        weight[p] = load_now_b32(static_cast<const Input*>(args.norm_weight) + own_channel(step, p));
-        if constexpr (Cfg::kNormBias)
-          bias[p] = load_now_b32(static_cast<const Input*>(args.norm_bias) + own_channel(step, p));
-      }
-    }
-    // No load may move down past here, behind arithmetic that waits for another.
-    sync_warp();
   }
 
   // ---- the convolution ----
 
-  // Where token 0 of the block's word goes.
+  // Where token 0 of the block's word goes, and how many words from there to the next one.
   SSMJIT_DEVICE u32* place(int word, int& row) {
     const int c = 2 * word, in_group = c - Cfg::kBlockM;
     if (in_group < 0) {
@@ -311,28 +270,86 @@ struct RingLayer {
       return reinterpret_cast<u32*>(&shared.warp[c / R::kWarpRows].x[0][R::kFirstNew][c % R::kWarpRows]);
     }
     row = L::kColumnRow / 2;
-    return reinterpret_cast<u32*>(&shared.columns[in_group < Cfg::kDstate ? 0 : 1][0]
-                                                 [in_group < Cfg::kDstate ? in_group : in_group - Cfg::kDstate]);
+    const int which = in_group < Cfg::kDstate ? 0 : 1;
+    return reinterpret_cast<u32*>(&shared.columns[which][0][in_group - which * Cfg::kDstate]);
   }
-  SSMJIT_DEVICE void convolve(const Step&) {
-    for_items([&](Item& one, int id) {
-      const int word = word_of(id);
+  SSMJIT_DEVICE const u32* tokens_of(int word) const { return reinterpret_cast<const u32*>(shared.token[0]) + word; }
+  SSMJIT_DEVICE void convolve(const Step& step) {
+    barrier_wait(&shared.inputs, 0);
+    for_words([&](const RingWindow<Cfg>& one, int word) {
       int row;
-      u32* const to = place(word, row);
+      u32* to = place(word, row);
+      const u32* token = tokens_of(word);
+      u32 weight[Cfg::kConvWidth], entry[L::kHistory + L::kTurn];  // of the stream
+      float bias[2] = {0.0f, 0.0f};
       if constexpr (Cfg::kHasConv) {
-        one.take_window();
+        const u32* w = reinterpret_cast<const u32*>(shared.conv_weight[0]) + word * Cfg::kConvWidth;
+        if constexpr (Cfg::kConvWidth == 4) {
+          const Vec16 v = load_shared(w);
 #pragma unroll
-        for (int t = 0; t < L::kPartTokens; ++t) to[(one.part * L::kPartTokens + t) * row] = one.result(t);
-      } else {
+          for (int k = 0; k < 4; ++k) weight[k] = v.word[k];
+        } else {
 #pragma unroll
-        for (int t = 0; t < Cfg::kTokens; ++t) to[t * row] = one.entry[t];
+          for (int k = 0; k < Cfg::kConvWidth; ++k) weight[k] = w[k];
+        }
+        if constexpr (Cfg::kConvBias) unpack_word(reinterpret_cast<const u32*>(shared.conv_bias)[word], bias, Input{});
+#pragma unroll
+        for (int k = 0; k < L::kHistory; ++k) entry[k] = one.entry(Cfg::kConvState - L::kHistory + k);
       }
-      if (L::kRowTokens > Cfg::kTokens && id < Cfg::kBlockM / 2) {
+#pragma unroll 1
+      for (int t = 0; t < Cfg::kTokens; t += L::kTurn) {
 #pragma unroll
-        for (int t = Cfg::kTokens; t < L::kRowTokens; ++t) to[t * row] = 0;
+        for (int i = 0; i < L::kTurn; ++i) entry[L::kHistory + i] = token[i * kRow];
+#pragma unroll
+        for (int i = 0; i < L::kTurn; ++i) {
+          if constexpr (!Cfg::kHasConv) {
+            to[i * row] = entry[i];
+          } else {
+            float sum[2] = {bias[0], bias[1]};
+#pragma unroll
+            for (int k = 0; k < Cfg::kConvWidth; ++k) {
+              float in[2];
+              unpack_word(entry[i + k], in, Input{});
+#pragma unroll
+              for (int c = 0; c < 2; ++c) {
+                float w[2];
+                unpack_word(weight[(c * Cfg::kConvWidth + k) / 2], w, Input{});
+                sum[c] = fma_f32(w[(c * Cfg::kConvWidth + k) % 2], in[c], sum[c]);
+              }
+            }
+            sum[0] = Cfg::activation(sum[0]);
+            sum[1] = Cfg::activation(sum[1]);
+            to[i * row] = pack_word(sum, Input{});
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < L::kHistory; ++k) entry[k] = entry[k + L::kTurn];
+        token += L::kTurn * kRow;
+        to += L::kTurn * row;
+      }
+      if (L::kRowTokens > Cfg::kTokens && 2 * word < Cfg::kBlockM) {
+#pragma unroll
+        for (int t = 0; t < L::kRowTokens - Cfg::kTokens; ++t) to[t * row] = 0;
       }
     });
+    if constexpr (Cfg::kHasNormGate) {
+#pragma unroll
+      for (int n = 0; n < R::kNewTiles; ++n)
+#pragma unroll
+        for (int p = 0; p < R::kTiles; ++p) {
+          float z[2];
+          unpack_word(*reinterpret_cast<const u32*>(&shared.z[step.last(step.g + 8 * n)][own_column(step, p)]), z,
+                      Input{});
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            gate[n][p][e] = Cfg::norm_gate(z[e]);
+            keep(gate[n][p][e]);
+          }
+        }
+    }
   }
+  // The first of the lane's channels in tile p, among the block's.
+  SSMJIT_DEVICE static int own_column(const Step& step, int p) { return step.warp * R::kWarpRows + 8 * p + 2 * step.q; }
   // All of the block's x, B and C are there.
   SSMJIT_DEVICE void ready() {
     if constexpr (kClustered && !kExchange) cluster_arrive_relaxed();  // this block has read the windows
@@ -342,8 +359,8 @@ struct RingLayer {
   }
   SSMJIT_DEVICE void store_windows(bool of_x) {
     if constexpr (Cfg::kHasConv)
-      for_items([&](const Item& one, int id) {
-        if ((word_of(id) < Cfg::kBlockM / 2) == of_x) one.store_window(windows, channels());
+      for_words([&](const RingWindow<Cfg>& one, int word) {
+        if ((2 * word < Cfg::kBlockM) == of_x) one.store(windows, channel(word), channels(), tokens_of(word), kRow);
       });
   }
   SSMJIT_DEVICE const Input* column(const Step& step, int which, int t) const {
@@ -359,10 +376,8 @@ struct RingLayer {
     float(&u)[2] = held[n][p];
     unpack_word(word, u, Input{});
     if constexpr (Cfg::kHasNormGate && !Cfg::kNormBeforeGate) {
-      float gate[2];
-      unpack_word(z[n][p], gate, Input{});
 #pragma unroll
-      for (int e = 0; e < 2; ++e) u[e] *= Cfg::norm_gate(gate[e]);
+      for (int e = 0; e < 2; ++e) u[e] *= gate[n][p][e];
     }
     if (p == 0) squares[n] = 0.0f;
 #pragma unroll
@@ -444,15 +459,15 @@ struct RingLayer {
       for (int p = 0; p < R::kTiles; ++p) {
         float(&v)[2] = held[n][p];
         if constexpr (Cfg::kHasNorm) {
-          float w[2], b[2] = {0.0f, 0.0f}, gate[2];
-          unpack_word(weight[p], w, Input{});
-          if constexpr (Cfg::kNormBias) unpack_word(bias[p], b, Input{});
-          if constexpr (Cfg::kHasNormGate && Cfg::kNormBeforeGate) unpack_word(z[n][p], gate, Input{});
+          float w[2], b[2] = {0.0f, 0.0f};
+          unpack_word(*reinterpret_cast<const u32*>(&shared.norm[0][own_column(step, p)]), w, Input{});
+          if constexpr (Cfg::kNormBias)
+            unpack_word(*reinterpret_cast<const u32*>(&shared.norm[1][own_column(step, p)]), b, Input{});
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             v[e] = v[e] * scale[n] * w[e];
             if constexpr (Cfg::kNormBias) v[e] += b[e];
-            if constexpr (Cfg::kHasNormGate && Cfg::kNormBeforeGate) v[e] *= Cfg::norm_gate(gate[e]);
+            if constexpr (Cfg::kHasNormGate && Cfg::kNormBeforeGate) v[e] *= gate[n][p][e];
           }
         }
         *reinterpret_cast<u32*>(out[n] + 8 * p) = pack_word(v, Input{});

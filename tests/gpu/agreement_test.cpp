@@ -82,13 +82,16 @@ Memory after_cpu(const CpuProgram& program, const Description& d, const Plan& pl
                  CpuSchedule schedule) {
   Memory memory = before(c);
   const auto run = [&](const auto& given) {
-    const auto args = to_device(d, given, pdl_of(plan));
-    std::vector<CpuBuffer> buffers;
-    for (std::size_t i = 0; i < memory.size(); ++i) buffers.push_back(cpu_buffer(c.blocks()[i], memory[i]));
-    CpuLaunch launch = cpu_launch(launch_shape(plan, d, c.layout().batch), args, std::move(buffers));
-    launch.schedule = schedule;
-    launch.timeout_s = 60;
-    return program.run(launch);
+    CpuReport report;
+    with_device_args(d, given, pdl_of(plan), [&](const auto& args) {
+      std::vector<CpuBuffer> buffers;
+      for (std::size_t i = 0; i < memory.size(); ++i) buffers.push_back(cpu_buffer(c.blocks()[i], memory[i]));
+      CpuLaunch launch = cpu_launch(launch_shape(plan, d, c.layout().batch), args, std::move(buffers));
+      launch.schedule = schedule;
+      launch.timeout_s = 60;
+      report = program.run(launch);
+    });
+    return report;
   };
   for (const CpuFinding& finding : std::visit(run, c.launch_args(bases(memory))).findings)
     ADD_FAILURE() << c.layout().name() << ": CPU: " << finding.text();
