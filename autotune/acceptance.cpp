@@ -120,7 +120,7 @@ double steps_per_flush(int window, int tokens, const Acceptance& accepted) {
 
 int timed_ring_count(const Description& description, Phase phase) {
   const int window = description.ring_window(), tokens = description.token_count;
-  if (description.op() != Op::ring)
+  if (description.ring_window() == 0)
     fail(ErrorKind::invalid, "description: got a store in place, which has no ring; wants a ring (store=ring:16)");
   if (phase == Phase::flush) return std::min(window, window - tokens + 2);
   return tokens > 1 ? std::min(4, window - tokens) : std::max(0, window / 2 - 1);

@@ -44,13 +44,13 @@ Cells cells_of(const std::vector<Measurement>& measurements) {
       if (verdict == nullptr || counts_more(*verdict, m)) verdict = &m;
       continue;
     }
-    if (m.op == Op::ring && m.phase != "weighted" && m.phases.size() != 2) continue;  // a phase alone is no step
+    if (m.has_ring() && m.phase != "weighted" && m.phases.size() != 2) continue;  // a phase alone is no step
     if (!never.empty() && never.contains(m.candidate())) continue;
     const RowKernel kernel{m.device, m.kernel_digest, m.pdl};
     const auto [at, added] = cells[kernel][m.total_heads()].emplace(m.plan.text(), m);
     if (!added && counts_more(at->second, m)) at->second = m;
     const Measurement*& of_kernel = newest[kernel];
-    if (m.op == Op::ring && m.phases.size() == 2 &&
+    if (m.has_ring() && m.phases.size() == 2 &&
         (of_kernel == nullptr ||
          std::tuple(of_kernel->measured, of_kernel->steps_per_flush) < std::tuple(m.measured, m.steps_per_flush)))
       of_kernel = &m;

@@ -13,12 +13,6 @@ namespace ssmjit {
 // Products and sums of a convolution, as the limits of fp32 outputs count them.
 inline constexpr int kConvTerms = 8;
 
-// Elements that were written beside the output against what they are copies of: how many are not, of how many.
-struct WindowMeter {
-  void add(bool exact) { ++count, wrong += exact ? 0 : 1; }
-  std::int64_t count = 0, wrong = 0;
-};
-
 class Conv1dCase : public KernelCase {
  public:
   Conv1dCase(const Description& description, const CaseLayout& layout, std::uint64_t seed);
@@ -30,8 +24,6 @@ class Conv1dCase : public KernelCase {
   void judge(const std::vector<std::byte*>& want, const std::vector<std::byte*>& got,
              CaseResult& result) const override;
   void add_tokens();
-  void add_snapshots();
-  void fill_window(std::int64_t row);
 
   Conv1dArgs host_;  // pointers into blocks()
   std::vector<ConvRequest> requests_;

@@ -126,7 +126,7 @@ TableRow row_of(const Measurement& m) {
   // A floor above the time was not measured well.
   const auto floor_of = [](const auto& of) { return of.floor_us <= of.us ? of.floor_us : 0; };
   row.floor_us = floor_of(m);
-  if (m.op == Op::ring) {
+  if (m.has_ring()) {
     row.steps_per_flush = m.steps_per_flush;
     for (const PhaseMeasurement& p : m.phases)
       (p.phase == Phase::flush ? row.flush : row.no_flush) = PhaseTime{p.us, floor_of(p)};

@@ -148,7 +148,7 @@ std::string Measurement::json() const {
   Json json;
   json["schema"] = 1;
   json["op"] = name(op);
-  json["store"] = op == Op::ring ? "ring" : "in_place";
+  json["store"] = has_ring() ? "ring" : "in_place";
   json["kernel_digest"] = kernel_digest;
   json["cost_digest"] = cost_digest;
   json["kernel"] = kernel;
@@ -157,7 +157,7 @@ std::string Measurement::json() const {
   json["batch"] = batch;
   json["nheads"] = nheads;
   json["phase"] = phase;
-  if (op == Op::ring) json["steps_per_flush"] = steps_per_flush;
+  if (has_ring()) json["steps_per_flush"] = steps_per_flush;
   json["pdl"] = name(pdl);
   json["device"] = device;
   json["device_name"] = device_name;
@@ -173,7 +173,7 @@ std::string Measurement::json() const {
   json["floor_us"] = tidy_us(floor_us);
   json["share"] = tidy_share(share);
   json["layers"] = layers;
-  if (op == Op::ring) {
+  if (has_ring()) {
     json["phases"] = Json::array();
     for (const PhaseMeasurement& p : phases)
       json["phases"].push_back({{"phase", name(p.phase)},
@@ -212,6 +212,10 @@ Measurement Measurement::from_json(std::string_view line) {
     if (op == std::end(kOps))
       fail(ErrorKind::invalid, "journal: op: got {}; wants update, ring, conv1d, norm or layer", in_quotes(text));
     m.op = *op;
+    if (m.op == Op::layer) {
+      get("store", text);
+      m.ring_layer = text == "ring";
+    }
     get("kernel_digest", m.kernel_digest);
     get("cost_digest", m.cost_digest);
     get("kernel", m.kernel);
@@ -221,7 +225,7 @@ Measurement Measurement::from_json(std::string_view line) {
     get("batch", m.batch);
     get("nheads", m.nheads);
     get("phase", m.phase);
-    if (m.op == Op::ring) get("steps_per_flush", m.steps_per_flush);
+    if (m.has_ring()) get("steps_per_flush", m.steps_per_flush);
     get("pdl", text);
     m.pdl = parse_pdl_mode(text);
     get("device", m.device);
@@ -242,7 +246,7 @@ Measurement Measurement::from_json(std::string_view line) {
     get("floor_us", m.floor_us);
     get("share", m.share);
     get("layers", m.layers);
-    if (m.op == Op::ring) {
+    if (m.has_ring()) {
       field = "phases";
       for (const Json& p : json.at("phases")) m.phases.push_back(read_phase(p));
     } else {

@@ -74,9 +74,6 @@ Description few_groups(const Description& description, int groups) {
 }
 
 std::unique_ptr<KernelCase> make_case(const Description& description, const CaseLayout& layout, std::uint64_t seed) {
-  if (description.op() == Op::layer && description.ring_window() != 0)
-    fail(ErrorKind::invalid,
-         "verify: got a layer with a ring; verify its parts (layer_parts()), which its chain launches");
   if (description.op() == Op::layer) return std::make_unique<LayerCase>(description, layout, seed);
   if (description.op() == Op::ring) return std::make_unique<RingCase>(description, layout, seed);
   if (description.op() == Op::conv1d) return std::make_unique<Conv1dCase>(description, layout, seed);
@@ -208,6 +205,160 @@ Tensor KernelCase::add_indices(std::string name, const std::vector<std::int64_t>
       std::memcpy(data + i * 4, &narrow, 4);
   }
   return contiguous(data, dtype, {count});
+}
+
+void KernelCase::add_conv_slots(const Description& d, Conv1dArgs& args, const std::vector<std::int64_t>& order) {
+  const Conv& conv = *d.conv;
+  const std::int64_t batch = layout_.batch, C = d.conv_channels(), L = d.conv_state_len(), T = d.token_count;
+  if (conv.keep == ConvKeep::slots) {
+    std::vector<std::int64_t> targets(order.begin() + batch, order.end());  // that no row reads
+    targets.resize(static_cast<std::size_t>(batch * T));
+    for (std::int64_t b = 0; b < batch; ++b) {
+      // A request's own slot is one of its targets at times; some tokens' windows are dropped.
+      const auto target = [&](std::int64_t t) -> std::int64_t& { return targets[static_cast<std::size_t>(b * T + t)]; };
+      if (b % 2 == 0) target(b / 2 % T) = order[static_cast<std::size_t>(b)];
+      const std::int64_t pads[] = {-1, kNullSlot, pool_slots()};
+      if (layout_.pads && b % 2 == 0) target((b + 1) % T) = pads[b / 2 % 3];
+    }
+    args.output_state_indices = add_indices("output_state_indices", targets, layout_.index_dtype);
+    args.output_state_indices.rank = 2;
+    args.output_state_indices.shape = {batch, T};
+    args.output_state_indices.stride = {T, 1};
+  }
+  if (conv.keep == ConvKeep::snapshots) {
+    const std::int64_t K = d.conv_snapshot_len();
+    const bool last = conv.channels_last, indexed = layout_.indexed;
+    // Steps to spare, and slots of its own where there are indices.
+    const std::int64_t steps = T + (indexed ? 1 : 0), slots = indexed ? batch + 2 : pool_slots();
+    const std::int64_t slot = steps * C * K + (layout_.padded_state ? 64 : 0);
+    std::byte* const data = at(add("intermediate_states", slots * slot * size_bytes(d.state_dtype), Use::updated));
+    args.intermediate_states =
+        strided(data, d.state_dtype, {slots, steps, last ? K : C, last ? C : K}, {slot, C * K, last ? C : K, 1});
+    if (indexed) {
+      std::vector<std::int64_t> to;
+      for (std::int64_t b = 0; b < batch; ++b) to.push_back(layout_.pads && b % 4 == 2 ? -1 : b + 2);
+      std::reverse(to.begin(), to.end());
+      args.intermediate_state_indices = add_indices("intermediate_state_indices", to, layout_.index_dtype);
+    }
+  }
+  const auto counts = [&](const char* name, auto&& of_row) {
+    std::vector<std::int64_t> values;
+    for (std::int64_t b = 0; b < batch; ++b) values.push_back(of_row(b));
+    return add_indices(name, values, layout_.index_dtype);
+  };
+  if (conv.store == ConvStore::circular)
+    args.cache_seqlens = counts("cache_seqlens", [&](std::int64_t b) {
+      const std::int64_t kinds[] = {L - 1, 0, 7, L, 1000003, 2 * L + 1};
+      return kinds[b % 6];
+    });
+  if (conv.has_accepted)  // out of range too
+    args.num_accepted_tokens = counts("num_accepted_tokens", [&](std::int64_t b) -> std::int64_t {
+      const std::int64_t kinds[] = {(T + 1) / 2, T, 0, 1, T + 3, -2};
+      return kinds[b % 6];
+    });
+}
+
+void KernelCase::fill_window(const Description& d, const Conv1dArgs& args, const ConvRequest& request,
+                             double magnitude) {
+  const Conv& conv = *d.conv;
+  if (!request.live) return;
+  const int length = d.conv_state_len(), history = conv.width - 1;
+  const bool moves = conv.store == ConvStore::shift && !conv.has_accepted;
+  const int dropped = conv.keep == ConvKeep::last ? d.token_count : 1;
+  for (int j = 0; j < length; ++j) {
+    const bool used = (j - request.first + length) % length < history;
+    if (!used && !(moves && j >= dropped)) continue;
+    for (std::int64_t c = 0; c < d.conv_channels(); ++c)
+      put(args.conv_state, conv_state_at(d, args, request.slot, c, j), magnitude * normal());
+  }
+}
+
+void KernelCase::judge_windows(const Description& d, const Conv1dArgs& host, const Conv1dArgs& want,
+                               const Conv1dArgs& got, std::int64_t row, const ConvRequest& request, Windows& windows) {
+  const std::int64_t element = size_bytes(d.state_dtype);
+  for (std::int64_t c = 0; c < d.conv_channels(); ++c)
+    for (const ConvWrite& write : conv_writes(d, host, c, request)) {
+      const Tensor& to = write.snapshot ? want.intermediate_states : want.conv_state;
+      const Tensor& is = write.snapshot ? got.intermediate_states : got.conv_state;
+      std::byte* const place = bytes_of(to) + write.at * element;
+      if (!write.from_token)
+        std::memcpy(place, bytes_of(host.conv_state) + conv_state_at(d, host, request.slot, c, write.from) * element,
+                    static_cast<std::size_t>(element));
+      else if (d.state_dtype == d.input_dtype)
+        std::memcpy(place, bytes_of(host.x) + conv_token_at(host.x, row, write.from, c) * element,
+                    static_cast<std::size_t>(element));
+      else
+        put(to, write.at, stored_value(host.x, conv_token_at(host.x, row, write.from, c), read_host));
+      (write.snapshot ? windows.snapshots : windows.states)
+          .add(std::memcmp(place, bytes_of(is) + write.at * element, static_cast<std::size_t>(element)) == 0);
+    }
+}
+
+void KernelCase::judge(const Windows& windows, CaseResult& result) const {
+  for (const auto& [name, meter] :
+       {std::pair("conv_state", windows.states), {"intermediate_states", windows.snapshots}})
+    if (meter.wrong > 0)
+      failed(result, fmt::format("{}: {} of {} elements that the step writes are no copies of what they should be",
+                                 name, meter.wrong, meter.count));
+}
+
+template <class Args>
+void KernelCase::add_ring_pools(Args& args) {
+  const Description& d = description_;
+  const std::int64_t H = d.nheads, P = d.head_dim, N = d.dstate, L = d.ring_length();
+  args.state = add_pool("state", d.state_dtype, {H, P, N});
+  if (d.has_state_scale()) args.state_scale = add_pool("state_scale", DType::f32, {H, P});
+  args.x_ring = add_pool("x_ring", d.input_dtype, {H, L, P});
+  args.B_ring = add_pool("B_ring", d.input_dtype, {d.ngroups, L, N});
+  args.dt_ring = add_pool("dt_ring", DType::f32, {H, L});
+  if (!std::holds_alternative<Nearest>(d.rounding_kind))
+    args.rand_seed =
+        add_indices("rand_seed", {static_cast<std::int64_t>(random_() | std::uint64_t{1} << 63)}, DType::i64);
+  // Cursors of slots that no request uses stay what they are: nothing.
+  const std::vector<std::int64_t> nothing(static_cast<std::size_t>(pool_slots()), -1);
+  args.ring_start = add_indices("ring_start", nothing, DType::i32);
+  args.ring_count = add_indices("ring_count", nothing, DType::i32);
+}
+template void KernelCase::add_ring_pools(RingArgs&);
+template void KernelCase::add_ring_pools(LayerArgs&);
+
+void KernelCase::fill_ring_slot(const RingArgs& args, std::int64_t slot, int kind) {
+  const Description& d = description_;
+  const int window = d.ring_window(), length = d.ring_length(), T = d.token_count;
+  const auto below = [&](int limit) { return static_cast<int>(random_() % static_cast<std::uint64_t>(limit)); };
+  const int counts[kCursorKinds] = {window,     window - T, std::min(window, window - T + 1), 0, below(window + 1),
+                                    window + 3, -5};
+  int start = kind % 2 == 0 ? below(length) : length - 1;
+  if (kind == 5) start = length + 2;
+  if (kind == 6) start = -3;
+  const auto put_cursor = [&](const Tensor& t, int value) { std::memcpy(bytes_of(t) + slot * 4, &value, 4); };
+  put_cursor(args.ring_start, start);
+  put_cursor(args.ring_count, counts[kind]);
+
+  const std::int64_t rows = std::int64_t{d.nheads} * d.head_dim;
+  double magnitude = layout_.strong_decay ? 30.0 : 1.0;
+  if (d.has_state_scale()) {
+    for (std::int64_t i = 0; i < rows; ++i)
+      put(args.state_scale, slot * args.state_scale.stride[0] + i, magnitude * uniform({0.02, 0.04}));
+    magnitude = 30.0;  // in units of the scale
+  }
+  for (std::int64_t i = 0; i < rows * d.dstate; ++i)
+    put(args.state, slot * args.state.stride[0] + i, magnitude * normal());
+}
+
+void KernelCase::fill_ring_rows(const RingArgs& args, const RingRequest& request) {
+  const Description& d = description_;
+  for (int j = 0; j < request.count; ++j) {
+    for (std::int64_t h = 0; h < d.nheads; ++h) {
+      for (std::int64_t p = 0; p < d.head_dim; ++p)
+        put(args.x_ring, ring_offset(args.x_ring, request, h, j) + p, normal());
+      const double dt = layout_.strong_decay ? uniform({-12, 8}) : uniform({-3, 0.5});
+      put(args.dt_ring, ring_offset(args.dt_ring, request, h, j), std::log1p(std::exp(dt)));
+    }
+    for (std::int64_t g = 0; g < d.ngroups; ++g)
+      for (std::int64_t n = 0; n < d.dstate; ++n)
+        put(args.B_ring, ring_offset(args.B_ring, request, g, j) + n, normal());
+  }
 }
 
 void KernelCase::put(const Tensor& t, std::int64_t i, double v) { encode(t.dtype, bytes_of(t), i, v); }

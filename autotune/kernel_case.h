@@ -14,6 +14,8 @@
 #include <ssmjit/kernel.h>
 
 #include "autotune/nearness.h"
+#include "autotune/reference/conv1d_reference.h"
+#include "autotune/reference/ring_reference.h"
 
 namespace ssmjit {
 
@@ -32,6 +34,12 @@ struct CaseLayout {
 
 // What one launch is given.
 using CaseArgs = std::variant<UpdateArgs, RingArgs, Conv1dArgs, NormArgs, LayerArgs>;
+
+// Elements that were written beside the output against what they are copies of: how many are not, of how many.
+struct WindowMeter {
+  void add(bool exact) { ++count, wrong += exact ? 0 : 1; }
+  std::int64_t count = 0, wrong = 0;
+};
 
 struct CaseResult {
   std::vector<std::string> failures;  // sentences; empty: passed
@@ -103,6 +111,31 @@ class KernelCase {
   static constexpr std::int64_t kNullSlot = 1;
   std::int64_t pad_slot_id() const { return layout_.indexed && layout_.pads ? kNullSlot : -1; }
   Tensor add_indices(std::string name, const std::vector<std::int64_t>& values, DType dtype);
+
+  // ---- of a convolution, alone or in a layer; `conv` describes it alone ----
+  // Output slots, snapshots and counts, as far as it has them; rows read slots `order` from the front.
+  void add_conv_slots(const Description& conv, Conv1dArgs& args, const std::vector<std::int64_t>& order);
+  // The entries of a request's window that the contract says are read; all others stay NaN.
+  void fill_window(const Description& conv, const Conv1dArgs& args, const ConvRequest& request, double magnitude);
+  // Puts what a request's step must have written beside its output into `want`, and counts what differs in `got`.
+  // `host`: the same arguments before the launch.
+  struct Windows {
+    WindowMeter states, snapshots;
+  };
+  static void judge_windows(const Description& conv, const Conv1dArgs& host, const Conv1dArgs& want,
+                            const Conv1dArgs& got, std::int64_t row, const ConvRequest& request, Windows& windows);
+  void judge(const Windows& windows, CaseResult& result) const;
+
+  // ---- of a ring, alone or in a layer ----
+  // States, scales, rings and cursors, and the seed of a stochastic rounding.
+  template <class Args>
+  void add_ring_pools(Args& args);
+  // State and cursors of a live slot. Kinds of count: full, the most that does not flush, the least that does, none,
+  // any, and out of range.
+  static constexpr int kCursorKinds = 7;
+  void fill_ring_slot(const RingArgs& args, std::int64_t slot, int kind);
+  // The rows in use of a live request's ring; all others stay NaN.
+  void fill_ring_rows(const RingArgs& args, const RingRequest& request);
 
   double normal() { return normal_(random_); }
   double uniform(Range range) { return std::uniform_real_distribution<double>(range.low, range.high)(random_); }

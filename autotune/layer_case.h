@@ -1,4 +1,4 @@
-// One test of a fused layer.
+// One test of a layer, in one launch or as a chain.
 #pragma once
 
 #include <cstddef>
@@ -20,12 +20,19 @@ class LayerCase : public KernelCase {
  private:
   void judge(const std::vector<std::byte*>& want, const std::vector<std::byte*>& got,
              CaseResult& result) const override;
+  void judge_in_place(const LayerArgs& want, const LayerArgs& got, CaseResult& result) const;
+  void judge_ring(const LayerArgs& want, const LayerArgs& got, CaseResult& result) const;
+  static void want_zeros(const LayerArgs& want, const LayerArgs& got, std::int64_t at, std::int64_t count);
   void add_inputs();
   void add_layer_weights();
+  void make_sums_sure(std::int64_t row);
 
   LayerArgs host_;  // pointers into blocks()
-  std::vector<RowSlots> rows_;
-  std::vector<std::vector<LayerGroup>> expected_;  // [row][group]
+  std::vector<ConvRequest> windows_;
+  std::vector<RowSlots> rows_;                                 // of a layer in place
+  std::vector<std::vector<LayerGroup>> expected_;              // [row][group]
+  std::vector<RingRequest> requests_;                          // of one with a ring
+  std::vector<std::vector<RingLayerGroup>> expected_of_ring_;  // [request][group], none of a pad
 };
 
 }  // namespace ssmjit

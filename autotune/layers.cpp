@@ -126,12 +126,13 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
                const Stream& stream, std::uint64_t seed)
     : description_(description), batch_(batch), seed_(seed), kernels_(kernels), stream_(stream) {
   const Description& d = description_;
-  if (d.op() == Op::layer && d.ring_window() != 0)
+  if (d.op() == Op::layer && d.conv && d.conv->keep == ConvKeep::slots)
     fail(ErrorKind::invalid,
-         "timing: got a layer with a ring; time its parts (layer_parts()), which its chain launches");
+         "timing: got a layer whose convolution keeps slots, which would have states for all of them; time its parts "
+         "(layer_parts())");
   const std::int64_t B = batch, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
   const std::int64_t rows = B * d.token_count, in = size_bytes(d.input_dtype);
-  const bool ring = d.op() == Op::ring;
+  const bool ring = d.ring_window() != 0, layer = d.op() == Op::layer;
   const std::int64_t ring_rows = ring ? B * d.ring_length() : 0;
   // In this order, so that what a step reads of all is one stretch: state, inputs, and as much of a ring as is in use.
   const auto place = [&](std::int64_t bytes) {
@@ -144,7 +145,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   const std::int64_t window = conv ? channels * d.conv_state_len() : H * P * N;
   const bool gated = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
   state_ = place(B * window * size_bytes(d.state_dtype) * (by_token ? 1 + d.token_count : d.has_destination ? 2 : 1));
-  windows_ = place(d.op() == Op::layer ? B * d.conv_channels() * d.conv_state_len() * in : 0);
+  windows_ = place(layer ? B * d.conv_channels() * d.conv_state_len() * in : 0);
   scale_ = place(d.has_state_scale() ? B * H * P * size_bytes(DType::f32) : 0);
   const std::int64_t inputs = layer_bytes_;
   x_ = place(rows * channels * in);
@@ -157,6 +158,8 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   B_ring_ = place(ring_rows * G * N * in);
   dt_ring_ = place(ring_rows * H * size_bytes(DType::f32));
   if (conv) kept_ = place(by_token ? 0 : bytes_moved(d, batch).written_new - x_.bytes);
+  if (layer && d.conv && d.conv->keep == ConvKeep::snapshots)
+    kept_ = place(rows * d.conv_channels() * d.conv_snapshot_len() * in);
   cold_bytes_ = state_.bytes + windows_.bytes + scale_.bytes + x_ring_.bytes + B_ring_.bytes + dt_ring_.bytes;
   if (d.op() == Op::norm) cold_bytes_ = x_.bytes + z_.bytes;
 
@@ -181,11 +184,11 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   memory_ = DeviceBuffer(static_cast<std::size_t>(layer_bytes_ * count_));
   sources_ = DeviceBuffer(static_cast<std::size_t>(input_bytes_ * count_));
   out_ = DeviceBuffer(static_cast<std::size_t>(round_up(x_.bytes, kPartAlign)));
-  if (d.op() == Op::layer) scratch_ = DeviceBuffer(static_cast<std::size_t>(chain_scratch(d, batch).bytes));
+  if (layer) scratch_ = DeviceBuffer(static_cast<std::size_t>(chain_scratch(d, batch).bytes));
   const std::int64_t weights_of = d.op() == Op::norm ? channels : H;  // entries of each of up to three
   const std::int64_t taps = d.conv ? d.conv->width + 1 : 0;
   const std::int64_t conv_bytes = round_up(taps * d.conv_channels() * (conv ? 4 : in), kWeightAlign);
-  const std::int64_t norm_bytes = d.op() == Op::layer ? 2 * d.norm_channels() * in : 0;
+  const std::int64_t norm_bytes = layer ? 2 * d.norm_channels() * in : 0;
   const std::int64_t head_bytes = conv ? 0 : 3 * round_up(4 * weights_of, kWeightAlign);
   weights_ = DeviceBuffer(static_cast<std::size_t>(head_bytes + conv_bytes + norm_bytes));
   index_bytes_ = round_up(4 * ((by_token ? rows : B) + 1), kPartAlign);
@@ -208,6 +211,11 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   upload(2);
   indices_.upload(&seed, sizeof seed, static_cast<std::size_t>(3 * index_bytes_));
   if (conv) fill_conv1d_weights(seed);
+  if (d.conv) {
+    // Half of a step's tokens were accepted, as many came before it.
+    const std::vector<std::int32_t> counts(static_cast<std::size_t>(B), (d.token_count + 1) / 2);
+    indices_.upload(counts.data(), 4 * counts.size(), static_cast<std::size_t>(2 * index_bytes_));
+  }
   std::byte* weights = weights_.data();
   const std::int64_t step = round_up(4 * weights_of, kWeightAlign);
   kernels_.fill(DType::f32, weights, weights_of, seed + 1, -1.5, 0.2, stream_);
@@ -307,8 +315,9 @@ UpdateArgs Layers::update_args(int layer, Pdl pdl) const {
 
 LayerArgs Layers::layer_args(int layer, Pdl pdl) const {
   const Description& d = description_;
-  const std::int64_t B = batch_, H = d.nheads, P = d.head_dim, in = size_bytes(d.input_dtype);
-  auto a = common_args<LayerArgs>(layer, pdl, {B});
+  const bool ring = d.ring_window() != 0;
+  const std::int64_t B = batch_, T = d.token_count, H = d.nheads, P = d.head_dim, in = size_bytes(d.input_dtype);
+  auto a = ring ? common_args<LayerArgs>(layer, pdl, {B, T}) : common_args<LayerArgs>(layer, pdl, {B});
   a.scratch = contiguous(scratch_.data(), DType::i8, {static_cast<std::int64_t>(scratch_.size())});
   const std::byte* p = at(layer);
   const std::byte* weights = weights_.data() + 3 * round_up(4 * H, kWeightAlign);
@@ -318,17 +327,21 @@ LayerArgs Layers::layer_args(int layer, Pdl pdl) const {
     a.conv_state = d.conv->channels_last ? contiguous(p + windows_.at, d.input_dtype, {B, length, channels})
                                          : contiguous(p + windows_.at, d.input_dtype, {B, channels, length});
     // x, B and C lie one behind the other for each row: the parts of the three are one stretch.
-    a.x = contiguous(p + x_.at, d.input_dtype, {B, channels});
+    a.x = ring ? contiguous(p + x_.at, d.input_dtype, {B, T, channels})
+               : contiguous(p + x_.at, d.input_dtype, {B, channels});
     a.B = a.C = Tensor{};
     a.conv_weight = contiguous(weights, d.input_dtype, {channels, taps});
     if (d.conv->has_bias) a.conv_bias = contiguous(weights + taps * channels * in, d.input_dtype, {channels});
+    add_conv_extras(layer, a);
     conv_bytes = round_up((taps + 1) * channels * in, kWeightAlign);
   }
   if (d.norm) {
     a.norm_weight = contiguous(weights + conv_bytes, d.input_dtype, {H * P});
     if (d.norm->has_bias) a.norm_bias = contiguous(weights + conv_bytes + H * P * in, d.input_dtype, {H * P});
-    if (!d.norm->gate_expr.empty()) a.z = contiguous(p + z_.at, d.input_dtype, {B, H, P});
+    if (!d.norm->gate_expr.empty())
+      a.z = ring ? contiguous(p + z_.at, d.input_dtype, {B, T, H, P}) : contiguous(p + z_.at, d.input_dtype, {B, H, P});
   }
+  if (ring) add_ring(layer, a);
   return a;
 }
 
@@ -345,10 +358,11 @@ NormArgs Layers::norm_args(int layer, Pdl pdl) const {
   return a;
 }
 
-RingArgs Layers::ring_args(int layer, Pdl pdl) const {
+// Scales, rings, cursors and the seed.
+template <class Args>
+void Layers::add_ring(int layer, Args& a) const {
   const Description& d = description_;
-  const std::int64_t B = batch_, T = d.token_count, H = d.nheads, P = d.head_dim, L = d.ring_length();
-  auto a = d.is_varlen ? common_args<RingArgs>(layer, pdl, {B * T}) : common_args<RingArgs>(layer, pdl, {B, T});
+  const std::int64_t B = batch_, H = d.nheads, P = d.head_dim, L = d.ring_length();
   const std::byte* p = at(layer);
   if (d.has_state_scale()) a.state_scale = contiguous(p + scale_.at, DType::f32, {B, H, P});
   a.x_ring = contiguous(p + x_ring_.at, d.input_dtype, {B, H, L, P});
@@ -356,13 +370,19 @@ RingArgs Layers::ring_args(int layer, Pdl pdl) const {
   a.dt_ring = contiguous(p + dt_ring_.at, DType::f32, {B, H, L});
   a.ring_start = contiguous(cursors_.data(), DType::i32, {B});
   a.ring_count = contiguous(cursors_.data() + index_bytes_, DType::i32, {B});
-  if (d.is_varlen) a.cu_seqlens = contiguous(indices_.data() + 2 * index_bytes_, DType::i32, {B + 1});
   if (std::holds_alternative<Stochastic>(d.rounding_kind))
     a.rand_seed = contiguous(indices_.data() + 3 * index_bytes_, DType::i64, {1});
+}
+
+RingArgs Layers::ring_args(int layer, Pdl pdl) const {
+  const Description& d = description_;
+  const std::int64_t B = batch_, T = d.token_count;
+  auto a = d.is_varlen ? common_args<RingArgs>(layer, pdl, {B * T}) : common_args<RingArgs>(layer, pdl, {B, T});
+  add_ring(layer, a);
+  if (d.is_varlen) a.cu_seqlens = contiguous(indices_.data() + 2 * index_bytes_, DType::i32, {B + 1});
   return a;
 }
 
-// Counts beside the tokens' are all the same: half of a step's tokens were accepted, as many came before it.
 Conv1dArgs Layers::conv1d_args(int layer, Pdl pdl) const {
   const Description& d = description_;
   const Conv& conv = *d.conv;
@@ -382,31 +402,32 @@ Conv1dArgs Layers::conv1d_args(int layer, Pdl pdl) const {
   a.out = contiguous(out_.data(), d.input_dtype, {B, T, C});
   a.state_batch_indices = contiguous(indices_.data(), DType::i32, {B});
   if (by_token) a.output_state_indices = contiguous(indices_.data() + index_bytes_, DType::i32, {B, T});
+  add_conv_extras(layer, a);
+  a.pdl = pdl;
+  return a;
+}
+
+// Snapshots and counts, as the convolution alone or in a layer has them.
+template <class Args>
+void Layers::add_conv_extras(int layer, Args& a) const {
+  const Description& d = description_;
+  const Conv& conv = *d.conv;
+  const std::int64_t B = batch_, T = d.token_count, C = d.conv_channels(), K = d.conv_snapshot_len();
   if (conv.keep == ConvKeep::snapshots) {
-    a.intermediate_states = windows(p + kept_.at, B * T, d.conv_snapshot_len());
-    a.intermediate_states.rank = 4;
-    for (std::size_t i = 3; i > 1; --i) {
-      a.intermediate_states.shape[i] = a.intermediate_states.shape[i - 1];
-      a.intermediate_states.stride[i] = a.intermediate_states.stride[i - 1];
-    }
-    a.intermediate_states.shape[0] = B;
-    a.intermediate_states.shape[1] = T;
-    a.intermediate_states.stride[1] = a.intermediate_states.stride[0];
-    a.intermediate_states.stride[0] *= T;
+    const std::byte* p = at(layer) + kept_.at;
+    const DType dtype = d.op() == Op::layer ? d.input_dtype : d.state_dtype;
+    a.intermediate_states =
+        conv.channels_last ? contiguous(p, dtype, {B, T, K, C}) : contiguous(p, dtype, {B, T, C, K});
   }
   const Tensor counts = contiguous(indices_.data() + 2 * index_bytes_, DType::i32, {B});
   if (conv.store == ConvStore::circular) a.cache_seqlens = counts;
   if (conv.has_accepted) a.num_accepted_tokens = counts;
-  a.pdl = pdl;
-  return a;
 }
 
 void Layers::fill_conv1d_weights(std::uint64_t seed) {
   const Description& d = description_;
   const std::int64_t taps = std::int64_t{d.conv_channels()} * d.conv->width;
   kernels_.fill(d.weight_dtype, weights_.data(), taps + d.conv_channels(), seed + 1, 0, 0.5, stream_);
-  const std::vector<std::int32_t> counts(static_cast<std::size_t>(batch_), (d.token_count + 1) / 2);
-  indices_.upload(counts.data(), 4 * counts.size(), static_cast<std::size_t>(2 * index_bytes_));
 }
 
 void Layers::refill(int layer) const {
@@ -454,7 +475,7 @@ void Layers::pass(int layer, const BenchKernels::Pass& how, bool dependent) cons
     moved.appended = bytes_.written_new - x_.bytes;
     moved.rows = kept_.bytes > 0 ? at(layer) + kept_.at : at(layer) + state_.bytes / (1 + description_.token_count);
   }
-  if (description_.op() == Op::ring) {
+  if (description_.op() == Op::ring || description_.op() == Op::layer) {
     // Behind the rows in use, at the end.
     moved.written_new = x_.bytes;
     moved.appended = bytes_.written_new - x_.bytes;

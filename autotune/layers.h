@@ -75,8 +75,8 @@ class Layers {
   // Of a step in the phase that was entered.
   const Bytes& bytes() const { return bytes_; }
 
-  // Rings only. Cursors are in device memory, so what was captured goes by them too; launches leave them as they are.
-  // All slots as the phase is timed.
+  // With a ring only. Cursors are in device memory, so what was captured goes by them too; launches leave them as they
+  // are. All slots as the phase is timed.
   void enter(Phase phase);
   // The cursors of slots 0 to batch - 1 as device memory holds them; and from such memory, in the stream's order.
   std::vector<std::byte> pack_cursors(const std::vector<RingCursor>& of_slots) const;
@@ -103,6 +103,10 @@ class Layers {
   UpdateArgs update_args(int layer, Pdl pdl) const;
   NormArgs norm_args(int layer, Pdl pdl) const;
   RingArgs ring_args(int layer, Pdl pdl) const;
+  template <class Args>
+  void add_ring(int layer, Args& args) const;
+  template <class Args>
+  void add_conv_extras(int layer, Args& args) const;
   Conv1dArgs conv1d_args(int layer, Pdl pdl) const;
   void fill_conv1d_weights(std::uint64_t seed);
   LayerArgs layer_args(int layer, Pdl pdl) const;
@@ -119,7 +123,7 @@ class Layers {
     std::int64_t at = 0, bytes = 0;
   };
   Part state_, windows_, scale_, x_, B_, C_, z_, dt_, x_ring_, B_ring_, dt_ring_;
-  Part kept_;  // of a convolution: what it writes beside its windows and its output
+  Part kept_;  // of a convolution: what it writes beside its windows and its output; of a layer its snapshots
   std::int64_t input_bytes_ = 0, layer_bytes_ = 0, cold_bytes_ = 0;
   // Of each of: slots, destination slots (of a convolution of each token), cu_seqlens (a convolution's counts), the
   // seed; and of starts and counts.

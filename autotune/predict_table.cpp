@@ -21,12 +21,13 @@ Table predict_table(const Description& description, std::string_view device_key,
   const GpuFacts gpu = gpu_facts(device_key);
   Measurement blank;
   blank.op = description.op();
+  blank.ring_layer = blank.op == Op::layer && description.ring_window() != 0;
   blank.kernel_digest = description.kernel_digest();
   blank.cost_digest = description.cost_digest();
   blank.kernel = description.summary();
   blank.nheads = static_cast<int>(work_items(description, 1));
   blank.device = device_key;
-  const bool ring = description.op() == Op::ring;
+  const bool ring = description.ring_window() != 0;
   if (ring) {
     blank.phase = "weighted";
     blank.steps_per_flush =

@@ -14,33 +14,18 @@ namespace {
 
 constexpr double kScale = 0x1p-20;  // relative error of a scale
 constexpr double kDelta = 1e-6;     // and of a delta
-constexpr int kCursorKinds = 7;
 
 }  // namespace
 
 RingCase::RingCase(const Description& description, const CaseLayout& layout, std::uint64_t seed)
     : KernelCase(description, layout, seed) {
   const Description& d = description;
-  const std::int64_t H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, L = d.ring_length();
-
-  host_.state = add_pool("state", d.state_dtype, {H, P, N});
-  if (d.has_state_scale()) host_.state_scale = add_pool("state_scale", DType::f32, {H, P});
-  host_.x_ring = add_pool("x_ring", d.input_dtype, {H, L, P});
-  host_.B_ring = add_pool("B_ring", d.input_dtype, {G, L, N});
-  host_.dt_ring = add_pool("dt_ring", DType::f32, {H, L});
+  add_ring_pools(host_);
   add_tokens();
   const Weights weights = add_weights({-0.6, -0.1}, {-2, 0});
   host_.A = weights.A;
   host_.D = weights.D;
   host_.dt_bias = weights.dt_bias;
-  if (!std::holds_alternative<Nearest>(d.rounding_kind))
-    host_.rand_seed =
-        add_indices("rand_seed", {static_cast<std::int64_t>(random_() | std::uint64_t{1} << 63)}, DType::i64);
-
-  // Cursors of slots that no request uses stay what they are: nothing.
-  const std::vector<std::int64_t> nothing(static_cast<std::size_t>(pool_slots()), -1);
-  host_.ring_start = add_indices("ring_start", nothing, DType::i32);
-  host_.ring_count = add_indices("ring_count", nothing, DType::i32);
   host_.pad_slot_id = pad_slot_id();
   const std::vector<std::int64_t> order = slot_order();
   std::vector<std::int64_t> slots(order.begin(), order.begin() + layout.batch);
@@ -50,21 +35,12 @@ RingCase::RingCase(const Description& description, const CaseLayout& layout, std
   int kind = layout.batch / 2;  // so that the standard layouts have every kind
   for (std::int64_t b = 0; b < layout.batch; ++b) {
     requests_.push_back(ring_request(d, host_, b, read_host));
-    if (requests_.back().live) fill_slot(requests_.back().slot, kind++ % kCursorKinds);
+    if (requests_.back().live) fill_ring_slot(host_, requests_.back().slot, kind++ % kCursorKinds);
     requests_.back() = ring_request(d, host_, b, read_host);
     const RingRequest& request = requests_.back();
     expected_.emplace_back();
     if (!request.live) continue;
-    // The rows in use; all others stay NaN.
-    for (int j = 0; j < request.count; ++j) {
-      for (std::int64_t h = 0; h < H; ++h) {
-        for (std::int64_t p = 0; p < P; ++p) put(host_.x_ring, ring_offset(host_.x_ring, request, h, j) + p, normal());
-        const double dt = layout.strong_decay ? uniform({-12, 8}) : uniform({-3, 0.5});
-        put(host_.dt_ring, ring_offset(host_.dt_ring, request, h, j), std::log1p(std::exp(dt)));
-      }
-      for (std::int64_t g = 0; g < G; ++g)
-        for (std::int64_t n = 0; n < N; ++n) put(host_.B_ring, ring_offset(host_.B_ring, request, g, j) + n, normal());
-    }
+    fill_ring_rows(host_, request);
     if (request.tokens == 0) continue;
     for (int h = 0; h < d.nheads; ++h)
       expected_.back().push_back(ring_reference(d, host_, b, request, h, ring_operands(d), read_host));
@@ -140,32 +116,6 @@ void RingCase::add_tokens() {
   }
 }
 
-// State and cursors of a live slot. Kinds of count: full, the most that does not flush, the least that does, none, any,
-// and out of range.
-void RingCase::fill_slot(std::int64_t slot, int kind) {
-  const Description& d = description();
-  const int window = d.ring_window(), length = d.ring_length(), T = d.token_count;
-  const auto below = [&](int limit) { return static_cast<int>(random_() % static_cast<std::uint64_t>(limit)); };
-  const int counts[kCursorKinds] = {window,     window - T, std::min(window, window - T + 1), 0, below(window + 1),
-                                    window + 3, -5};
-  int start = kind % 2 == 0 ? below(length) : length - 1;
-  if (kind == 5) start = length + 2;
-  if (kind == 6) start = -3;
-  const auto put_cursor = [&](const Tensor& t, int value) { std::memcpy(bytes_of(t) + slot * 4, &value, 4); };
-  put_cursor(host_.ring_start, start);
-  put_cursor(host_.ring_count, counts[kind]);
-
-  const std::int64_t rows = std::int64_t{d.nheads} * d.head_dim;
-  double magnitude = layout().strong_decay ? 30.0 : 1.0;
-  if (d.has_state_scale()) {
-    for (std::int64_t i = 0; i < rows; ++i)
-      put(host_.state_scale, slot * host_.state_scale.stride[0] + i, magnitude * uniform({0.02, 0.04}));
-    magnitude = 30.0;  // in units of the scale
-  }
-  for (std::int64_t i = 0; i < rows * d.dstate; ++i)
-    put(host_.state, slot * host_.state.stride[0] + i, magnitude * normal());
-}
-
 RingArgs RingCase::args(const std::vector<std::byte*>& base) const {
   RingArgs args = host_;
   for (Tensor* t : {&args.state, &args.state_scale, &args.x_ring, &args.B_ring, &args.dt_ring, &args.ring_start,
@@ -173,6 +123,16 @@ RingArgs RingCase::args(const std::vector<std::byte*>& base) const {
                     &args.out, &args.state_batch_indices, &args.cu_seqlens, &args.rand_seed})
     move(*t, base);
   return args;
+}
+
+double delta_error(double got, double want) {
+  const double apart = std::abs(got - want), off = apart == 0 ? 0.0 : apart / std::abs(want);
+  return std::isfinite(off) ? off : std::numeric_limits<double>::infinity();
+}
+
+std::string judge_delta(double worst) {
+  if (worst <= kDelta) return {};
+  return fmt::format("dt_ring: a delta is off by {:.1e} of its size; limit {:.0e}", worst, kDelta);
 }
 
 void FlushMeter::add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got,
@@ -281,9 +241,7 @@ void RingCase::judge(const std::vector<std::byte*>& want_base, const std::vector
                  token_offset(d, want.x, 2, row, request, t) + std::int64_t{h} * P, P);
         const std::int64_t delta_at = ring_offset(want.dt_ring, request, h, age);
         const double want_delta = head.delta[static_cast<std::size_t>(t)];
-        const double apart = std::abs(stored_value(got.dt_ring, delta_at, read_host) - want_delta);
-        const double off = apart == 0 ? 0.0 : apart / std::abs(want_delta);
-        worst_delta = std::isfinite(off) ? std::max(worst_delta, off) : std::numeric_limits<double>::infinity();
+        worst_delta = std::max(worst_delta, delta_error(stored_value(got.dt_ring, delta_at, read_host), want_delta));
         take(want.dt_ring, got.dt_ring, delta_at, 1);
       }
       for (int g = 0; g < d.ngroups; ++g)
@@ -303,8 +261,7 @@ void RingCase::judge(const std::vector<std::byte*>& want_base, const std::vector
   result.state = flushed.result();
   if (const std::string s = ssmjit::judge(result.y, d.input_dtype, N, "out"); !s.empty()) failed(result, s);
   if (const std::string s = flushed.failure(); !s.empty()) failed(result, s);
-  if (!(worst_delta <= kDelta))
-    failed(result, fmt::format("dt_ring: a delta is off by {:.1e} of its size; limit {:.0e}", worst_delta, kDelta));
+  if (const std::string s = judge_delta(worst_delta); !s.empty()) failed(result, s);
 }
 
 }  // namespace ssmjit

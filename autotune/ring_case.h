@@ -22,12 +22,15 @@ class RingCase : public KernelCase {
   void judge(const std::vector<std::byte*>& want, const std::vector<std::byte*>& got,
              CaseResult& result) const override;
   void add_tokens();
-  void fill_slot(std::int64_t slot, int kind);
 
   RingArgs host_;  // pointers into blocks()
   std::vector<RingRequest> requests_;
   std::vector<std::vector<RingHead>> expected_;  // [request][head], empty for a request that is a pad or has no tokens
 };
+
+// Relative error of a delta in the ring, infinite where it is not finite; and what is wrong with the worst one.
+double delta_error(double got, double want);
+std::string judge_delta(double worst);
 
 // How near stored states come to a flush's double ones, element by element.
 class FlushMeter {

@@ -1,7 +1,7 @@
 #include "autotune/spot_check.h"
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
 #include <tuple>
 #include <utility>
 #include <variant>
@@ -12,8 +12,8 @@
 #include "autotune/conv1d_case.h"
 #include "autotune/host_numbers.h"
 #include "autotune/nearness.h"
-#include "autotune/reference/layer_reference.h"
 #include "autotune/norm_case.h"
+#include "autotune/reference/layer_reference.h"
 #include "autotune/reference/norm_reference.h"
 #include "autotune/reference/ring_reference.h"
 #include "autotune/reference/update_reference.h"
@@ -24,7 +24,6 @@ namespace ssmjit {
 namespace {
 
 constexpr int kSamples = 64;
-constexpr double kDelta = 1e-6;  // relative error of a delta that a ring is given
 
 // A request and a head of it, at random.
 class Sampler {
@@ -93,6 +92,53 @@ class UpdateSpotCheck : public SpotCheck {
   std::vector<Pair> pairs_;
 };
 
+// What a step's convolution writes of a request beside its output, on all channels.
+class WindowCheck {
+ public:
+  WindowCheck(const Description& description, const LayerArgs& args, std::int64_t row)
+      : conv_(layer_parts(description).front()), args_(layer_conv1d_args(description, args)), row_(row) {
+    const ConvRequest request = conv_request(conv_, args_, row, read_device_memory);
+    HeldMemory before(read_device_memory);
+    const std::int64_t channels = conv_.conv_channels();
+    for (int t = 0; t < conv_.token_count; ++t) before.hold(args_.x, conv_token_at(args_.x, row, t, 0), channels);
+    if (request.live) hold_slot(before, args_.conv_state, request.slot);
+    const Reader read = before.reader();
+    for (int c = 0; c < channels; ++c)
+      for (const ConvWrite& write : conv_writes(conv_, args_, c, request))
+        writes_.emplace_back(write, write.from_token
+                                        ? stored_value(args_.x, conv_token_at(args_.x, row, write.from, c), read)
+                                        : stored_value(args_.conv_state,
+                                                       conv_state_at(conv_, args_, request.slot, c, write.from), read));
+    slot_ = request.slot;
+    snapshot_ = request.snapshot;
+  }
+
+  std::string judge() const {
+    if (writes_.empty()) return {};
+    HeldMemory after(read_device_memory);
+    hold_slot(after, args_.conv_state, slot_);
+    if (snapshot_ >= 0) hold_slot(after, args_.intermediate_states, snapshot_);
+    const Reader read = after.reader();
+    for (const auto& [write, value] : writes_) {
+      const double got = stored_value(write.snapshot ? args_.intermediate_states : args_.conv_state, write.at, read);
+      if (got != value)
+        return fmt::format("{}: row {}, element {}: got {}; wants a copy of {}",
+                           write.snapshot ? "intermediate_states" : "conv_state", row_, write.at, got, value);
+    }
+    return {};
+  }
+
+ private:
+  static void hold_slot(HeldMemory& memory, const Tensor& pool, std::int64_t slot) {
+    memory.hold(pool, slot * pool.stride[0], pool.stride[0]);
+  }
+
+  Description conv_;
+  Conv1dArgs args_;
+  std::int64_t row_ = 0, slot_ = 0, snapshot_ = -1;
+  std::vector<std::pair<ConvWrite, double>> writes_;  // and what each must hold
+};
+
 class LayerSpotCheck : public SpotCheck {
  public:
   LayerSpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
@@ -107,11 +153,7 @@ class LayerSpotCheck : public SpotCheck {
       sample.group /= heads_;
       sample.slots = row_slots(args_, sample.row, read_device_memory);
       sample.want = layer_reference(description, args_, sample.row, sample.group, sample.slots, read_device_memory);
-      if (description.conv) {
-        const std::int64_t length = description.conv_state_len();
-        sample.windows = values(args_.conv_state, sample.slots.source * args_.conv_state.stride[0],
-                                static_cast<int>(description.conv_channels() * length));
-      }
+      if (description.conv) windows_.emplace_back(description, args_, sample.row);
       samples_.push_back(std::move(sample));
     }
   }
@@ -122,7 +164,6 @@ class LayerSpotCheck : public SpotCheck {
     int group = 0;
     RowSlots slots;
     LayerGroup want;
-    std::vector<double> windows;  // of all the row's channels, before the launch
   };
 
   std::string judge_layer() const override {
@@ -142,19 +183,9 @@ class LayerSpotCheck : public SpotCheck {
           if (!sample.want.unsure[static_cast<std::size_t>(i * P + p)])
             state.add_row(want.data() + p * N, {got.begin() + p * N, got.begin() + (p + 1) * N});
       }
-      if (!d.conv) continue;
-      const std::int64_t channels = d.conv_channels();
-      const int last = d.conv_state_len() - 1;
-      const std::vector<double> x = values(args_.x, sample.row * args_.x.stride[0], static_cast<int>(channels));
-      const std::vector<double> got = values(args_.conv_state, sample.slots.target * args_.conv_state.stride[0],
-                                             static_cast<int>(sample.windows.size()));
-      for (std::int64_t c = 0; c < channels; ++c)
-        for (int k = 0; k <= last; ++k) {
-          const auto at = [&](int entry) { return static_cast<std::size_t>(window_offset(d, c, entry)); };
-          if (got[at(k)] != (k < last ? sample.windows[at(k + 1)] : x[static_cast<std::size_t>(c)]))
-            return fmt::format("conv_state: row {}, channel {}, entry {}: got {}", sample.row, c, k, got[at(k)]);
-        }
     }
+    for (const WindowCheck& windows : windows_)
+      if (std::string wrong = windows.judge(); !wrong.empty()) return wrong;
     const std::string wrong = judge(y.result(), d.input_dtype, d.dstate, "out");
     return wrong.empty() ? judge(state.result(), d.state_dtype, d.dstate, "state") : wrong;
   }
@@ -163,6 +194,122 @@ class LayerSpotCheck : public SpotCheck {
   LayerArgs args_;
   int heads_;
   std::vector<Sample> samples_;
+  std::vector<WindowCheck> windows_;
+};
+
+class RingLayerSpotCheck : public SpotCheck {
+ public:
+  RingLayerSpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
+      : SpotCheck(layers, stream, 5),
+        description_(description),
+        args_(std::get<LayerArgs>(layers.args(0, Pdl::off))),
+        ring_(layer_ring_args(description, args_)),
+        heads_(layer_group_heads(description)) {
+    if (args_.rand_seed.data != nullptr)
+      rounding_seed_ = static_cast<std::uint64_t>(stored_index(args_.rand_seed, 0, read_device_memory));
+    Sampler sampler(seed, layers.batch(), description.nheads);
+    for (int i = 0; i < std::max(1, kSamples / heads_); ++i) {
+      Sample sample;
+      std::tie(sample.request, sample.group) = sampler.next();
+      sample.group /= heads_;
+      sample.of = ring_request(description, ring_, sample.request, read_device_memory);
+      sample.want =
+          ring_layer_reference(description, args_, sample.request, sample.group, sample.of, read_device_memory);
+      if (!sample.of.flush) sample.state = state_of(sample);
+      if (description.conv) windows_.emplace_back(description, args_, sample.request);
+      samples_.push_back(std::move(sample));
+    }
+  }
+
+ private:
+  struct Sample {
+    std::int64_t request = 0;
+    int group = 0;
+    RingRequest of;
+    RingLayerGroup want;
+    std::vector<double> state;  // without flush: what must stay
+  };
+
+  std::vector<double> state_of(const Sample& sample) const {
+    const int size = heads_ * description_.head_dim * description_.dstate;
+    return values(args_.state, sample.of.slot * args_.state.stride[0] + std::int64_t{sample.group} * size, size);
+  }
+
+  // Rows of x, B and deltas of token `t` that the rings hold; empty, or what is wrong with them.
+  std::string judge_rings(const Sample& sample, int t) const {
+    const Description& d = description_;
+    const int age = sample.of.count + t;
+    const auto differs = [&](const Tensor& ring, std::int64_t head, const LayerChannels& want, std::int64_t at,
+                             int width) {
+      const std::vector<double> got = values(ring, ring_offset(ring, sample.of, head, age), width);
+      for (int i = 0; i < width; ++i) {
+        const auto j = static_cast<std::size_t>(at + i);
+        if (!want.unsure[j] && got[static_cast<std::size_t>(i)] != want.value[j]) return true;
+      }
+      return false;
+    };
+    for (int i = 0; i < heads_; ++i) {
+      const int head = sample.group * heads_ + i;
+      if (differs(args_.x_ring, head, sample.want.x, std::int64_t{t * heads_ + i} * d.head_dim, d.head_dim))
+        return fmt::format("x_ring: request {}, head {}: token {} is not what was convolved", sample.request, head, t);
+      const double want = sample.want.heads[static_cast<std::size_t>(i)].delta[static_cast<std::size_t>(t)];
+      const double got =
+          stored_value(args_.dt_ring, ring_offset(args_.dt_ring, sample.of, head, age), read_device_memory);
+      if (std::string wrong = judge_delta(delta_error(got, want)); !wrong.empty()) return wrong;
+    }
+    const int first = sample.group * heads_ / d.heads_per_group();
+    const int groups = static_cast<int>(sample.want.B.value.size()) / d.token_count / d.dstate;
+    for (int g = 0; g < groups; ++g)
+      if (differs(args_.B_ring, first + g, sample.want.B, std::int64_t{t * groups + g} * d.dstate, d.dstate))
+        return fmt::format("B_ring: request {}, group {}: token {} is not what was convolved", sample.request,
+                           first + g, t);
+    return {};
+  }
+
+  std::string judge_layer() const override {
+    const Description& d = description_;
+    const int P = d.head_dim, row = heads_ * P;
+    NearnessMeter recurrence(d.input_dtype, d.dstate), operands(d.input_dtype, d.dstate);
+    FlushMeter flushed(d, rounding_seed_);
+    for (const Sample& sample : samples_) {
+      std::vector<bool> unsure(static_cast<std::size_t>(row), false);  // from the first token on whose x is
+      for (int t = 0; t < d.token_count; ++t) {
+        const std::vector<double> of_token =
+            values(args_.out, layer_token_at(d, args_.out, sample.request, t) + std::int64_t{sample.group} * row, row);
+        const std::ptrdiff_t first = std::ptrdiff_t{t} * row;
+        std::vector<double> slack(sample.want.out_slack.begin() + first, sample.want.out_slack.begin() + first + row);
+        for (std::size_t i = 0; i < unsure.size(); ++i) {
+          unsure[i] = unsure[i] || sample.want.x.unsure[static_cast<std::size_t>(first) + i];
+          if (unsure[i]) slack[i] = std::numeric_limits<double>::infinity();
+        }
+        for (int i = 0; i < heads_; ++i) {
+          const std::vector<double> y(of_token.begin() + i * P, of_token.begin() + (i + 1) * P);
+          recurrence.add_row(sample.want.out.data() + first + i * P, y);
+          operands.add_row(sample.want.out_operands.data() + first + i * P, y, nullptr, slack.data() + i * P);
+        }
+        if (std::string wrong = judge_rings(sample, t); !wrong.empty()) return wrong;
+      }
+      for (int i = 0; sample.of.flush && i < heads_; ++i)
+        flushed.add_head(sample.want.heads[static_cast<std::size_t>(i)], sample.of, sample.group * heads_ + i, ring_,
+                         read_device_memory);
+      if (!sample.of.flush && state_of(sample) != sample.state)
+        return fmt::format("state: request {}, group {}: changed without a flush", sample.request, sample.group);
+    }
+    for (const WindowCheck& windows : windows_)
+      if (std::string wrong = windows.judge(); !wrong.empty()) return wrong;
+    Nearness y = operands.result();
+    y.frobenius = recurrence.result().frobenius;
+    const std::string wrong = judge(y, d.input_dtype, d.dstate, "out");
+    return wrong.empty() ? flushed.failure() : wrong;
+  }
+
+  Description description_;
+  LayerArgs args_;
+  RingArgs ring_;
+  int heads_;
+  std::uint64_t rounding_seed_ = 0;
+  std::vector<Sample> samples_;
+  std::vector<WindowCheck> windows_;
 };
 
 class RingSpotCheck : public SpotCheck {
@@ -225,9 +372,7 @@ class RingSpotCheck : public SpotCheck {
         const double want = pair.want.delta[static_cast<std::size_t>(t)];
         const double got =
             stored_value(args_.dt_ring, ring_offset(args_.dt_ring, pair.of, pair.head, age), read_device_memory);
-        if (!(std::abs(got - want) <= kDelta * std::abs(want)))
-          return fmt::format("dt_ring: request {}, head {}: the delta of token {} is {}; wants {}", pair.request,
-                             pair.head, t, got, want);
+        if (std::string wrong = judge_delta(delta_error(got, want)); !wrong.empty()) return wrong;
       }
       if (pair.of.flush)
         flushed.add_head(pair.want, pair.of, pair.head, args_, read_device_memory);
@@ -342,6 +487,8 @@ std::unique_ptr<SpotCheck> SpotCheck::make(const Description& description, const
                                            std::uint64_t seed) {
   layers.refill(0);
   stream.synchronize();
+  if (description.op() == Op::layer && description.ring_window() != 0)
+    return std::make_unique<RingLayerSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::layer) return std::make_unique<LayerSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::ring) return std::make_unique<RingSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::conv1d) return std::make_unique<Conv1dSpotCheck>(description, layers, stream, seed);

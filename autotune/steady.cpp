@@ -13,7 +13,7 @@ namespace ssmjit {
 SteadyState steady_state(const Description& description, const Plan& plan, int batch, const SteadyOptions& options) {
   const Description& d = description;
   d.validate();
-  if (d.op() != Op::ring)
+  if (d.ring_window() == 0)
     fail(ErrorKind::invalid, "description: got a store in place, which has no cursors; wants a ring (store=ring:16)");
   if (options.steps < 1) fail(ErrorKind::invalid, "steps: got {}; wants 1 or more", options.steps);
   const Acceptance accepted = options.accepted.chance.empty() ? Acceptance::usual(d.token_count) : options.accepted;

@@ -67,7 +67,7 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
   const SweepLines lines(description, options, gpu);
   const std::vector<Plan>& plans = lines.plans();
   const Arch arch = gpu.arch();
-  const bool ring = description.op() == Op::ring;
+  const bool ring = description.ring_window() != 0;
   const std::vector<Phase> phases = phases_of(description, options);
 
   KnownLines known(options.known);

@@ -44,7 +44,7 @@ std::string cell_of(const Measurement& line) {
 }  // namespace
 
 std::vector<Phase> phases_of(const Description& description, const TuneOptions& options) {
-  if (description.op() != Op::ring) return {Phase::no_flush};
+  if (description.ring_window() == 0) return {Phase::no_flush};
   if (options.phases.empty() || options.phases.size() > 2 ||
       (options.phases.size() == 2 && options.phases[0] == options.phases[1]))
     fail(ErrorKind::invalid, "phases: got {} of them; wants no_flush, flush or both", options.phases.size());
@@ -52,7 +52,7 @@ std::vector<Phase> phases_of(const Description& description, const TuneOptions& 
 }
 
 double steps_between_flushes(const Description& description, const TuneOptions& options) {
-  if (description.op() != Op::ring || phases_of(description, options).size() != 2) return 0;
+  if (description.ring_window() == 0 || phases_of(description, options).size() != 2) return 0;
   return steps_per_flush(
       description.ring_window(), description.token_count,
       options.accepted.chance.empty() ? Acceptance::usual(description.token_count) : options.accepted);
@@ -68,6 +68,7 @@ SweepLines::SweepLines(const Description& description, const TuneOptions& option
     if (plan.form == PlanForm::fused) (plan.early_state ? has_early_ : has_other_) = true;
   }
   blank_.op = description.op();
+  blank_.ring_layer = blank_.op == Op::layer && description.ring_window() != 0;
   blank_.kernel_digest = description.kernel_digest();
   blank_.cost_digest = description.cost_digest();
   blank_.kernel = description.summary();
@@ -79,7 +80,7 @@ SweepLines::SweepLines(const Description& description, const TuneOptions& option
   blank_.policy = timing_policy(options);
   if (description.op() == Op::norm || description.op() == Op::conv1d)
     blank_.policy += "; where they are a thousand small layers, the L2 is displaced before each replay";
-  if (description.op() != Op::ring) return;
+  if (description.ring_window() == 0) return;
   const std::vector<Phase> phases = phases_of(description, options);
   blank_.policy +=
       fmt::format("; the L2 is displaced before each replay; {} rows in use without flush, {} with",

@@ -60,8 +60,8 @@ int run(const Options& o) {
   const std::vector<SpecOption::Kernel> kernels = o.spec.kernels();
   for (const SpecOption::Kernel& kernel : kernels) {
     const Description& d = kernel.description;
-    if (d.op() == Op::ring && !accepted.chance.empty()) steps_per_flush(d.ring_window(), d.token_count, accepted);
-    if (d.op() != Op::ring && (o.steady || !o.phase.empty()))
+    if (d.ring_window() != 0 && !accepted.chance.empty()) steps_per_flush(d.ring_window(), d.token_count, accepted);
+    if (d.ring_window() == 0 && (o.steady || !o.phase.empty()))
       fail(ErrorKind::invalid, "--{}: {} has no ring; name one as SPEC:ring", o.steady ? "steady" : "phase",
            kernel.label);
   }
@@ -74,7 +74,7 @@ int run(const Options& o) {
     print("us: a step, cold state, median; floor: a pass over the same bytes in the same run; share: floor / us");
     for (const SpecOption::Kernel& kernel : kernels) {
       const Description& d = kernel.description;
-      if (d.op() != Op::ring || !o.phase.empty()) continue;
+      if (d.ring_window() == 0 || !o.phase.empty()) continue;
       const Acceptance kept = accepted.chance.empty() ? Acceptance::usual(d.token_count) : accepted;
       print(fmt::format("{}: the mean of a flush every {:.2f} steps, which is what {} of {} tokens accepted give",
                         kernel.label, steps_per_flush(d.ring_window(), d.token_count, kept), kept.text(),

@@ -50,7 +50,7 @@ int run(const Options& o) {
         fmt::format("  kernel digest {}, {} plans on {}", d.kernel_digest(), plan_space(d, arch).size(), arch.text()));
     const FloorModel h200 = floor_model("h200");
     print("  batch   bytes read   written back   written new   floor on an H200, us");
-    const bool phases = d.op() == Op::ring;
+    const bool phases = d.ring_window() != 0;
     for (Phase phase : {Phase::no_flush, Phase::flush}) {
       if (phase == Phase::flush && !phases) break;
       for (int batch : batches) {

@@ -1,8 +1,11 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <set>
+#include <string>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "cli/verb.h"
 #include "codegen/fail.h"
@@ -50,7 +53,7 @@ void show(const Table& table, bool json) {
                 {"plan", Json::parse(r.plan.json())},
                 {"us", r.us},
                 {"floor_us", r.floor_us}};
-      if (r.op == Op::ring) {
+      if (r.has_ring()) {
         const auto phase = [](const PhaseTime& time) { return Json{{"us", time.us}, {"floor_us", time.floor_us}}; };
         line["steps_per_flush"] = r.steps_per_flush;
         line[name(Phase::no_flush)] = phase(r.no_flush);
@@ -67,7 +70,7 @@ void show(const Table& table, bool json) {
     if (group != last) print(group);
     last = group;
     const std::string phases =
-        r.op == Op::ring ? fmt::format("  no_flush {:9.2f}  flush {:9.2f}", r.no_flush.us, r.flush.us) : "";
+        r.has_ring() ? fmt::format("  no_flush {:9.2f}  flush {:9.2f}", r.no_flush.us, r.flush.us) : "";
     const std::string floor =
         r.predicted ? "predicted"
                     : fmt::format("floor {:9.2f}  share {:.3f}", r.floor_us, r.us > 0 ? r.floor_us / r.us : 0);
@@ -187,6 +190,14 @@ int run_check(const Options& o) {
     for (const auto& [why, count] : whys) answers += fmt::format("{}{} {}", answers.empty() ? "" : ", ", count, why);
     print(fmt::format("{} sizes measured; answers: {}; {} rows of {} plans", check.cells.size(),
                       answers.empty() ? "none" : answers, table.rows.size(), table.plan_count()));
+    if (whys.contains(name(Why::other_device))) {
+      std::set<std::string> of, on;
+      for (const TableRow& row : table.rows) of.insert(row.device);
+      for (const CellCheck& c : check.cells)
+        if (c.answer && c.answer->choice.why == Why::other_device) on.insert(c.device);
+      for (const std::string& device : on) of.erase(device);
+      print(fmt::format("rows of {} answer on {}", fmt::join(of, ", "), fmt::join(on, ", ")));
+    }
     print(fmt::format("regret of {}: median {:.2f}%, worst {:.2f}%", check.compared, check.median_regret * 100,
                       check.worst_regret * 100));
     if (check.compared_loo > 0)

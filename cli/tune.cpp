@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <csignal>
 #include <filesystem>
+#include <future>
 #include <iterator>
 #include <map>
 #include <memory>
@@ -76,7 +77,7 @@ struct Crew {
   std::vector<std::unique_ptr<Measurer>> members;
   std::string device_key;
 };
-Crew crew_of(const Options& o) {
+Crew crew_of(const Options& o, WorkerProcess::Start when) {
   Crew crew;
   if (!o.replay.empty()) {
     auto recorded = std::make_unique<Recorded>(o.replay, parse_journal(read_text(o.replay)));
@@ -84,21 +85,26 @@ Crew crew_of(const Options& o) {
     crew.members.push_back(std::move(recorded));
     return crew;
   }
+  const std::vector<int> ordinals = gpus_of(o);
+  if (o.in_process && ordinals.size() > 1)
+    fail(ErrorKind::invalid, "--in-process: got {} GPUs; wants one", ordinals.size());
+  // Drivers take a second to wake up: those of all workers at once, with that of this process.
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
-  for (const int ordinal : gpus_of(o)) {
-    const DeviceFacts gpu = device(ordinal);
-    if (!crew.device_key.empty() && gpu.key != crew.device_key)
+  std::vector<std::future<std::unique_ptr<Measurer>>> members;
+  for (const int ordinal : ordinals)
+    members.push_back(std::async(std::launch::async, [&, ordinal]() -> std::unique_ptr<Measurer> {
+      if (o.in_process) return std::make_unique<InProcess>(ordinal);
+      return std::make_unique<WorkerProcess>(
+          ordinal, std::vector<std::string>{self, "worker", "--device", std::to_string(ordinal)},
+          Watchdog{.device_s = o.watchdog_s}, when);
+    }));
+  for (auto& member : members) crew.members.push_back(member.get());
+  for (const auto& member : crew.members) {
+    if (!crew.device_key.empty() && member->device_key() != crew.device_key)
       fail(ErrorKind::invalid, "--gpus: got a {} beside a {}; wants one kind: tune each kind in a run of its own",
-           gpu.key, crew.device_key);
-    crew.device_key = gpu.key;
-    if (o.in_process)
-      crew.members.push_back(std::make_unique<InProcess>(ordinal));
-    else
-      crew.members.push_back(std::make_unique<WorkerProcess>(ordinal, std::vector<std::string>{self, "worker"},
-                                                             Watchdog{.device_s = o.watchdog_s}));
+           member->device_key(), crew.device_key);
+    crew.device_key = member->device_key();
   }
-  if (o.in_process && crew.members.size() > 1)
-    fail(ErrorKind::invalid, "--in-process: got {} GPUs; wants one", crew.members.size());
   return crew;
 }
 
@@ -182,18 +188,26 @@ int run(const Options& o) {
   const std::vector<SpecOption::Kernel> kernels = o.spec.kernels();
   for (const SpecOption::Kernel& kernel : kernels) {
     const Description& d = kernel.description;
-    if (d.op() == Op::ring && !accepted.chance.empty()) steps_per_flush(d.ring_window(), d.token_count, accepted);
+    if (d.ring_window() != 0 && !accepted.chance.empty()) steps_per_flush(d.ring_window(), d.token_count, accepted);
   }
-  const Crew crew = crew_of(o);
-  std::string out = o.out;
-  if (out.empty()) {
-    const std::string folder = user_table_dir();
-    if (folder.empty()) fail(ErrorKind::invalid, "tune: no folder for tables (HOME is unset); name a file with -o");
-    std::string model = kernels.front().label.substr(0, kernels.front().label.find(':'));
-    out = fmt::format("{}/{}/{}.json", folder, crew.device_key, std::filesystem::path(model).stem().string());
-  }
-  const std::string journal = fleet.shard.journal(
-      !o.journal.empty() ? o.journal : std::filesystem::path(out).replace_extension(".jsonl").string());
+  const std::string folder = user_table_dir(), label = kernels.front().label;
+  if (o.out.empty() && folder.empty())
+    fail(ErrorKind::invalid, "tune: no folder for tables (HOME is unset); name a file with -o");
+  const std::string model = std::filesystem::path(label.substr(0, label.find(':'))).stem().string();
+  const auto journal_of = [&](const std::string& table) {
+    return fleet.shard.journal(!o.journal.empty() ? o.journal
+                                                  : std::filesystem::path(table).replace_extension(".jsonl").string());
+  };
+  // Where no journal is there yet, whatever the GPU is called, there is work for sure.
+  std::error_code ignored;
+  const bool named = !o.journal.empty() || !o.out.empty();
+  bool fresh = !named || !std::filesystem::exists(journal_of(o.out));
+  if (!named)
+    for (std::filesystem::directory_iterator it(folder, ignored), end; !ignored && it != end; it.increment(ignored))
+      fresh = fresh && !std::filesystem::exists(journal_of(fmt::format("{}/{}.json", it->path().string(), model)));
+  const Crew crew = crew_of(o, fresh ? WorkerProcess::Start::now : WorkerProcess::Start::with_job);
+  const std::string out = !o.out.empty() ? o.out : fmt::format("{}/{}/{}.json", folder, crew.device_key, model);
+  const std::string journal = journal_of(out);
   JournalFile file(journal);
   std::vector<Measurement> all = file.found();
   if (!all.empty()) say(fmt::format("{}: {} measurements are there already", journal, all.size()));
@@ -260,6 +274,7 @@ int run(const Options& o) {
   } catch (const Error&) {
     if (interrupted_by == 0) throw;
   }
+  for (const auto& member : crew.members) member->dismiss();
   live.reset();
   if (interrupted_by != 0) {
     say(fmt::format("ssmjit: interrupted; {} measurements are in {}, and the same command goes on from there",

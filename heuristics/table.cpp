@@ -22,7 +22,7 @@ using Json = nlohmann::ordered_json;
 constexpr int kSchema = 1;
 
 // What a table's head calls the store of an op; windows are in the kernels' digests.
-const char* store_of(Op op) { return op == Op::ring ? "ring" : "in_place"; }
+const char* store_of(const TableRow& row) { return row.has_ring() ? "ring" : "in_place"; }
 
 auto key_of(const TableRow& row) { return std::tie(row.device, row.kernel_digest, row.pdl, row.total_heads); }
 
@@ -115,8 +115,8 @@ Op read_op(Fields& fields) {
   return Op::update;
 }
 
-// `op`: that of all rows of the table, or none where each row names its own.
-TableRow read_row(const Json& json, std::optional<Op> op, std::size_t index, std::vector<std::string>& problems) {
+// `op`: that of all rows of the table, which have a ring iff `ring`; or none where each row says so itself.
+TableRow read_row(const Json& json, std::optional<Op> op, bool ring, std::size_t index, std::vector<std::string>& problems) {
   TableRow row;
   if (!json.is_object()) {
     problems.push_back(fmt::format("rows[{}]: want an object", index));
@@ -150,7 +150,8 @@ TableRow read_row(const Json& json, std::optional<Op> op, std::size_t index, std
   row.between = plan("between", false);
   row.us = fields.number("us", true, std::numeric_limits<double>::min(), "a number above 0");
   row.floor_us = fields.number("floor_us", false, 0, "a number from 0 up");
-  if (row.op == Op::ring) {
+  if (!op) ring = row.op == Op::ring || (row.op == Op::layer && json.contains("steps_per_flush"));
+  if (ring) {
     row.steps_per_flush = fields.number("steps_per_flush", true, 1, "a number from 1 up");
     const auto phase = [&](Phase which) {
       PhaseTime time;
@@ -188,7 +189,7 @@ Json row_json(const TableRow& row, bool with_op) {
   if (row.between) json["between"] = Json::parse(row.between->json());
   json["us"] = row.us;
   json["floor_us"] = row.floor_us;
-  if (row.op == Op::ring) {
+  if (row.has_ring()) {
     const auto phase = [](const PhaseTime& time) { return Json{{"us", time.us}, {"floor_us", time.floor_us}}; };
     json["steps_per_flush"] = row.steps_per_flush;
     json[name(Phase::no_flush)] = phase(row.no_flush);
@@ -299,10 +300,12 @@ void Table::merge(const Table& other) {
 std::string Table::json() const {
   Table sorted = *this;
   sorted.sort();
-  const Op op = sorted.rows.empty() ? Op::update : sorted.rows.front().op;
-  const bool mixed = std::any_of(sorted.rows.begin(), sorted.rows.end(), [&](const TableRow& r) { return r.op != op; });
+  const TableRow& first = sorted.rows.empty() ? TableRow{} : sorted.rows.front();
+  const bool mixed = std::any_of(sorted.rows.begin(), sorted.rows.end(), [&](const TableRow& r) {
+    return r.op != first.op || r.has_ring() != first.has_ring();
+  });
   std::string text = fmt::format("{{\"schema\": {}, ", kSchema);
-  if (!mixed) text += fmt::format("\"op\": \"{}\", \"store\": \"{}\", ", name(op), store_of(op));
+  if (!mixed) text += fmt::format("\"op\": \"{}\", \"store\": \"{}\", ", name(first.op), store_of(first));
   text += "\"rows\": [";
   const char* separator = "\n";
   for (const TableRow& row : sorted.rows) {
@@ -326,9 +329,11 @@ Table Table::from_json(std::string_view text) {
   fields.constant("schema", kSchema);
   // A head without both is that of rows which name their op each.
   std::optional<Op> op;
+  bool ring = false;
   if (json.contains("op") || json.contains("store")) {
     op = read_op(fields);
-    fields.constant("store", store_of(*op));
+    ring = *op == Op::ring || (*op == Op::layer && json.contains("store") && json["store"] == "ring");
+    fields.constant("store", ring ? "ring" : "in_place");
   }
   const Json* rows = fields.find("rows", true);
   if (rows != nullptr && !rows->is_array()) fields.wrong("rows", *rows, "an array");
@@ -336,7 +341,7 @@ Table Table::from_json(std::string_view text) {
   if (!problems.empty()) fail_with(problems);
 
   Table table;
-  for (std::size_t i = 0; i < rows->size(); ++i) table.rows.push_back(read_row((*rows)[i], op, i, problems));
+  for (std::size_t i = 0; i < rows->size(); ++i) table.rows.push_back(read_row((*rows)[i], op, ring, i, problems));
   if (problems.empty()) {
     std::map<std::tuple<std::string, std::string, PdlMode, std::int64_t>, std::size_t> seen;
     for (std::size_t i = 0; i < table.rows.size(); ++i) {

@@ -122,6 +122,19 @@ std::vector<std::string> find_problems(const Wants& wants, const RingArgs& args)
   return found;
 }
 
+// The first of a slot's rows in use, the oldest being 0, that no step has written since the slot was reset, by what
+// reset leaves in the ring of deltas (templates/ring_slots.cuh); -1: none. The first head stands for all.
+int never_stepped(const Driver& driver, const Tensor& dt_ring, std::int64_t slot, std::int64_t start,
+                  std::int64_t count) {
+  constexpr std::uint32_t kNeverStepped = 0xffffffffu;
+  std::vector<std::uint32_t> bits(static_cast<std::size_t>(dt_ring.shape[2]));
+  const std::byte* row = static_cast<const std::byte*>(dt_ring.data) + slot * stride_of(dt_ring, 0) * 4;
+  driver.check(driver.copy_to_host(bits.data(), reinterpret_cast<CUdeviceptr>(row), bits.size() * 4), "cuMemcpyDtoH");
+  for (std::int64_t j = 0; j < count; ++j)
+    if (bits[static_cast<std::size_t>((start + j) % dt_ring.shape[2])] == kNeverStepped) return static_cast<int>(j);
+  return -1;
+}
+
 // Checked mode: what only the device's memory tells. Waits for all work on the stream.
 void check_memory(const Driver& driver, const Wants& wants, const RingArgs& args, std::int64_t batch, CUstream stream) {
   wait_to_check(driver, stream);
@@ -144,12 +157,19 @@ void check_memory(const Driver& driver, const Wants& wants, const RingArgs& args
       wrong.push_back(same_slot_twice("state_batch_indices", first->second, row, slot));
       continue;
     }
-    const auto check = [&](const char* name, std::int64_t value, std::int64_t most) {
-      if (value < 0 || value > most)
-        wrong.push_back(fmt::format("{}[{}] is {}, of row {}; wants 0 to {}", name, slot, value, row, most));
+    const auto in_range = [&](const char* name, std::int64_t value, std::int64_t most) {
+      if (value >= 0 && value <= most) return true;
+      wrong.push_back(fmt::format("{}[{}] is {}, of row {}; wants 0 to {}", name, slot, value, row, most));
+      return false;
     };
-    check("ring_start", start[static_cast<std::size_t>(slot)], wants.length - 1);
-    check("ring_count", count[static_cast<std::size_t>(slot)], wants.window);
+    const std::int64_t from = start[static_cast<std::size_t>(slot)], used = count[static_cast<std::size_t>(slot)];
+    const bool has_start = in_range("ring_start", from, wants.length - 1);
+    if (!in_range("ring_count", used, wants.window) || !has_start) continue;
+    if (const int never = never_stepped(driver, args.dt_ring, slot, from, used); never >= 0)
+      wrong.push_back(
+          fmt::format("ring_count[{}] is {}, of row {}, but row {} in use was not written since the slot was reset; "
+                      "wants the cursor of the slot's own request, which is {{0, 0}} after a reset",
+                      slot, used, row, never));
   }
   if (wants.is_varlen) {
     const std::int64_t total = total_tokens(args);

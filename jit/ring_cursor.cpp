@@ -14,7 +14,7 @@ namespace {
 
 // Fails: ErrorKind::invalid for a step that the description's ring can't have.
 void check_step(const Description& description, RingCursor cursor, int tokens) {
-  if (description.op() != Op::ring)
+  if (description.ring_window() == 0)
     fail(ErrorKind::invalid, "description: got a store in place, which has no cursors; wants a ring (store=ring:16)");
   std::string wrong;
   const auto check = [&](const char* name, int value, int least, int most) {
@@ -45,7 +45,7 @@ RingCursor advance_ring(const Description& description, RingCursor cursor, int t
 std::int64_t ring_slot_bytes(const Description& description) {
   const Description& d = description;
   d.validate();
-  if (d.op() != Op::ring)
+  if (d.ring_window() == 0)
     fail(ErrorKind::invalid, "description: got a store in place, which has no ring; wants a ring (store=ring:16)");
   const std::int64_t rows = std::int64_t{d.nheads} * d.head_dim;
   const std::int64_t state = rows * d.dstate * size_bytes(d.state_dtype);

@@ -1,6 +1,7 @@
 #pragma once
 #include "device/basic.cuh"
 #include "device/memory.cuh"
+#include "device/scalar.cuh"
 #include "index.cuh"
 #include "ring_slots_args.cuh"
 // Whole slots of a ring's pools, of all layers in one launch: set back to the start, or copied. A block has one head of
@@ -52,6 +53,10 @@ struct SlotShape {
   static_assert(Cfg::kDstate % kSpan == 0 && Cfg::kDstate % kInputs == 0 && Cfg::kHeadDim % kInputs == 0);
 };
 
+// What reset_slots() leaves in place of each delta of a slot's ring: a NaN of bits that no arithmetic gives. A checked
+// ring step refuses cursors that have such rows in use.
+constexpr u32 kNeverStepped = 0xffffffffu;
+
 template <class Cfg>
 SSMJIT_DEVICE void reset_slots(const ResetSlotsArgs& args) {
   using S = SlotShape<Cfg>;
@@ -68,6 +73,8 @@ SSMJIT_DEVICE void reset_slots(const ResetSlotsArgs& args) {
     float* scale = in_slot(layer.state_scale, slot, layer.state_scale_stride, i64{head} * Cfg::kHeadDim);
     for (int p = thread_index(); p < Cfg::kHeadDim; p += Cfg::kThreads) scale[p] = 1.0f;
   }
+  float* delta = in_slot(layer.dt_ring, slot, layer.dt_ring_stride, i64{head} * Cfg::kRing);
+  for (int j = thread_index(); j < Cfg::kRing; j += Cfg::kThreads) delta[j] = bits_float(kNeverStepped);
   if (block_x() == 0 && thread_index() == 0) {
     args.ring_start[slot] = 0;
     args.ring_count[slot] = 0;

@@ -15,15 +15,12 @@
 
 #include <ssmjit/error.h>
 
+#include "autotune/fleet/cell_cost.h"
 #include "autotune/search/strategy.h"
 #include "codegen/log.h"
 
 namespace ssmjit {
 namespace {
-
-// Chunks of plans that a measurer verifies in one go, so that none is left with much when the others are done. One
-// alone takes all plans at once: it compiles ahead of what it verifies.
-constexpr std::size_t kChunksEach = 4;
 
 constexpr std::chrono::milliseconds kGlance{100};  // between looks at whether to stop
 
@@ -95,25 +92,43 @@ class Dispatch {
     std::vector<Cell> added;   // those of `cells` that are between others
     OpenWork work;             // of `cells`, or of those that were added last
     std::vector<Measurement> known;
-    std::size_t chunk = 0;
-    std::size_t next_plan = 0, chunks_at_work = 0, plans_done = 0;
-    std::vector<State> states;  // of work.cells
-    double cells_since = -1;    // seconds from the start
+    // A measurer verifies its share in one go, since what a verification sets up costs as much as a hundred plans. Of n
+    // shares each has every n-th plan: neighbours in the plan space cost alike, so the shares end together.
+    std::size_t shares = 0;
+    std::size_t next_share = 0, shares_at_work = 0, plans_done = 0;
+    std::vector<State> states;      // of work.cells
+    std::vector<double> path_cost;  // of work.cells: about the seconds of each and of the longest row that waits for it
+    double cells_since = -1;        // seconds from the start
 
-    bool verified() const { return next_plan == work.to_verify.size() && chunks_at_work == 0; }
+    bool verified() const { return next_share == shares && shares_at_work == 0; }
     std::size_t count(State state) const {
       return static_cast<std::size_t>(std::count(states.begin(), states.end(), state));
     }
-    // Whether all that the search goes by at a cell are done. Those come before it, so that some cell always may start.
+    Search search() const { return kernel->options.rounds > 0 ? Search::exhaustive : kernel->options.search; }
+    // Which of work.cells are to be done before one, as its search goes by them. Those come before it, so that some
+    // cell always may start.
+    std::vector<std::size_t> waits_for(const Cell& cell) const {
+      const std::vector<int> by = goes_by(search(), {batches, between}, cell.batch);
+      std::vector<std::size_t> found;
+      for (std::size_t i = 0; i < work.cells.size(); ++i)
+        if (work.cells[i].mode == cell.mode && std::find(by.begin(), by.end(), work.cells[i].batch) != by.end())
+          found.push_back(i);
+      return found;
+    }
     bool may_start(const Cell& cell) const {
-      const TuneOptions& options = kernel->options;
-      if (options.rounds > 0) return true;
-      const std::vector<int> by = goes_by(options.search, {batches, between}, cell.batch);
-      for (std::size_t i = 0; i < states.size(); ++i)
-        if (states[i] != State::done && work.cells[i].mode == cell.mode &&
-            std::find(by.begin(), by.end(), work.cells[i].batch) != by.end())
-          return false;
-      return true;
+      const std::vector<std::size_t> before = waits_for(cell);
+      return std::all_of(before.begin(), before.end(), [&](std::size_t i) { return states[i] == State::done; });
+    }
+    void weigh_paths() {
+      path_cost.clear();
+      for (const Cell& cell : work.cells)
+        path_cost.push_back(cell_cost(kernel->description, cell.batch,
+                                      plans_asked(search(), {batches, between}, cell.batch, work.plans.size())));
+      const std::vector<double> alone = path_cost;
+      // Cells come behind those that they wait for.
+      for (std::size_t i = work.cells.size(); i-- > 0;)
+        for (const std::size_t before : waits_for(work.cells[i]))
+          path_cost[before] = std::max(path_cost[before], alone[before] + path_cost[i]);
     }
   };
   void open(Part& part, const std::vector<Cell>& cells) const {
@@ -128,10 +143,10 @@ class Dispatch {
       options.search = Search::exhaustive;
       part.work.to_verify = any.open_work(part.kernel->description, options, part.work.cells).to_verify;
     }
-    const std::size_t plans = part.work.to_verify.size();
-    part.chunk = measurers_.size() == 1 ? plans : (plans - 1) / (measurers_.size() * kChunksEach) + 1;
-    part.next_plan = part.plans_done = 0;
+    part.shares = std::min(measurers_.size(), part.work.to_verify.size());
+    part.next_share = part.plans_done = 0;
     part.states.assign(part.work.cells.size(), State::open);
+    part.weigh_paths();
   }
   // A cell's winner may have turned out to be unsound in another: what it beat is then to be timed again. Whether there
   // is any such cell.
@@ -190,40 +205,49 @@ class Dispatch {
 
   std::optional<Job> verification() {
     for (Part& part : parts_) {
-      const std::vector<Plan>& plans = part.work.to_verify;
-      if (part.next_plan == plans.size()) continue;
+      if (part.next_share == part.shares) continue;
       Job job = blank(part);
-      const std::size_t end = std::min(plans.size(), part.next_plan + part.chunk);
-      job.options.plans = {plans.begin() + static_cast<std::ptrdiff_t>(part.next_plan),
-                           plans.begin() + static_cast<std::ptrdiff_t>(end)};
+      job.options.plans.clear();
+      for (std::size_t i = part.next_share; i < part.work.to_verify.size(); i += part.shares)
+        job.options.plans.push_back(part.work.to_verify[i]);
       job.options.verify_only = true;
       job.options.batches.clear();
       job.stage = "verify";
-      part.next_plan = end;
-      ++part.chunks_at_work;
+      ++part.next_share;
+      ++part.shares_at_work;
       return job;
     }
     return std::nullopt;
   }
   std::optional<Job> measurement() {
     if (budget_s_ > 0 && elapsed() > budget_s_) return std::nullopt;
+    Part* of = nullptr;
+    std::size_t at = 0;
     for (Part& part : parts_) {
       if (!part.verified()) continue;
-      std::size_t at = 0;
-      while (at < part.states.size() && !(part.states[at] == State::open && part.may_start(part.work.cells[at]))) ++at;
-      if (at == part.states.size()) continue;
-      const Cell cell = part.work.cells[at];
-      part.states[at] = State::at_work;
-      if (part.cells_since < 0) part.cells_since = elapsed();
-      Job job = blank(part);
-      job.cell = at;
-      job.options.plans = part.work.plans;
-      job.options.batches = {cell.batch};
-      job.options.modes = {cell.mode};
-      job.stage = fmt::format("batch {} {}", cell.batch, name(cell.mode));
-      return job;
+      for (std::size_t i = 0; i < part.states.size(); ++i) {
+        if (part.states[i] != State::open || (of != nullptr && part.path_cost[i] <= of->path_cost[at]) ||
+            !part.may_start(part.work.cells[i]))
+          continue;
+        of = &part;
+        at = i;
+        if (measurers_.size() == 1) break;
+      }
+      // One alone takes kernel after kernel. Of several none is to be without work while the others are at the end of a
+      // row of cells that wait for each other, so the longest row goes first.
+      if (of != nullptr && measurers_.size() == 1) break;
     }
-    return std::nullopt;
+    if (of == nullptr) return std::nullopt;
+    const Cell cell = of->work.cells[at];
+    of->states[at] = State::at_work;
+    if (of->cells_since < 0) of->cells_since = elapsed();
+    Job job = blank(*of);
+    job.cell = at;
+    job.options.plans = of->work.plans;
+    job.options.batches = {cell.batch};
+    job.options.modes = {cell.mode};
+    job.stage = fmt::format("batch {} {}", cell.batch, name(cell.mode));
+    return job;
   }
   Job blank(Part& part) const {
     Job job;
@@ -254,7 +278,7 @@ class Dispatch {
   // A kernel has cells left, and at work is what they wait for.
   bool more_may_come() const {
     return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) {
-      return part.count(State::open) > 0 && (part.chunks_at_work > 0 || part.count(State::at_work) > 0);
+      return part.count(State::open) > 0 && (part.shares_at_work > 0 || part.count(State::at_work) > 0);
     });
   }
 
@@ -282,7 +306,7 @@ class Dispatch {
         measurer.run(part.kernel->description, job->options);
         const std::lock_guard lock(mutex_);
         if (job->options.verify_only)
-          --part.chunks_at_work;
+          --part.shares_at_work;
         else
           part.states[job->cell] = State::done;
         if (!job->options.verify_only) report(part, job->stage);

@@ -55,7 +55,7 @@ Recorded::Recorded(std::string name, const std::vector<Measurement>& journal)
 }
 
 std::vector<const Measurement*> Recorded::answers(const Description& description, const TuneOptions& options) const {
-  const bool ring = description.op() == Op::ring;
+  const bool ring = description.ring_window() != 0;
   const std::vector<Phase> phases = phases_of(description, options);
   const std::string phase = !ring ? "step" : phases.size() == 2 ? "weighted" : ssmjit::name(phases.front());
   const double steps = steps_between_flushes(description, options);

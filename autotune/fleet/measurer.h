@@ -38,6 +38,8 @@ class Measurer {
   virtual void run(const Description& description, const TuneOptions& options) = 0;
   // From another thread: run() is to throw soon. Once and for all.
   void stop() { stopped_ = true; }
+  // No more jobs come: what it holds may end, and need not be waited for yet.
+  virtual void dismiss() {}
 
  protected:
   bool stopped() const { return stopped_; }

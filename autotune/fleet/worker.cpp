@@ -4,13 +4,17 @@
 
 #include <cerrno>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
 
+#include <ssmjit/cubin.h>
+
 #include "autotune/fleet/wire.h"
 #include "codegen/fail.h"
+#include "jit/gpu.h"
 
 namespace ssmjit {
 namespace {
@@ -65,8 +69,15 @@ class Lines {
 
 }  // namespace
 
-void work(int in, int out) {
+void work(int in, int out, std::optional<int> device) {
   Voice voice(out);
+  if (device) {
+    try {
+      use_device(*device);
+      nvrtc_version();
+    } catch (const std::exception&) {
+    }
+  }
   set_log([&](LogLevel level, std::string_view text) { voice.say(wire::text(wire::Log{level, std::string(text)})); });
   Lines lines(in);
   std::vector<Measurement> known;

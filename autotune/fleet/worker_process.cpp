@@ -67,15 +67,23 @@ struct WorkerProcess::End {
   Measurement line;        // of the plan it was at
 };
 
-WorkerProcess::WorkerProcess(int device, std::vector<std::string> command, const Watchdog& watchdog)
-    : gpu_(ssmjit::device(device)), command_(std::move(command)), watchdog_(watchdog) {}
+WorkerProcess::WorkerProcess(int device, std::vector<std::string> command, const Watchdog& watchdog, Start when)
+    : command_(std::move(command)), watchdog_(watchdog) {
+  if (when == Start::now) start();
+  try {
+    gpu_ = ssmjit::device(device);
+  } catch (...) {
+    end_process();
+    throw;
+  }
+}
 
 WorkerProcess::~WorkerProcess() { end_process(); }
 
 std::string WorkerProcess::name() const { return fmt::format("GPU {} ({})", gpu_.ordinal, gpu_.name); }
 
 void WorkerProcess::start() {
-  if (process_ >= 0) return;
+  if (process_ >= 0 && to_ >= 0) return;
   end_process();  // what is left of one before
   to_send_.clear();
   sent_ = 0;
@@ -119,12 +127,16 @@ void WorkerProcess::start() {
   }
 }
 
-void WorkerProcess::end_process() {
+void WorkerProcess::dismiss() {
   close_if_open(to_);
   close_if_open(from_);
   close_if_open(errors_);
+  if (process_ >= 0) kill(process_, SIGKILL);
+}
+
+void WorkerProcess::end_process() {
+  dismiss();
   if (process_ < 0) return;
-  kill(process_, SIGKILL);
   int status = 0;
   if (!ended(status))
     warn(fmt::format("{}: worker {} was killed and has not ended in {:.1f} s; it is left to the driver that holds it",

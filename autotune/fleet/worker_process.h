@@ -21,9 +21,11 @@ struct Watchdog {
 
 class WorkerProcess : public Measurer {
  public:
-  // `command`: the executable and its arguments, which speaks as work() does. It starts with the first job.
-  // Fails: ErrorKind::missing without the GPU.
-  WorkerProcess(int device, std::vector<std::string> command, const Watchdog& watchdog = {});
+  // `command`: the executable and its arguments, which speaks as work() does. It starts with the first job, or at once,
+  // for its driver to wake up meanwhile. Fails: ErrorKind::missing without the GPU.
+  enum class Start { with_job, now };
+  WorkerProcess(int device, std::vector<std::string> command, const Watchdog& watchdog = {},
+                Start when = Start::with_job);
   ~WorkerProcess() override;
 
   std::string name() const override;
@@ -39,6 +41,7 @@ class WorkerProcess : public Measurer {
   // Fails: ErrorKind::machine when kDeathsAtMost workers in a row die over no plan, or kPlansAtMost over plans without
   // one that was right in between; what an invalid job fails with.
   void run(const Description& description, const TuneOptions& options) override;
+  void dismiss() override;
 
   static constexpr int kDeathsAtMost = 3;
   static constexpr int kPlansAtMost = 32;

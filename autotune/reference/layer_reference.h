@@ -1,4 +1,4 @@
-// One token of a fused layer in double precision, by plain loops: what kernels are judged against.
+// A layer's step in double precision, by plain loops: what kernels are judged against.
 // Maths: templates/layer.cuh. What a chain of kernels would pass on in the input's dtype is rounded to it: x, B and C
 // after the convolution, and y before the norm.
 #pragma once
@@ -9,6 +9,8 @@
 #include <ssmjit/description.h>
 #include <ssmjit/kernel.h>
 
+#include "autotune/reference/conv1d_reference.h"
+#include "autotune/reference/ring_reference.h"
 #include "autotune/reference/stored_values.h"
 #include "autotune/reference/update_reference.h"
 
@@ -17,20 +19,25 @@ namespace ssmjit {
 // Where a row's states are. A pad row has none.
 RowSlots row_slots(const LayerArgs& args, std::int64_t row, const Reader& read);
 
-// Where entry k (0: the oldest) of a channel's window lies in the slot; elements.
-std::int64_t window_offset(const Description& description, std::int64_t channel, int k);
+// What the layer's convolution is given, without an output; x as [batch, tokens, channels].
+Conv1dArgs layer_conv1d_args(const Description& description, const LayerArgs& args);
+// What its ring is given, without x, B, C and an output.
+RingArgs layer_ring_args(const Description& description, const LayerArgs& args);
+
+// Where token `t` of a row begins in x, B, C, dt, z or out; elements.
+std::int64_t layer_token_at(const Description& description, const Tensor& tensor, std::int64_t row, int t);
 
 // Channels [first, first + count) of x, B and C of a row, in that order, as the recurrence takes them.
 struct LayerChannels {
-  std::vector<double> value;
+  std::vector<double> value;  // [tokens, count]
   // Whether fp32 could round the sum to another value than double: it lies next to halfway between two of the input's
   // dtype. All else of the layer follows from the values, so a check leaves such channels out.
   std::vector<bool> unsure;
 };
 LayerChannels layer_channels(const Description& description, const LayerArgs& args, std::int64_t row,
-                             const RowSlots& slots, std::int64_t first, std::int64_t count, const Reader& read);
+                             std::int64_t first, std::int64_t count, const Reader& read);
 
-// The heads of one group of the norm (of one group of B and C, where there is no norm) of a row.
+// The heads of one group of the norm (of one group of B and C, where there is no norm) of a row, of one token in place.
 struct LayerGroup {
   std::vector<HeadResult> heads;  // state before it is rounded; y, rounded where a norm follows
   std::vector<double> out;        // [heads, head_dim]
@@ -41,5 +48,17 @@ int layer_group_heads(const Description& description);
 // A pad row is computed as if its states were zero.
 LayerGroup layer_reference(const Description& description, const LayerArgs& args, std::int64_t row, int group,
                            const RowSlots& slots, const Reader& read);
+
+// The same of a live row of a layer with a ring.
+struct RingLayerGroup {
+  std::vector<RingHead> heads;       // of the ring's step, with x, B and C as the convolution leaves them
+  LayerChannels x;                   // of the heads
+  LayerChannels B;                   // of the groups that the heads are of
+  std::vector<double> out;           // [tokens, heads, head_dim], from y by the recurrence
+  std::vector<double> out_operands;  // from y of rounded operands
+  std::vector<double> out_slack;     // of the latter: by how much a right kernel may be off before it is rounded
+};
+RingLayerGroup ring_layer_reference(const Description& description, const LayerArgs& args, std::int64_t row, int group,
+                                    const RingRequest& of, const Reader& read);
 
 }  // namespace ssmjit

@@ -34,4 +34,29 @@ std::int64_t stored_index(const Tensor& indices, std::int64_t row, const Reader&
   return v;
 }
 
+void HeldMemory::hold(const Tensor& tensor, std::int64_t offset, std::int64_t count) {
+  const std::int64_t size = size_bytes(tensor.dtype);
+  Stretch stretch{static_cast<const std::byte*>(tensor.data) + offset * size,
+                  std::vector<std::byte>(static_cast<std::size_t>(count * size))};
+  read_(stretch.at, stretch.bytes.data(), stretch.bytes.size());
+  stretches_.push_back(std::move(stretch));
+}
+
+void HeldMemory::hold_host(const void* data, std::size_t bytes) {
+  const auto* at = static_cast<const std::byte*>(data);
+  stretches_.push_back({at, std::vector<std::byte>(at, at + bytes)});
+}
+
+Reader HeldMemory::reader() const {
+  return [this](const void* from, void* to, std::size_t bytes) {
+    const auto* at = static_cast<const std::byte*>(from);
+    for (const Stretch& s : stretches_) {
+      if (at < s.at || at + bytes > s.at + s.bytes.size()) continue;
+      std::memcpy(to, s.bytes.data() + (at - s.at), bytes);
+      return;
+    }
+    read_(from, to, bytes);
+  };
+}
+
 }  // namespace ssmjit

@@ -21,4 +21,22 @@ double stored_value(const Tensor& tensor, std::int64_t offset, const Reader& rea
 // Entry `row` of an int32 or int64 array with a stride.
 std::int64_t stored_index(const Tensor& indices, std::int64_t row, const Reader& read);
 
+// Stretches of a memory space that are copied once, where every read would be a copy of its own.
+class HeldMemory {
+ public:
+  explicit HeldMemory(const Reader& read) : read_(read) {}
+  void hold(const Tensor& tensor, std::int64_t offset, std::int64_t count);  // elements
+  void hold_host(const void* data, std::size_t bytes);                       // as it is, beside the space
+  // Of what is held, and of the space elsewhere; lives no longer than this.
+  Reader reader() const;
+
+ private:
+  struct Stretch {
+    const std::byte* at;
+    std::vector<std::byte> bytes;
+  };
+  const Reader& read_;
+  std::vector<Stretch> stretches_;
+};
+
 }  // namespace ssmjit

@@ -195,7 +195,7 @@ Json mode_json(const Lines& lines, Plans& plans, const Checks& checks) {
     std::stable_sort(cell.lines.begin(), cell.lines.end(),
                      [](const Measurement* a, const Measurement* b) { return a->us < b->us; });
     // A phase measured alone has no row, so the table is not asked.
-    if (any.op != Op::ring || any.phase == "weighted") {
+    if (!any.has_ring() || any.phase == "weighted") {
       const auto check = checks.find({any.device, any.kernel_digest, any.pdl, cell.lines.front()->total_heads()});
       if (check != checks.end()) cell.check = &check->second;
     }

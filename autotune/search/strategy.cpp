@@ -74,7 +74,13 @@ bool are_kin(const Plan& a, const Plan& b) {
 // of the fastest there, until none is left: a plan whose blocks fill the GPU at this batch alone is slow at both
 // neighbours, but is one tunable away from another that is not. A batch between those of the sweep was added because
 // its neighbours say little of it: there it is half of all plans, however near they are.
-constexpr int kWholeLevels = 1;  // up to which every plan is asked for
+constexpr int kWholeLevels = 1;     // up to which every plan is asked for
+constexpr std::size_t kLeast = 24;  // plans asked for at a batch, where there are as many
+
+std::size_t asked_for_at(int level, bool between, std::size_t suited) {
+  if (level <= kWholeLevels) return suited;
+  return std::min(suited, std::max(kLeast, suited >> (between ? 1 : level - kWholeLevels)));
+}
 
 class Halving : public Strategy {
  public:
@@ -94,7 +100,6 @@ class Halving : public Strategy {
   }
 
  private:
-  static constexpr std::size_t kLeast = 24;   // plans asked for at a batch, where there are as many
   static constexpr std::size_t kFastest = 3;  // whose kin are asked for
 
   std::vector<std::size_t> near_the_best_beside(int batch, int level, const std::vector<std::size_t>& open) const {
@@ -111,8 +116,7 @@ class Halving : public Strategy {
     std::vector<std::pair<double, std::size_t>> order;
     for (const auto& [plan, ratio] : behind) order.emplace_back(ratio, plan);
     std::sort(order.begin(), order.end());
-    const std::size_t share = suited_ >> (between_.contains(batch) ? 1 : level - kWholeLevels);
-    order.resize(std::min(order.size(), std::max(kLeast, share)));
+    order.resize(std::min(order.size(), asked_for_at(level, between_.contains(batch), suited_)));
     std::vector<std::size_t> asked;
     for (std::size_t plan : open)
       if (std::any_of(order.begin(), order.end(), [&](const auto& o) { return o.second == plan; }))
@@ -325,6 +329,15 @@ std::vector<int> goes_by(Search search, const SearchBatches& batches, int batch)
   found.push_back(std::find_if(std::make_reverse_iterator(here), level_of.rend(), lower)->first);
   found.push_back(std::find_if(here, level_of.end(), lower)->first);
   return found;
+}
+
+std::size_t plans_asked(Search search, const SearchBatches& batches, int batch, std::size_t suited) {
+  if (search == Search::model) return suited / 3;
+  if (search == Search::exhaustive) return suited;
+  const std::map<int, int> level_of = all_levels(batches);
+  const auto here = level_of.find(batch);
+  const bool between = std::find(batches.between.begin(), batches.between.end(), batch) != batches.between.end();
+  return here == level_of.end() ? suited : asked_for_at(here->second, between, suited);
 }
 
 std::unique_ptr<Strategy> make_strategy(Search search, const Description& description, const std::vector<Plan>& plans,

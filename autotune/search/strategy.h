@@ -50,6 +50,8 @@ struct SearchBatches {
 
 // The batches whose times say what is asked for at `batch`: to be done before it.
 std::vector<int> goes_by(Search search, const SearchBatches& batches, int batch);
+// About how many of `suited` plans are asked for at `batch`.
+std::size_t plans_asked(Search search, const SearchBatches& batches, int batch, std::size_t suited);
 
 // `plans` are all that there are, of which `suited` may be asked for. One mode.
 std::unique_ptr<Strategy> make_strategy(Search search, const Description& description, const std::vector<Plan>& plans,

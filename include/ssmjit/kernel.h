@@ -69,7 +69,7 @@ struct UpdateArgs {
 // A description with varlen: [total, ...] or [1, total, ...] instead of [batch, tokens, ...], request b's tokens from
 // cu_seqlens[b] to cu_seqlens[b + 1].
 // The host owns the cursors and moves them once a model step, after all layers (advance_ring() below). A slot that
-// changes hands is reset or copied with its rings and cursors (ring.h): a stale ring can't be seen here.
+// changes hands is reset or copied with its rings and cursors (ring.h): a launch sees no stale ring.
 struct RingArgs {
   std::size_t size = sizeof(RingArgs);
   Tensor state;        // [slots, nheads, head_dim, dstate], state dtype; slots may be strided; written by a flush
@@ -96,8 +96,8 @@ struct RingArgs {
   std::int64_t pad_slot_id = -1;  // this index, and every negative one, marks a pad row
   Pdl pdl = Pdl::off;             // early_state: indices, cu_seqlens, cursors, state, rings, A, D and dt_bias are read
                                   // before the wait
-  bool checked = false;  // look at indices, cursors and cu_seqlens before the launch (copies them and synchronises;
-                         // refused under capture)
+  bool checked = false;  // look at indices, cursors, cu_seqlens, rows of dt_ring in use that none wrote since a reset
+                         // before the launch (copies them and synchronises; refused under capture)
 };
 
 // Tensors of one step of a convolution (causal_conv1d_update). Requests and tokens of x and out may be strided, so x

@@ -50,6 +50,7 @@ struct PhaseMeasurement {
 
 struct Measurement {
   Op op = Op::update;
+  bool ring_layer = false;  // of Op::layer: whether its state is in a ring
   // What was measured. The key of a journal line: source digest, shape, phase, PDL mode, GPU, driver, policy.
   std::string kernel_digest;
   std::string cost_digest;
@@ -58,7 +59,7 @@ struct Measurement {
   Plan plan;
   int batch = 0;
   int nheads = 0;
-  // "step": an in-place update has one. "weighted": both of a ring, or "no_flush" or "flush" where one was measured
+  // "step": an in-place update has one. "weighted": both of a ring or its layer, or "no_flush" or "flush" where one was measured
   // alone. "verify", of no batch: whether the plan may be timed at all.
   std::string phase = "step";
   double steps_per_flush = 0;  // n of a weighted ring step
@@ -79,12 +80,13 @@ struct Measurement {
   double floor_us = 0;  // the memory floor of these bytes in the same run
   double share = 0;     // floor_us / us
   int layers = 0;
-  Bytes bytes;                           // of an in-place update
-  std::vector<PhaseMeasurement> phases;  // of a ring
+  Bytes bytes;                           // without a ring
+  std::vector<PhaseMeasurement> phases;  // with one
   int registers = 0;
   int smem_bytes = 0;
   std::string measured;  // UTC date and time
 
+  bool has_ring() const { return op == Op::ring || ring_layer; }
   std::int64_t total_heads() const { return std::int64_t{batch} * nheads; }
   // A stable text of the key.
   std::string key() const;

@@ -58,7 +58,8 @@ struct MaterialiseArgs {
                          // under capture)
 };
 
-// Slots whose states become zero (scales one) and whose rings become empty, for a fresh request.
+// Slots whose states become zero (scales one) and whose rings become empty, for a fresh request. Deltas of their rings
+// become NaN, by which a checked ring step (RingArgs) knows rows that no step has written since.
 struct ResetSlotsArgs {
   std::size_t size = sizeof(ResetSlotsArgs);
   Tensor layers;                  // as above

@@ -36,7 +36,7 @@ struct TableRow {
   std::optional<Plan> between;
   double us = 0;        // a step, cold state; of a ring the mean of ((n - 1) * no_flush + flush) / n
   double floor_us = 0;  // the memory floor of the same bytes, same run; 0 where not measured, or not well
-  // Rings only.
+  // Rings and their layers only.
   double steps_per_flush = 0;  // n
   PhaseTime no_flush, flush;
   // Provenance.
@@ -47,6 +47,7 @@ struct TableRow {
   std::string measured;  // date
   // The plan and its time come from a model of the GPU (`table predict`), not from a measurement.
   bool predicted = false;
+  bool has_ring() const { return op == Op::ring || steps_per_flush > 0; }
   bool operator==(const TableRow&) const = default;
 };
 
@@ -54,7 +55,7 @@ struct Table {
   std::vector<TableRow> rows;
 
   // Sorted by device, digest, mode, total_heads; one row a line, so that a change is a readable diff. The head names
-  // the op and store of all rows; where there are rows of both ops, each row names its own.
+  // the op and store of all rows; where they differ, each row names its op, and steps_per_flush tells a ring.
   std::string json() const;
   // Fails: ErrorKind::invalid, naming the row and field.
   static Table from_json(std::string_view text);

@@ -193,10 +193,13 @@ struct ChainVariant {
 };
 void PrintTo(const ChainVariant& v, std::ostream* out) { *out << v.name; }
 
+Description small_ring() { return small().tokens(3).store(Ring{.window = 6}); }
+
 std::vector<ChainVariant> chain_variants() {
   const Sizes sizes{.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2};
   return {
       {"AllParts", small()},
+      {"AllPartsWithARing", small_ring()},
       {"StateOfFp32", small().state(DType::f32)},
       {"AllOfFp16", small().state(DType::f16).input(DType::f16)},
       {"GateInTheUpdate", small().gate(silu(dsl::z)).with_norm({.group_size = 64})},
@@ -224,6 +227,50 @@ TEST_P(RightChain, PassesOnTheCpuWithAndWithoutPdl) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(OfEveryKind, RightChain, testing::ValuesIn(chain_variants()),
+                         [](const auto& info) { return info.param.name; });
+
+// Layers with a ring.
+std::vector<ChainVariant> ring_chain_variants() {
+  const auto with = [](Conv conv) { return small_ring().with_conv(std::move(conv)); };
+  const Description bare = mamba2({.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2})
+                               .state(DType::bf16)
+                               .tokens(3)
+                               .store(Ring{.window = 6});
+  return {
+      {"OneToken", small_ring().tokens(1)},
+      {"AsManyTokensAsTheWindow", small_ring().tokens(6)},
+      {"SixteenTokens", small_ring().tokens(16).store(Ring{.window = 16})},
+      {"StateOfFp32", small_ring().state(DType::f32)},
+      {"AllOfFp16", small_ring().state(DType::f16).input(DType::f16)},
+      {"StateOfInt8ByChance", small_ring().state(DType::i8).rounding(Stochastic{})},
+      {"GateInTheRing", small_ring().gate(silu(dsl::z)).with_norm({.group_size = 64})},
+      {"NormBeforeGate", small_ring().with_norm({.group_size = 64, .gate_expr = silu(dsl::z), .before_gate = true})},
+      {"NormOfHalfAGroup", small_ring().with_norm(usual_norm(32))},
+      {"NormOfBothGroups", small_ring().with_norm(usual_norm(128))},
+      {"ConvAlone", Description(bare).with_conv(usual_conv())},
+      {"ConvAlonePadsUntouched", Description(bare).with_conv(usual_conv()).pad_output(PadOutput::untouched)},
+      {"NormAlone", Description(bare).with_norm(usual_norm(64))},
+      {"Width2", with({.width = 2, .activation_expr = silu(dsl::x)})},
+      {"ChannelsLast", with({.activation_expr = silu(dsl::x), .channels_last = true})},
+      {"LongWindows", with({.state_len = 7})},
+      {"CircularWindows", with({.state_len = 5, .store = ConvStore::circular})},
+      {"Snapshots", with({.keep = ConvKeep::snapshots})},
+      {"SlotsByToken", with({.keep = ConvKeep::slots})},
+      {"AcceptedCounts", with({.state_len = 5, .has_accepted = true})},
+  };
+}
+
+class RightRingChain : public testing::TestWithParam<ChainVariant> {};
+
+TEST_P(RightRingChain, PassesOnTheCpu) {
+  NEEDS_EXECUTOR();
+  const Description& d = GetParam().description;
+  const Verdict verdict = verdict_of(d, default_chain(PlanForm::chain_pdl, d, Arch{}, 64));
+  EXPECT_EQ(verdict.outcome, Outcome::ok) << testing::PrintToString(verdict.failures);
+  EXPECT_GT(verdict.y_error, 0) << "nothing was compared";
+  EXPECT_GT(verdict.state_error, 0);
+}
+INSTANTIATE_TEST_SUITE_P(OfEveryKind, RightRingChain, testing::ValuesIn(ring_chain_variants()),
                          [](const auto& info) { return info.param.name; });
 
 struct ChainMutant {

@@ -725,6 +725,44 @@ TEST_F(CliTables, CheckFallsShortOfItsBoundAndWithoutATime) {
   EXPECT_THAT(untimed.out, AllOf(HasSubstr("its plan was not timed"), HasSubstr("whose plan has no time there")));
 }
 
+TEST_F(CliTables, CheckShowsWhatAnotherGpusTableCostsOnThisOne) {
+  // The same journal as if an H100 had measured it, where the best plan of each row here is half as fast.
+  const Table here = Table::from_json(read(folder_ / "t.json"));
+  std::istringstream text(read(journal_));
+  std::string there;
+  for (std::string line; std::getline(text, line);) {
+    Measurement m = Measurement::from_json(line);
+    m.device = "h100";
+    m.device_name = "NVIDIA H100 80GB HBM3";
+    for (const TableRow& row : here.rows)
+      if (row.total_heads == m.total_heads() && row.plan == m.plan) {
+        m.us *= 2;
+        for (PhaseMeasurement& p : m.phases) p.us *= 2;
+      }
+    there += m.json() + "\n";
+  }
+  write("h100.jsonl", there);
+  ASSERT_EQ(ssmjit("table fit h100.jsonl -o h100.json").exit, kOk);
+  const std::string on_here = "table check h100.json --journal '" + journal_ + "'";
+  const Ran ran = ssmjit(on_here);
+  EXPECT_EQ(ran.exit, kOk) << ran.err;
+  EXPECT_THAT(ran.out, AllOf(HasSubstr("(other_device)"), HasSubstr("rows of h100 answer on h200"),
+                             testing::Not(HasSubstr("(exact)"))));
+  const std::vector<Json> json = ssmjit(on_here + " --json").json();
+  EXPECT_EQ(json.back().at("compared"), here.rows.size());
+  EXPECT_GT(json.back().at("worst_regret").get<double>(), 0);
+  EXPECT_EQ(json.back().at("compared_loo"), 0) << "no row of this GPU to leave out";
+  for (std::size_t i = 0; i + 1 < json.size(); ++i) {
+    EXPECT_EQ(json[i].at("device"), "h200");
+    EXPECT_EQ(json[i].at("answer").at("why"), "other_device");
+  }
+  EXPECT_EQ(ssmjit(on_here + " --max-regret 0").exit, kFellShort);
+  // With rows of this GPU beside them, its own answer.
+  ASSERT_EQ(ssmjit("table merge h100.json t.json -o both.json").exit, kOk);
+  EXPECT_THAT(ssmjit("table check both.json --journal '" + journal_ + "'").out,
+              AllOf(HasSubstr("(exact)"), testing::Not(HasSubstr("other_device"))));
+}
+
 TEST_F(CliTables, CheckReadsTheJournalBesideTheTableAndSaysWhereItLooked) {
   const Ran without = ssmjit("table check t.json");
   EXPECT_EQ(without.exit, kWrongUse);

@@ -651,10 +651,13 @@ struct ConvStep {
     }
   }
 
-  // Finds out which slot, and asks for its entries.
-  SSMJIT_DEVICE void load_state() {
+  // Waits for the slot's index.
+  SSMJIT_DEVICE void find_slot() {
     slot = slot_entry.value();
     live = usable(slot, args.slots);
+  }
+  // Asks for the slot's entries.
+  SSMJIT_DEVICE void load_state() {
     place = 0;
     int first = 0;  // entry that the first of the old ones is
     if constexpr (Cfg::kStore == ConvStore::circular) {
@@ -666,10 +669,9 @@ struct ConvStep {
       const i64 accepted = accepted_entry.value();
       first = accepted < 1 ? 0 : static_cast<int>(accepted < Cfg::kTokens ? accepted : Cfg::kTokens) - 1;
     }
-    const bool reads = inside && live;
-    const State* from = static_cast<const State*>(args.conv_state) + (live ? slot * args.state_stride : 0);
+    const State* from = static_cast<const State*>(args.conv_state) + slot * args.state_stride;
     if constexpr (S::kWhole) {
-      if (reads)
+      if (inside)
         window.template load<Cfg::kStreaming>(from + static_cast<i64>(channel) * Cfg::kStateLen);
       else
         window.zero();
@@ -677,7 +679,7 @@ struct ConvStep {
 #pragma unroll
       for (int j = 0; j < S::kOld; ++j) {
         entry[j].zero();
-        if (!reads || j < S::kFirst) continue;
+        if (!inside || j < S::kFirst) continue;
         int at = first + j;
         if constexpr (Cfg::kStore == ConvStore::circular) at = at < Cfg::kStateLen ? at : at - Cfg::kStateLen;
         if constexpr (Cfg::kChannelsLast) {
@@ -822,26 +824,28 @@ SSMJIT_DEVICE void conv1d(const Conv1dArgs& args) {
   }
   const int channel = block_x() * Cfg::kBlockM + thread_index() * ConvShape<Cfg>::kChannels;
   ConvStep<Cfg> step{args, block_y(), channel, channel < args.channels};
-  // What waits for no index is asked for before the state; unless the state may overtake the producer of x (the wait is
-  // none in a launch that depends on nothing).
+  // The index alone is waited for before all is asked for: what is loaded in front of it makes it late. The other wait
+  // is none in a launch that depends on nothing.
   step.load_indices();
+  step.find_slot();
+  if (!step.live) {
+    if constexpr (Cfg::kEarlyState) grid_dependency_wait();
+    if constexpr (Cfg::kPadOutput == PadOutput::zeros)
+      if (step.inside) step.write_zeros();
+    return;
+  }
+  step.load_state();
   if constexpr (Cfg::kEarlyState) {
-    step.load_state();
     step.load_weights();
     grid_dependency_wait();
     step.load_tokens();
   } else {
     step.load_tokens();
     step.load_weights();
-    step.load_state();
   }
   if (!step.inside) return;
-  if (step.live) {
-    step.write_output();
-    step.write_state();
-  } else if constexpr (Cfg::kPadOutput == PadOutput::zeros) {
-    step.write_zeros();
-  }
+  step.write_output();
+  step.write_state();
 }
 
 // ---- this kernel ----

@@ -216,6 +216,7 @@ TEST(Faults, Row10_SlotsAreCopiedAndResetWithRingsAndCursors) {
         std::memset(SlotPools::slot_bytes(layer.state, slot), 0, SlotPools::slot_size(layer.state));
         for (int i = 0; d.has_state_scale() && i < d.nheads * d.head_dim; ++i)
           encode(DType::f32, SlotPools::slot_bytes(layer.state_scale, slot), i, 1.0);
+        std::memset(SlotPools::slot_bytes(layer.dt_ring, slot), 0xff, SlotPools::slot_size(layer.dt_ring));
       }
     }
     want.set_cursor(1, {8, 11});

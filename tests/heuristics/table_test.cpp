@@ -205,6 +205,30 @@ TEST(Table, RowsOfBothOpsNameTheirs) {
   EXPECT_EQ(merged.rows, table.rows);
 }
 
+TEST(Table, OfLayersThoseWithARingHaveItsPhases) {
+  const Description in_place = sample_description().with_norm({.gate_expr = silu(dsl::z)});
+  TableRow layer = of_kernel(in_place, sample_row(16, 3, 0));
+  layer.op = Op::layer;
+  TableRow with_ring = ring_row(32);
+  with_ring.op = Op::layer;
+  EXPECT_TRUE(with_ring.has_ring());
+
+  const Table rings{{with_ring}}, layers{{layer}};
+  EXPECT_THAT(rings.json(), HasSubstr("\"op\": \"layer\", \"store\": \"ring\", \"rows\""));
+  EXPECT_THAT(layers.json(), HasSubstr("\"op\": \"layer\", \"store\": \"in_place\", \"rows\""));
+  EXPECT_EQ(Table::from_json(rings.json()).rows, rings.rows);
+  EXPECT_EQ(Table::from_json(layers.json()).rows, layers.rows);
+  EXPECT_THAT(refusal(replaced(rings.json(), "\"store\": \"ring\"", "\"store\": \"in_place\"")),
+              HasSubstr("\"steps_per_flush\": unknown field"));
+  EXPECT_THAT(refusal(replaced(layers.json(), "\"store\": \"in_place\"", "\"store\": \"ring\"")),
+              HasSubstr("rows[0].steps_per_flush: missing"));
+
+  Table both{{layer, with_ring}};
+  both.sort();
+  EXPECT_THAT(both.json(), HasSubstr("{\"schema\": 1, \"rows\""));
+  EXPECT_EQ(Table::from_json(both.json()).rows, both.rows);
+}
+
 TEST(Table, ARingsRowWithoutItsPhasesIsRefused) {
   const std::string good = Table{{ring_row(16)}}.json();
   EXPECT_THAT(refusal(replaced(good, "\"no_flush\"", "\"no_flash\"")), HasSubstr("rows[0].no_flush: missing"));

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -448,6 +449,8 @@ class CheckedRingLaunch : public RingLaunch {
     args.checked = true;
     args.ring_start = contiguous(start_.data(), DType::i32, {kSlots});
     args.ring_count = contiguous(count_.data(), DType::i32, {kSlots});
+    deltas_.resize(static_cast<std::size_t>(kSlots * args.dt_ring.stride[0]), 0.5f);
+    args.dt_ring.data = deltas_.data();
     args.state_batch_indices = contiguous(slots_.data(), DType::i64, {kBatch});
     const int before = stub_->launches;
     try {
@@ -470,6 +473,7 @@ class CheckedRingLaunch : public RingLaunch {
   std::vector<std::int64_t> slots_ = {11, 0, 5};
   std::vector<std::int32_t> start_ = std::vector<std::int32_t>(kSlots, 21),
                             count_ = std::vector<std::int32_t>(kSlots, 16);
+  std::vector<float> deltas_;
 };
 
 TEST_F(CheckedRingLaunch, GoodIndicesAndCursorsAreLaunched) {
@@ -506,6 +510,28 @@ TEST_F(CheckedRingLaunch, FaultRows6And9_CursorsOutOfRangeAreNamedWithSlotAndRow
             "ring_count[0] is 17, of row 1; wants 0 to 16\n"
             "ring_start[5] is 22, of row 2; wants 0 to 21\n"
             "ring_count[5] is -1, of row 2; wants 0 to 16");
+}
+
+TEST_F(CheckedRingLaunch, FaultRow10_RowsInUseThatNoStepWroteSinceTheResetAreNamedWithSlotAndRow) {
+  const auto slot_stride = static_cast<std::size_t>(full_args().dt_ring.stride[0]);
+  deltas_.assign(kSlots * slot_stride, 0.5f);
+  const auto reset = [&](std::size_t slot) {
+    std::memset(&deltas_[slot * slot_stride], 0xff, slot_stride * sizeof(float));
+  };
+  reset(5);
+  reset(3);  // a slot that no row uses
+  EXPECT_EQ(
+      refusal(),
+      "ring_count[5] is 16, of row 2, but row 0 in use was not written since the slot was reset; wants the cursor "
+      "of the slot's own request, which is {0, 0} after a reset");
+  count_[5] = 2;  // from row 21 on, around the end of 22
+  deltas_[5 * slot_stride + 21] = 0.5f;
+  EXPECT_THAT(refusal(), HasSubstr("ring_count[5] is 2, of row 2, but row 1 in use was not written"));
+  deltas_[5 * slot_stride] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(refusal(), "") << "a model's own NaN is a row that was written";
+  count_[5] = 0;
+  reset(5);
+  EXPECT_EQ(refusal(), "");
 }
 
 TEST_F(CheckedRingLaunch, FaultRow8_SequencesThatDoNotFitAreNamed) {

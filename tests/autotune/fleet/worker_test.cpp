@@ -1,10 +1,14 @@
 // The worker process: what a kernel does to it costs one journal line.
+#include <elf.h>
 #include <signal.h>
 
 #include <chrono>
+#include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <map>
 #include <set>
+#include <string_view>
 #include <tuple>
 
 #include <gmock/gmock.h>
@@ -163,6 +167,69 @@ TEST_F(Worker, Row26_APlanThatKillsTheCompilerTwiceHasItsLineAndTheOthersGoOn) {
   EXPECT_THAT(run(1, all), IsEmpty()) << "a resume compiles none of them again";
 }
 
+TEST_F(Worker, Row26_MemoryThatEveryRunTakesIsLeakedAndWhatTheFirstOneTakesIsNot) {
+  plans_ = plans(3);
+  plant(plans_, {{3}, {2}, {1}});
+  const auto entry = [&](std::size_t plan) { return emit(update(), plans_[plan], Arch{}).entries.front().name; };
+  device(0);  // this process has the stand-in itself
+  const ScopedEnvironment real("SSMJIT_REAL_LIBCUDA", SSMJIT_PLANTED_LIBCUDA);
+  const ScopedEnvironment leaking("SSMJIT_LIBCUDA", SSMJIT_LEAKING_LIBCUDA);
+  // 20 launches verify a plan: of 512 KiB they take 10 MiB, of 256 KiB 5.
+  const ScopedEnvironment leaks("SSMJIT_PLANTED_LEAKS",
+                                entry(0) + "=67108864:once " + entry(1) + "=262144 " + entry(2) + "=524288");
+  std::map<std::string, std::vector<Measurement>> of;
+  for (const Measurement& m : run()) of[m.plan.text()].push_back(m);
+  EXPECT_THAT(of[plans_[0].text()], SizeIs(2)) << "verified and timed";
+  EXPECT_THAT(of[plans_[1].text()], SizeIs(2)) << "verified and timed";
+  ASSERT_THAT(of[plans_[2].text()], SizeIs(1));
+  EXPECT_EQ(of[plans_[2].text()][0].outcome, Outcome::leaked);
+  EXPECT_THAT(of[plans_[2].text()][0].reason, HasSubstr("10485760 bytes of device memory are gone"));
+}
+
+// The sections of a cubin that hold machine code, one behind the other.
+std::string machine_code(const Cubin& cubin) {
+  const char* image = cubin.image.data();
+  const auto at = [&](std::size_t offset, auto value) {
+    std::memcpy(&value, image + offset, sizeof value);
+    return value;
+  };
+  const auto header = at(0, Elf64_Ehdr{});
+  const auto section = [&](std::size_t i) { return at(header.e_shoff + i * sizeof(Elf64_Shdr), Elf64_Shdr{}); };
+  const char* names = image + section(header.e_shstrndx).sh_offset;
+  std::string code;
+  for (std::size_t i = 0; i < header.e_shnum; ++i) {
+    const Elf64_Shdr s = section(i);
+    if (std::string_view(names + s.sh_name).starts_with(".text")) code.append(image + s.sh_offset, s.sh_size);
+  }
+  return code;
+}
+
+// How many instructions of 16 bytes end a thread.
+int exits(const std::string& code) {
+  int count = 0;
+  for (std::size_t at = 0; at + 16 <= code.size(); at += 16) {
+    std::uint16_t opcode = 0;
+    std::memcpy(&opcode, code.data() + at, sizeof opcode);
+    count += (opcode & 0xfff) == 0x94d ? 1 : 0;
+  }
+  return count;
+}
+
+// On a GPU the faults are of the machine code, where the compiler may have left out what does nothing.
+TEST_F(Worker, Row26_PlantedFaultsAreInTheMachineCode) {
+  const Source source = emit(update(), plans(1).front(), Arch{});
+  const std::string entry = source.entries.front().name;
+  const auto code_with = [&](const std::string& fault) {
+    const PlantedNvrtc nvrtc(SSMJIT_PLANTED_NVRTC, at("nvrtc-" + fault), entry + "=" + fault);
+    return machine_code(compile(source, {.use_cache = false}));
+  };
+  const std::string right = code_with("none"), spins = code_with("spin"), strays = code_with("stray");
+  EXPECT_GT(exits(right), 0);
+  EXPECT_EQ(exits(spins), 0) << "it ends";
+  EXPECT_GT(exits(strays), 0);
+  EXPECT_NE(strays, right);
+}
+
 TEST_F(Worker, ThatDiesBeforeItHasDoneAnythingThreeTimesEndsTheSweepWithItsLastWords) {
   plans_ = plans(1);
   plant(plans_, {{3}});
@@ -207,6 +274,23 @@ TEST_F(Worker, ThatClosesItsAnswersAndLivesOnIsKilled) {
   int count = 0;
   for (pid_t pid = 0; pids >> pid; ++count) EXPECT_EQ(kill(pid, 0), -1) << "it lives on";
   EXPECT_EQ(count, WorkerProcess::kDeathsAtMost);
+}
+
+TEST_F(Worker, StartsAtOnceWhereToldAndEndsOnceDismissed) {
+  const std::vector<std::string> command = {"/bin/sh", "-c", "echo $$ > '" + at("pid") + "'; exec sleep 600"};
+  const auto pid = [&] {
+    std::istringstream text(read("pid"));
+    pid_t found = 0;
+    return text >> found ? found : 0;
+  };
+  std::optional<WorkerProcess> worker(std::in_place, 0, command, Watchdog{}, WorkerProcess::Start::now);
+  const auto start = std::chrono::steady_clock::now();
+  while (pid() == 0 && std::chrono::steady_clock::now() - start < std::chrono::seconds(20)) usleep(1000);
+  ASSERT_NE(pid(), 0) << "no job came";
+  EXPECT_EQ(kill(pid(), 0), 0);
+  worker->dismiss();
+  worker.reset();
+  EXPECT_EQ(kill(pid(), 0), -1) << "it lives on";
 }
 
 TEST_F(Worker, ThatIsNoExecutableIsNamed) {

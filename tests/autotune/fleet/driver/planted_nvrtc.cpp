@@ -42,7 +42,8 @@ std::string planted(std::string text) {
       std::abort();
     }
     const std::size_t body = text.find('{', at);
-    if (fault == "spin") text.insert(body + 1, "\n  for (volatile int forever = 1; forever != 0;) {\n  }\n");
+    // A loop that does nothing is left out by the assembler, even with a volatile condition; one that sleeps is not.
+    if (fault == "spin") text.insert(body + 1, "\n  while (true) asm volatile(\"nanosleep.u32 1000;\");\n");
     if (fault == "stray") text.insert(body + 1, "\n  *reinterpret_cast<volatile int*>(8) = 1;\n");
   }
   return text;

@@ -218,6 +218,20 @@ void norm_step(Description d, const device_args::NormArgs& a, std::int64_t rows)
       }
 }
 
+// "ring" of ssmjit_ring_1234 and of a chain's ssmjit_layer_ring_1234.
+std::string_view op_of(std::string_view kernel) {
+  for (const std::string_view before : {"ssmjit_", "layer_"})
+    if (kernel.starts_with(before)) kernel.remove_prefix(before.size());
+  return kernel.substr(0, kernel.find('_'));
+}
+
+// What the entry computes: of a layer's chain a part of it.
+Description description_of(const std::string& kernel) {
+  for (const Description& part : layer_parts(world->description))
+    if (op_of(kernel) == name(part.op())) return part;
+  return world->description;
+}
+
 std::uint64_t mixed(std::uint64_t v) {
   v = (v ^ (v >> 30)) * 0xbf58476d1ce4e5b9ull;
   v = (v ^ (v >> 27)) * 0x94d049bb133111ebull;
@@ -232,9 +246,9 @@ std::size_t argument_bytes(const char* name) {
   if (kernel == "ssmjit_produce") return sizeof(ProduceArgs);
   if (kernel == "ssmjit_fill") return sizeof(FillArgs);
   if (kernel == "ssmjit_hash") return sizeof(HashArgs);
-  if (kernel.starts_with("ssmjit_conv1d_")) return sizeof(device_args::Conv1dArgs);
-  if (kernel.starts_with("ssmjit_norm_")) return sizeof(device_args::NormArgs);
-  return kernel.starts_with("ssmjit_ring_") ? sizeof(device_args::RingArgs) : sizeof(device_args::UpdateArgs);
+  if (op_of(kernel) == "conv1d") return sizeof(device_args::Conv1dArgs);
+  if (op_of(kernel) == "norm") return sizeof(device_args::NormArgs);
+  return op_of(kernel) == "ring" ? sizeof(device_args::RingArgs) : sizeof(device_args::UpdateArgs);
 }
 
 double launch(const char* name, const CUlaunchConfig& config, const void* argument) {
@@ -274,21 +288,21 @@ double launch(const char* name, const CUlaunchConfig& config, const void* argume
   const Cost cost = world->cost[kernel];
   const auto batch = static_cast<std::int64_t>(config.gridDimY);
   world->batches.push_back(static_cast<int>(batch));
-  if (world->description.op() == Op::update) {
-    update_step(world->description, read_argument<device_args::UpdateArgs>(argument), batch);
+  Description d = description_of(kernel);
+  if (d.op() == Op::update) {
+    update_step(d, read_argument<device_args::UpdateArgs>(argument), batch);
     return cost.no_flush;
   }
-  if (world->description.op() == Op::conv1d) {
-    conv1d_step(world->description, read_argument<device_args::Conv1dArgs>(argument), batch);
+  if (d.op() == Op::conv1d) {
+    conv1d_step(d, read_argument<device_args::Conv1dArgs>(argument), batch);
     return cost.no_flush;
   }
-  if (world->description.op() == Op::norm) {
-    norm_step(world->description, read_argument<device_args::NormArgs>(argument), batch);
+  if (d.op() == Op::norm) {
+    norm_step(d, read_argument<device_args::NormArgs>(argument), batch);
     return cost.no_flush;
   }
   // Verification takes a few of the description's heads.
   const auto device = read_argument<device_args::RingArgs>(argument);
-  Description d = world->description;
   d.ngroups = device.nheads / d.heads_per_group();
   d.nheads = device.nheads;
   const RingArgs args = of_device(d, device, batch);
