@@ -260,6 +260,10 @@ struct Space {
   }
 };
 
+// Heads of all requests up to which a layer with a ring is one kernel where no table has an answer: an H200 was faster
+// by a chain from there on.
+constexpr std::int64_t kFusedRingHeads = 256;
+
 // For which work_items() a chain's parts have their default plans, where no size is named.
 constexpr std::int64_t kChainItems = 1024;
 
@@ -616,8 +620,9 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
   const Plan* best = nullptr;
   double least = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
+  const bool fused = description.op() != Op::layer || description.ring_window() == 0 || total_heads <= kFusedRingHeads;
   for (const Plan& p : plans) {
-    if (p.form != PlanForm::fused || !p.streaming || p.early_state || p.min_blocks_per_sm != 1) continue;
+    if (!fused || p.form != PlanForm::fused || !p.streaming || p.early_state || p.min_blocks_per_sm != 1) continue;
     const double d = distance(p);
     if (best == nullptr || d < least) best = &p, least = d;
   }
