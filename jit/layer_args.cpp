@@ -1,4 +1,5 @@
 // The launch of a layer: of one kernel, or of one after the other of a chain.
+#include <limits>
 #include <map>
 
 #include "codegen/chain_scratch.h"
@@ -89,7 +90,8 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
           .shape = {slots, rows, wants.conv.channels_last ? wants.conv_channels : wants.conv_state_len},
           .align = Align::vector_rows,
           .rows_apart = true,
-          .rows = {"slot", ""}},
+          .rows = {"slot", ""},
+          .most_stride = ring ? kMostIntStride : std::numeric_limits<std::int64_t>::max()},
          conv, kConv);
   if (conv)
     tensor(args.x, tokens("x", wants.input, {wants.conv_channels}));
@@ -270,7 +272,9 @@ device_args::RingLayerArgs ring_to_device(const LayerArgs& args, Pdl pdl) {
   device_args::RingLayerArgs device{};
   device.ring = to_device(ring, pdl);
   device.conv_state = const_cast<void*>(args.conv_state.data);
-  device.conv_state_stride = stride_of(args.conv_state, 0);
+  device.conv_state_stride = static_cast<int>(stride_of(args.conv_state, 0));
+  device.channels = static_cast<int>(conv ? args.x.shape[2]
+                                          : args.x.shape[2] * args.x.shape[3] + 2 * args.B.shape[2] * args.B.shape[3]);
   device.conv_weight = args.conv_weight.data;
   device.conv_bias = args.conv_bias.data;
   device.norm_weight = args.norm_weight.data;

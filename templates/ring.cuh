@@ -993,7 +993,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     for (int i = 0; i < kAhead; ++i) copy_early(i, i);
     copy_states();
     grid_dependency_wait();
-    if constexpr (kIsLayer) around.load_tokens(step);
+    if constexpr (kIsLayer) around.copy_tokens(step);
     load_inputs();
   }
   // No load may move down past here, behind arithmetic that waits for another.

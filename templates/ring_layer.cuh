@@ -49,13 +49,9 @@ struct RingLayerShape {
   static constexpr int kChannels = Cfg::kBlockM + 2 * Cfg::kDstate;
   static constexpr int kWords = kChannels / 2;
   static constexpr int kRounds = (kWords + kThreads - 1) / kThreads;
-  // Tokens of a turn of the convolution's loop: turns are dear in latency, instructions in fetching them.
-  static constexpr int kTurn = kTokens <= 4       ? kTokens
-                               : kTokens % 4 == 0 ? 4
-                               : kTokens % 3 == 0 ? 3
-                               : kTokens % 5 == 0 ? 5
-                               : kTokens % 2 == 0 ? 2
-                                                  : kTokens;
+  // Tokens of a turn of the convolution's loop, side by side: the largest divisor up to 8.
+  static constexpr int turn(int most) { return kTokens % most == 0 ? most : turn(most - 1); }
+  static constexpr int kTurn = turn(8 < kTokens ? 8 : kTokens);
 
   static constexpr int kRowTokens = 8 * R::kNewTiles;  // rows of x for tokens; those past the last one are zeros
   // A row of B or C lies so that the lanes of a quarter warp, four on each of two rows, meet no bank twice.
@@ -74,7 +70,13 @@ struct RingLayerShape {
   static_assert(sizeof(typename Cfg::Input) == 2 && !Cfg::kVarlen && Cfg::kHeadsPerBlock == 1 && R::kDirect);
   static_assert(Cfg::kNormRows % kGroupRows == 0 && kGroupRows % Cfg::kBlockM == 0);
   static_assert(Cfg::kNormRows == Cfg::kCluster * Cfg::kBlockM);
-  static_assert(kTokens * kTokenPieces <= kThreads && kConvPieces + kNormPieces <= kThreads);
+  static_assert(kTokens * kTokenPieces + kConvPieces + kNormPieces <= kThreads);
+
+  // The warps that issue them, a copy a lane: those without words to convolve, whose windows the others ask for
+  // meanwhile; all where those are too few.
+  static constexpr int kIdleWarps = Cfg::kWarps - (kWords + 31) / 32;
+  static constexpr int kCopyWarps =
+      32 * kIdleWarps >= kTokens * kTokenPieces + kConvPieces + kNormPieces ? kIdleWarps : Cfg::kWarps;
 };
 
 template <class Cfg>
@@ -161,8 +163,8 @@ struct RingLayer {
   SSMJIT_DEVICE RingLayer(const RingLayerArgs& given_args, Shared& given_shared)
       : args(given_args), shared(given_shared) {}
 
-  SSMJIT_DEVICE int groups() const { return args.ring.nheads / Cfg::kHeadsPerGroup; }
-  SSMJIT_DEVICE int channels() const { return groups() * (L::kGroupRows + 2 * Cfg::kDstate); }
+  SSMJIT_DEVICE int channels() const { return args.channels; }
+  SSMJIT_DEVICE int groups() const { return channels() / (L::kGroupRows + 2 * Cfg::kDstate); }
   // Words go to the last warps first: the first ones sum the ring's rows.
   SSMJIT_DEVICE int word_of(int round) const { return L::kThreads * (round + 1) - 32 - thread / 32 * 32 + thread % 32; }
   SSMJIT_DEVICE static bool exists(int word) { return L::kWords % L::kThreads == 0 || word < L::kWords; }
@@ -200,61 +202,64 @@ struct RingLayer {
       if constexpr (kExchange) barrier_arrive_expect(&shared.sums, L::kSentBytes);
     }
     // Lines of the arguments are fetched now, together, and not where they are used.
-    const void* lines[] = {args.ring.ring_start, args.ring.x, args.ring.state, args.ring.out, args.conv_state};
+    const void* lines[] = {args.ring.ring_start, args.ring.x, args.ring.state, args.ring.out, args.conv_weight};
 #pragma unroll
     for (const void*& line : lines) keep(line);
     sync_block();
     if constexpr (kExchange) cluster_arrive_relaxed();  // peers may send from their wait on
-    load_weights(step);
-    if constexpr (!Cfg::kEarlyState) load_tokens(step);
+    copy<!Cfg::kEarlyState, true>(step);
   }
-  // Copies are dealt to the warps in turn.
-  SSMJIT_DEVICE static int copy_of(const Step& step) { return step.lane * Cfg::kWarps + step.warp; }
-  SSMJIT_DEVICE void copy(Input* to, const void* from, int at, int count) {
-    bulk_load(to, static_cast<const Input*>(from) + at, static_cast<u32>(2 * count), &shared.inputs);
-  }
-  SSMJIT_DEVICE void load_weights(const Step& step) {
-    // From the last thread on, so that it is not those who copy tokens.
-    const int i = L::kThreads - 1 - copy_of(step);
-    if (i < L::kConvPieces) {
-      const Piece p = piece(i % 3);
-      if (i < 3)
-        copy(shared.conv_weight[Cfg::kHasConv ? p.at : 0], args.conv_weight, p.channel * Cfg::kConvWidth,
-             p.count * Cfg::kConvWidth);
-      else
-        copy(&shared.conv_bias[Cfg::kHasConv ? p.at : 0], args.conv_bias, p.channel, p.count);
-    } else if (i < L::kConvPieces + L::kNormPieces) {
-      const int which = i - L::kConvPieces;
-      copy(shared.norm[which], which == 0 ? args.norm_weight : args.norm_bias, first, Cfg::kBlockM);
-    }
-  }
-  SSMJIT_DEVICE void load_tokens(const Step& step) {
+  // One copy a lane: of x, B, C and z of a token, then of weights.
+  template <bool kTokens, bool kWeights>
+  SSMJIT_DEVICE void copy(const Step& step) {
+    constexpr int kOfTokens = kTokens ? Cfg::kTokens * L::kTokenPieces : 0;
+    constexpr int kOfWeights = kWeights ? L::kConvPieces + L::kNormPieces : 0;
+    const int i = step.lane * L::kCopyWarps + step.warp;
+    if (step.warp >= L::kCopyWarps || i >= kOfTokens + kOfWeights) return;
     const RingArgs& ring = args.ring;
-    const int i = copy_of(step), t = i / L::kTokenPieces, which = i % L::kTokenPieces;
-    if (t >= Cfg::kTokens) return;
-    const auto one = [&](Input* to, const void* from, int stride, int token_stride, int at, int count) {
-      bulk_load(to, step.token(static_cast<const Input*>(from), stride, token_stride, t, at),
-                static_cast<u32>(2 * count), &shared.inputs);
-    };
-    const Piece p = piece(which);
-    Input* const to = shared.token[t] + p.at;
-    if (Cfg::kHasNormGate && which == 3)
-      one(shared.z[Cfg::kHasNormGate ? t : 0], ring.z, ring.z_stride, ring.z_token_stride, first, Cfg::kBlockM);
-    else if (Cfg::kHasConv || which == 0)
-      one(to, ring.x, ring.x_stride, ring.x_token_stride, p.channel, p.count);
-    else if (which == 1)
-      one(to, ring.B, ring.B_stride, ring.B_token_stride, first / L::kGroupRows * Cfg::kDstate, p.count);
-    else
-      one(to, ring.C, ring.C_stride, ring.C_token_stride, first / L::kGroupRows * Cfg::kDstate, p.count);
+    const bool of_token = i < kOfTokens;
+    const int t = of_token ? i / L::kTokenPieces : 0, which = of_token ? i % L::kTokenPieces : i - kOfTokens;
+    const Piece p = piece(of_token || which < L::kConvPieces ? which % 3 : 0);
+    const void* base = ring.x;
+    Input* to = shared.token[t];
+    int stride = ring.x_stride, token_stride = ring.x_token_stride, channel = p.channel, width = 1;
+    if (!Cfg::kHasConv && of_token && (which == 1 || which == 2)) {
+      base = which == 1 ? ring.B : ring.C;
+      stride = which == 1 ? ring.B_stride : ring.C_stride;
+      token_stride = which == 1 ? ring.B_token_stride : ring.C_token_stride;
+      channel = first / L::kGroupRows * Cfg::kDstate;
+    }
+    if (Cfg::kHasNormGate && of_token && which == 3) {
+      base = ring.z;
+      to = shared.z[Cfg::kHasNormGate ? t : 0];
+      stride = ring.z_stride;
+      token_stride = ring.z_token_stride;
+    }
+    if (!of_token) {
+      stride = token_stride = 0;
+      const bool weight = which < 3;
+      if (which < L::kConvPieces) {
+        base = weight ? args.conv_weight : args.conv_bias;
+        to = weight ? shared.conv_weight[0] : shared.conv_bias;
+        width = weight ? Cfg::kConvWidth : 1;
+      } else {
+        const int norm = which - L::kConvPieces;
+        base = norm == 0 ? args.norm_weight : args.norm_bias;
+        to = shared.norm[norm];
+      }
+    }
+    bulk_load(to + p.at * width, step.token(static_cast<const Input*>(base), stride, token_stride, t, channel * width),
+              static_cast<u32>(2 * p.count * width), &shared.inputs);
   }
+  SSMJIT_DEVICE void copy_tokens(const Step& step) { copy<true, false>(step); }
   // Of a pad row: no copy may come to a block that has ended.
   SSMJIT_DEVICE void leave(const Step& step) {
-    if constexpr (Cfg::kEarlyState) load_tokens(step);
+    if constexpr (Cfg::kEarlyState) copy_tokens(step);
     barrier_wait(&shared.inputs, 0);
   }
   SSMJIT_DEVICE void load_windows(int slot) {
     if constexpr (Cfg::kHasConv) {
-      windows = static_cast<Input*>(args.conv_state) + slot * args.conv_state_stride;
+      windows = static_cast<Input*>(args.conv_state) + Step::wide(slot, args.conv_state_stride);
       for_words([&](RingWindow<Cfg>& one, int word) { one.load(windows, channel(word), channels()); });
       sync_warp();  // the convolution, which waits for these, does not wait for what is asked for behind them
     }

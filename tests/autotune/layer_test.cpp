@@ -345,8 +345,8 @@ std::vector<Mutant> ring_mutants() {
        "    store_windows(true);\n    if (first % L::kGroupRows == 0) store_windows(false);\n  }", "", kRing, true},
       {"StepBeforeTheChannelsAreThere", "    sync_block();\n    store_windows(true);", "    store_windows(true);", "",
        kRing, true},
-      {"TokensBeforeTheWait", "    if constexpr (!Cfg::kEarlyState) load_tokens(step);", "    load_tokens(step);",
-       "early_state=true", kRing, true},
+      {"TokensBeforeTheWait", "copy<!Cfg::kEarlyState, true>(step);", "copy<true, true>(step);", "early_state=true",
+       kRing, true},
   };
 }
 

@@ -217,6 +217,7 @@ TEST_F(RingLayerLaunch, PassesWhatTheTensorsSay) {
   EXPECT_EQ(got.ring.pdl, 0);
   EXPECT_EQ(got.conv_state, args.conv_state.data);
   EXPECT_EQ(got.conv_state_stride, 4 * kChannels);
+  EXPECT_EQ(got.channels, kChannels);
   EXPECT_EQ(got.conv_weight, args.conv_weight.data);
   EXPECT_EQ(got.conv_bias, args.conv_bias.data);
   EXPECT_EQ(got.norm_weight, args.norm_weight.data);
@@ -227,7 +228,7 @@ TEST_F(RingLayerLaunch, AllocatesNothing) {
   const Kernel kernel = load(ring_description());
   const LayerArgs args = ring_args();
   kernel.launch(args, nullptr);
-  const auto before = allocation_count();
+  const long before = allocation_count();
   kernel.launch(args, nullptr);
   EXPECT_EQ(allocation_count(), before);
 }
