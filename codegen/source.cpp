@@ -201,12 +201,10 @@ std::string layer_fields(const Description& d, const Plan& plan) {
   if (conv || d.ring_window() != 0) {
     s += constant("kConvWidth", conv ? d.conv->width : 1);
     s += constant("kConvState", d.conv_state_len());
+    s += flag("kConvChannelsLast", conv && d.conv->channels_last);
+    s += flag("kConvBias", conv && d.conv->has_bias);
   }
-  if (conv) {
-    s += flag("kConvChannelsLast", d.conv->channels_last);
-    s += flag("kConvBias", d.conv->has_bias);
-    s += activation(d);
-  }
+  if (conv) s += activation(d);
   s += flag("kHasNorm", norm);
   s += constant("kNormRows", norm ? d.norm_group_size() : d.heads_per_group() * d.head_dim);
   s += flag("kHasNormGate", norm && !d.norm->gate_expr.empty());
