@@ -82,15 +82,17 @@ class CpuTarget : public Target {
   }
 
  private:
-  // Each launch is run to its end before the next, which is held to wait for what it passes on: as a dependent launch
-  // it may use none of the scratch before its wait.
+  // Each launch is run to its end before the next. A dependent one may start before those in front of it have written
+  // anything, since the one before it may have started so too: until it waits, what they write is poison and not to be
+  // read. What else it reads by then is the same whenever it runs, so this run stands for every overlap.
   std::vector<std::string> run_chain(const ChainArgs& chain, int batch) {
     std::vector<std::string> faults;
     std::vector<CpuBuffer> buffers = buffers_;
+    std::vector<CpuStores> in_flight;
     std::size_t part = 0;
     const auto one = [&](const auto& given) {
       if (!given) return;
-      run(part, batch, to_device(parts_[part].description, *given, given->pdl), buffers, faults);
+      run(part, batch, to_device(parts_[part].description, *given, given->pdl), buffers, faults, &in_flight);
       ++part;
       for (CpuBuffer& buffer : buffers)
         if (buffer.name == "scratch") buffer.initialised = true;
@@ -104,14 +106,19 @@ class CpuTarget : public Target {
 
   template <class Args>
   void run(std::size_t part, int batch, const Args& args, const std::vector<CpuBuffer>& buffers,
-           std::vector<std::string>& faults) {
+           std::vector<std::string>& faults, std::vector<CpuStores>* in_flight = nullptr) {
     CpuLaunch launch = cpu_launch(launch_shape(parts_[part].plan, parts_[part].description, batch), args, buffers);
     launch.entry = entries_[part].name;
+    if (in_flight != nullptr) {
+      launch.in_flight = *in_flight;
+      launch.record_stores = true;
+    }
     launch.schedule = how_.schedules[launched_];
     launch.races = how_.races;
     launch.bounds = how_.bounds;
     launch.timeout_s = how_.debug ? kForever_s : how_.timeout_s;
-    const CpuReport report = program_.run(launch);
+    CpuReport report = program_.run(launch);
+    if (in_flight != nullptr) in_flight->push_back(std::move(report.stores));
     for (const CpuFinding& finding : report.findings)
       faults.push_back(fmt::format("{} schedule: {}", name(launch.schedule), finding.text()));
     if (report.not_shown > 0) faults.push_back(fmt::format("and {} more", report.not_shown));

@@ -185,12 +185,13 @@ struct Space {
     v[base + 17] = std::int64_t{d.heads_per_group()} * d.head_dim;
     v[base + 18] = d.norm ? d.norm_group_size() : v[base + 17];
     v[base + 19] = arch.max_cluster();
+    v[base + 25] = arch.major == 9 || arch.major == 10 ? 16 : arch.max_cluster();
     v[base + 20] = d.conv && (d.conv->store != ConvStore::shift || d.conv->keep != ConvKeep::last) ? 0 : 1;
     v[base + 21] = d.conv_state_len();
     v[base + 22] = d.has_destination ? 1 : 0;
     v[base + 23] = d.conv && d.conv->has_accepted ? 1 : 0;
     v[base + 24] = d.is_varlen ? 1 : 0;
-    std::size_t at = base + 25;
+    std::size_t at = base + 26;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -232,7 +233,8 @@ struct Space {
                              "conv_state_len",
                              "has_destination_slots",
                              "has_accepted_tokens",
-                             "has_varlen"})
+                             "has_varlen",
+                             "max_large_cluster"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -620,9 +622,11 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
   const Plan* best = nullptr;
   double least = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
-  const bool fused = description.op() != Op::layer || description.ring_window() == 0 || total_heads <= kFusedRingHeads;
+  const bool fused = description.op() != Op::layer || description.ring_window() == 0 ||
+                     total_heads <= kFusedRingHeads || (!plans.empty() && plans.back().form == PlanForm::fused);
   for (const Plan& p : plans) {
     if (!fused || p.form != PlanForm::fused || !p.streaming || p.early_state || p.min_blocks_per_sm != 1) continue;
+    if (p.cluster > arch.max_cluster()) continue;  // not every GPU of the arch can place it
     const double d = distance(p);
     if (best == nullptr || d < least) best = &p, least = d;
   }

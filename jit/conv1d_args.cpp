@@ -164,6 +164,18 @@ std::vector<std::string> find_problems(const Wants& wants, const Conv1dArgs& arg
 void check_memory(const Driver& driver, const Wants& wants, const Conv1dArgs& args, std::int64_t batch,
                   CUstream stream) {
   wait_to_check(driver, stream);
+  const std::vector<std::string> wrong = memory_problems(driver, wants, args, batch);
+  if (!wrong.empty()) fail(ErrorKind::invalid, "{}", lines_of(wrong));
+}
+
+[[noreturn, gnu::cold, gnu::noinline]] void refuse(const Wants& wants, const Conv1dArgs& args) {
+  fail(ErrorKind::invalid, "{}", lines_of(find_problems(wants, args)));
+}
+
+}  // namespace
+
+std::vector<std::string> memory_problems(const Driver& driver, const Wants& wants, const Conv1dArgs& args,
+                                         std::int64_t batch) {
   const std::int64_t slots = args.conv_state.shape[0];
   std::vector<std::string> wrong;
   const std::vector<std::int64_t> source =
@@ -218,14 +230,8 @@ void check_memory(const Driver& driver, const Wants& wants, const Conv1dArgs& ar
   };
   check_values("num_accepted_tokens", args.num_accepted_tokens, 0, wants.tokens);
   check_values("cache_seqlens", args.cache_seqlens, 0, kAnyCount);
-  if (!wrong.empty()) fail(ErrorKind::invalid, "{}", lines_of(wrong));
+  return wrong;
 }
-
-[[noreturn, gnu::cold, gnu::noinline]] void refuse(const Wants& wants, const Conv1dArgs& args) {
-  fail(ErrorKind::invalid, "{}", lines_of(find_problems(wants, args)));
-}
-
-}  // namespace
 
 bool conv1d_fits(const Wants& wants, const Conv1dArgs& args) {
   bool fits = true;

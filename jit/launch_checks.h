@@ -330,6 +330,11 @@ std::vector<std::int64_t> read_integers(const Driver& driver, const Tensor& tens
 std::vector<std::int64_t> read_slots(const Driver& driver, const char* name, const Tensor& indices, std::int64_t batch,
                                      std::int64_t slots, std::int64_t pad_slot_id, std::vector<std::string>& wrong);
 inline bool is_pad(std::int64_t slot, std::int64_t pad_slot_id) { return slot < 0 || slot == pad_slot_id; }
+// What is wrong with slots, cursors and counts, a sentence each. For a caller that has waited for the stream.
+std::vector<std::string> memory_problems(const Driver& driver, const Wants& wants, const RingArgs& args,
+                                         std::int64_t batch);
+std::vector<std::string> memory_problems(const Driver& driver, const Wants& wants, const Conv1dArgs& args,
+                                         std::int64_t batch);
 // The sentence about two rows that write one slot.
 std::string same_slot_twice(const char* name, std::size_t first_row, std::size_t row, std::int64_t slot);
 

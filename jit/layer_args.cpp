@@ -1,6 +1,8 @@
 // The launch of a layer: of one kernel, or of one after the other of a chain.
+#include <algorithm>
 #include <limits>
 #include <map>
+#include <utility>
 
 #include "codegen/chain_scratch.h"
 #include "jit/kernel_args.h"
@@ -180,7 +182,8 @@ std::vector<std::string> find_problems(const Wants& wants, const LayerArgs& args
 }
 
 // Checked mode: what only the device's memory tells. Waits for all work on the stream.
-void check_memory(const Driver& driver, const LayerArgs& args, std::int64_t batch, CUstream stream) {
+void check_memory(const Driver& driver, const Wants& wants, const LayerArgs& args, std::int64_t batch,
+                  CUstream stream) {
   wait_to_check(driver, stream);
   std::vector<std::string> wrong;
   const std::vector<std::int64_t> slots = read_slots(driver, "state_batch_indices", args.state_batch_indices, batch,
@@ -190,6 +193,33 @@ void check_memory(const Driver& driver, const LayerArgs& args, std::int64_t batc
     if (is_pad(slots[row], args.pad_slot_id)) continue;
     const auto [first, is_first] = writer.emplace(slots[row], row);
     if (!is_first) wrong.push_back(same_slot_twice("state_batch_indices", first->second, row, slots[row]));
+  }
+  // Of the parts what the layer has not said already.
+  const auto add = [&](const auto& of_part) {
+    for (std::string& sentence : memory_problems(driver, wants, of_part, batch))
+      if (std::find(wrong.begin(), wrong.end(), sentence) == wrong.end()) wrong.push_back(std::move(sentence));
+  };
+  if (wants.window != 0) {
+    RingArgs ring;
+    ring.state = args.state;
+    ring.dt_ring = args.dt_ring;
+    ring.ring_start = args.ring_start;
+    ring.ring_count = args.ring_count;
+    ring.state_batch_indices = args.state_batch_indices;
+    ring.pad_slot_id = args.pad_slot_id;
+    add(ring);
+  }
+  if (wants.conv_channels != 0) {
+    Conv1dArgs conv;
+    conv.conv_state = args.conv_state;
+    conv.state_batch_indices = args.state_batch_indices;
+    conv.output_state_indices = args.output_state_indices;
+    conv.intermediate_states = args.intermediate_states;
+    conv.intermediate_state_indices = args.intermediate_state_indices;
+    conv.cache_seqlens = args.cache_seqlens;
+    conv.num_accepted_tokens = args.num_accepted_tokens;
+    conv.pad_slot_id = args.pad_slot_id;
+    add(conv);
   }
   if (!wrong.empty()) fail(ErrorKind::invalid, "{}", lines_of(wrong));
 }
@@ -305,6 +335,8 @@ void Kernel::State::launch_chain(const LayerArgs& args, std::int64_t batch, CUst
   // Only a convolution that keeps more than its last window has tensors that were not looked at yet.
   if (chain.conv1d && !conv1d_fits(parts.front().wants, *chain.conv1d)) [[unlikely]]
     refuse_chain(wants, description, args, Kernel::problems(parts.front().description, *chain.conv1d));
+  if (args.checked) [[unlikely]]
+    check_memory(module.driver(), wants, args, batch, stream);
   std::size_t part = 0;
   const auto one = [&](const auto& given) {
     if (!given) return;
@@ -329,9 +361,9 @@ void Kernel::launch(const LayerArgs& args, void* stream) const {
   const std::int64_t batch = args.x.shape[0];
   if (batch == 0) return;
   const auto cu_stream = static_cast<CUstream>(stream);
-  if (args.checked) [[unlikely]]
-    check_memory(state.module.driver(), args, batch, cu_stream);
   if (state.parts.size() > 1) return state.launch_chain(args, batch, cu_stream);
+  if (args.checked) [[unlikely]]
+    check_memory(state.module.driver(), state.wants, args, batch, cu_stream);
   const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
   with_device_args(state.description, args, pdl, [&](auto device) { state.launch(&device, batch, pdl, cu_stream); });
 }

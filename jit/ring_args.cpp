@@ -138,6 +138,18 @@ int never_stepped(const Driver& driver, const Tensor& dt_ring, std::int64_t slot
 // Checked mode: what only the device's memory tells. Waits for all work on the stream.
 void check_memory(const Driver& driver, const Wants& wants, const RingArgs& args, std::int64_t batch, CUstream stream) {
   wait_to_check(driver, stream);
+  const std::vector<std::string> wrong = memory_problems(driver, wants, args, batch);
+  if (!wrong.empty()) fail(ErrorKind::invalid, "{}", lines_of(wrong));
+}
+
+[[noreturn, gnu::cold, gnu::noinline]] void refuse(const Wants& wants, const RingArgs& args) {
+  fail(ErrorKind::invalid, "{}", lines_of(find_problems(wants, args)));
+}
+
+}  // namespace
+
+std::vector<std::string> memory_problems(const Driver& driver, const Wants& wants, const RingArgs& args,
+                                         std::int64_t batch) {
   const std::int64_t slots = args.state.shape[0];
   std::vector<std::string> wrong;
   const std::vector<std::int64_t> slot_of =
@@ -189,14 +201,8 @@ void check_memory(const Driver& driver, const Wants& wants, const RingArgs& args
       wrong.push_back(
           fmt::format("cu_seqlens[{}] is {}; wants {}, the tokens of x", first_of.size() - 1, first_of.back(), total));
   }
-  if (!wrong.empty()) fail(ErrorKind::invalid, "{}", lines_of(wrong));
+  return wrong;
 }
-
-[[noreturn, gnu::cold, gnu::noinline]] void refuse(const Wants& wants, const RingArgs& args) {
-  fail(ErrorKind::invalid, "{}", lines_of(find_problems(wants, args)));
-}
-
-}  // namespace
 
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   const bool packed = args.cu_seqlens.rank != 0;

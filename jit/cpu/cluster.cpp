@@ -168,8 +168,47 @@ void Cluster::run_cluster(std::uint32_t number) {
   clocks_.release(nothing);
   wake_all(all);
   running_ = nullptr;
+  hide_in_flight();
   go_on();
+  // The stores of the launches in front come as late as they can: when no thread can go on without them.
+  if (!gave_up_ && !at_grid_wait_.empty()) {
+    show_in_flight();
+    wake_all(at_grid_wait_);
+    go_on();
+  }
   if (!gave_up_ && alive_ > 0) stuck();
+  show_in_flight();  // of a cluster that has given up
+  at_grid_wait_.clear();
+}
+
+void Cluster::grid_wait() {
+  if (!running_->waited && !hidden_.empty()) {
+    at_grid_wait_.push_back(running_->index);
+    suspend(Wait::grid);
+  }
+  running_->waited = true;
+}
+
+void Cluster::hide_in_flight() {
+  if (!run_.launch.dependent || run_.launch.threads > 1) return;  // other workers' blocks may be past their waits
+  for (const CpuStores& stores : run_.launch.in_flight)
+    for (const auto& [begin, end] : stores.ranges) {
+      auto* const bytes = reinterpret_cast<std::byte*>(begin);
+      hidden_.insert(hidden_.end(), bytes, bytes + (end - begin));
+      std::memset(bytes, std::to_integer<int>(kPoison), end - begin);
+    }
+}
+
+// In the opposite order: of bytes that several launches write, the first copy is no poison.
+void Cluster::show_in_flight() {
+  if (hidden_.empty()) return;
+  const auto& all = run_.launch.in_flight;
+  for (auto stores = all.rbegin(); stores != all.rend(); ++stores)
+    for (auto range = stores->ranges.rbegin(); range != stores->ranges.rend(); ++range) {
+      const std::size_t bytes = range->second - range->first;
+      std::memcpy(reinterpret_cast<std::byte*>(range->first), hidden_.data() + (hidden_.size() - bytes), bytes);
+      hidden_.resize(hidden_.size() - bytes);
+    }
 }
 
 void Cluster::enter() {
@@ -287,6 +326,7 @@ const char* Cluster::waiting(const Thread& t) {
                                       "waits at a named barrier",
                                       "waits at the cluster's barrier",
                                       "waits at an mbarrier",
+                                      "waits for the launches in front",
                                       "has ended"};
   return names[static_cast<int>(t.wait)];
 }
@@ -708,7 +748,17 @@ void Cluster::copy_wait_read(std::uint32_t queue, std::uint32_t pending) {
 // read.
 void Cluster::require_waited(const Place& where, std::uintptr_t address, std::size_t bytes, bool write,
                              const char* verb, std::uint32_t site) {
-  if (running_->waited || where.buffer == nullptr || (!write && where.buffer->given->before_wait)) return;
+  if (running_->waited || where.buffer == nullptr) return;
+  for (const CpuStores& stores : run_.launch.in_flight) {
+    const auto past = std::upper_bound(stores.ranges.begin(), stores.ranges.end(), address,
+                                       [](std::uintptr_t at, const auto& range) { return at < range.second; });
+    if (past == stores.ranges.end() || past->first >= address + bytes) continue;
+    report(
+        CpuFault::early, site, address, *running_,
+        fmt::format("{} {} bytes before grid_dependency_wait, which {} may still write", verb, bytes, stores.kernel));
+    return;
+  }
+  if (!write && where.buffer->given->before_wait) return;
   report(CpuFault::early, site, address, *running_,
          fmt::format("{} {} bytes before grid_dependency_wait", verb, bytes));
 }

@@ -50,7 +50,7 @@ class Cluster {
   [[noreturn]] void wild_call(std::uintptr_t address, std::uint32_t site);
 
   const std::byte* exchange(std::uint32_t mask, std::uint32_t operation, const void* mine, std::uint32_t bytes);
-  void grid_wait() { running_->waited = true; }
+  void grid_wait();
   void block_barrier();
   void named_barrier(std::uint32_t id, std::uint32_t threads, bool wait);
   void cluster_arrive();
@@ -73,7 +73,7 @@ class Cluster {
   void load_maybe_appended(std::byte* to, const std::byte* from, std::uint32_t bytes);
 
  private:
-  enum class Wait { none, exchange, block_barrier, named_barrier, cluster, mbarrier, ended };
+  enum class Wait { none, exchange, block_barrier, named_barrier, cluster, mbarrier, grid, ended };
 
   struct Copy {
     std::byte* to;
@@ -143,6 +143,8 @@ class Cluster {
   };
 
   void run_cluster(std::uint32_t number);
+  void hide_in_flight();
+  void show_in_flight();
   void thread_main();
   static void enter();
   void suspend(Wait why);
@@ -213,6 +215,8 @@ class Cluster {
   std::uint32_t alive_ = 0, number_ = 0, engine_clock_ = 0;
   std::uint64_t random_ = 1;
   bool gave_up_ = false;
+  std::vector<std::uint32_t> at_grid_wait_;  // threads
+  std::vector<std::byte> hidden_;  // what the bytes in flight hold once they are written, while they are poison
   Thread* running_ = nullptr;
   Fiber home_;
 };

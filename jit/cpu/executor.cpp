@@ -49,6 +49,23 @@ void check_smem(const Code& code, const EntryCode& entry, const Arch& arch, std:
          code.file, line, entry.name, all, code.static_bytes, dynamic, arch.text(), arch.max_smem_bytes());
 }
 
+// Of the buffers that have a history.
+CpuStores stores_of(Run& run) {
+  CpuStores stores{.kernel = run.entry.name, .ranges = {}};
+  for (Buffer& buffer : run.buffers) {
+    if (buffer.shadow == nullptr) continue;
+    buffer.shadow->each(buffer.begin, buffer.end - buffer.begin, false,
+                        [&](const Cell& cell, std::uintptr_t first, std::uintptr_t end) {
+                          if (!Stamp::real(cell.write)) return;
+                          if (!stores.ranges.empty() && stores.ranges.back().second == first)
+                            stores.ranges.back().second = end;
+                          else
+                            stores.ranges.emplace_back(first, end);
+                        });
+  }
+  return stores;
+}
+
 const EntryCode& entry_of(const Code& code, const std::string& name) {
   for (const EntryCode& e : code.entries)
     if (name.empty() || e.name == name) return e;
@@ -145,6 +162,7 @@ CpuReport CpuProgram::run(const CpuLaunch& launch) const {
 
   CpuReport report;
   run.findings.take(report);
+  if (launch.record_stores) report.stores = cpu::stores_of(run);
   report.seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return report;
 }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ssmjit/cpu.h>
@@ -27,6 +28,12 @@ struct CpuBuffer {
   bool before_wait = false;  // may be read before grid_dependency_wait: no launch before this one writes it
 };
 
+// What a launch has written, address ranges in ascending order that neither overlap nor touch.
+struct CpuStores {
+  std::string kernel;
+  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ranges;
+};
+
 struct CpuLaunch {
   std::string entry;  // empty: the source's first
   std::int64_t grid_x = 1;
@@ -40,8 +47,12 @@ struct CpuLaunch {
   CpuSchedule schedule = CpuSchedule::forward;
   std::uint64_t seed = 1;
   bool dependent = false;  // the launch before may still run: nothing of it is used before grid_dependency_wait
-  bool races = true;       // races, missing waits, uninitialised reads; of a program compiled with checks
-  bool bounds = true;      // accesses outside the buffers; of a program compiled with checks
+  // Of launches in front that may still run when a dependent one starts, as their reports tell them. Until the launch
+  // waits, none of these bytes is written yet: they are poison, and to read one, before_wait or not, is a finding.
+  std::vector<CpuStores> in_flight;
+  bool record_stores = false;  // into the report; wants races
+  bool races = true;           // races, missing waits, uninitialised reads; of a program compiled with checks
+  bool bounds = true;          // accesses outside the buffers; of a program compiled with checks
   double timeout_s = 10;
   int threads = 1;  // of this machine; blocks (clusters) are spread over them
 };
@@ -79,6 +90,7 @@ struct CpuReport {
   std::vector<CpuFinding> findings;  // one a fault and line, 16 at most
   std::int64_t not_shown = 0;        // found beyond those
   double seconds = 0;
+  CpuStores stores;  // where the launch records them
   bool clean() const { return findings.empty(); }
 };
 

@@ -15,6 +15,8 @@
 namespace ssmjit {
 namespace {
 
+using testing::AllOf;
+using testing::Contains;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
@@ -368,11 +370,13 @@ INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongRingLayer, testing::ValuesIn(ring_muta
 
 struct ChainMutant {
   std::string name, right, wrong;
-  bool fault = false;
+  std::string early{};  // of one that reads before its wait: the launch that does
+  bool ring = false;
 };
 void PrintTo(const ChainMutant& m, std::ostream* out) { *out << m.name; }
 
-// Of conv1d.cuh, update.cuh and norm.cuh, in the order of the file: a text that stands in all is changed in the first.
+// Of conv1d.cuh, update.cuh or ring.cuh, and norm.cuh, in the order of the file: a text that stands in all is changed
+// in the first.
 std::vector<ChainMutant> chain_mutants() {
   return {
       {"NoActivation", "y[c] = Cfg::activation(sum);", "y[c] = sum;"},
@@ -383,11 +387,21 @@ std::vector<ChainMutant> chain_mutants() {
        "in;\n  at.load_columns(B, args.B, args.B_stride);",
        "    locate();\n    request_state();\n  }\n  Columns<Cfg> B, C;\n  HeadInputs<Cfg> in;\n  at.load_columns(B, "
        "args.B, args.B_stride);\n  grid_dependency_wait();",
-       true},
+       "update"},
       {"OutputReadBeforeTheUpdate", "    load_weights();\n    grid_dependency_wait();\n  }\n  const Input* x_row",
-       "    load_weights();\n  }\n  const Input* x_row", true},
+       "    load_weights();\n  }\n  const Input* x_row", "norm"},
       {"ConvolutionNeverWaits", "    step.load_weights();\n    grid_dependency_wait();", "    step.load_weights();",
-       true},
+       "conv1d"},
+      {"TokensBeforeTheWait", "    grid_dependency_wait();\n    step.load_tokens();",
+       "    step.load_tokens();\n    grid_dependency_wait();", "conv1d", true},
+      {"ChannelsReadByTheRingBeforeTheirConvolution", "    grid_dependency_wait();\n    load_inputs();",
+       "    load_inputs();\n    grid_dependency_wait();", "ring", true},
+      {"OutputReadBeforeTheRing", "    load_weights();\n    grid_dependency_wait();\n  }\n  const Input* x_row",
+       "    load_weights();\n  }\n  const Input* x_row", "norm", true},
+      {"NormNeverWaits",
+       "    if (!Cfg::kEarlyState || args.pdl == kPdlWaitFirst) grid_dependency_wait();\n  }\n"
+       "  if constexpr (Cfg::kEarlyState) {\n    load_weights();\n    grid_dependency_wait();",
+       "  }\n  if constexpr (Cfg::kEarlyState) {\n    load_weights();", "norm", true},
   };
 }
 
@@ -396,18 +410,29 @@ class WrongChain : public testing::TestWithParam<ChainMutant> {};
 TEST_P(WrongChain, IsRejected) {
   NEEDS_EXECUTOR();
   const ChainMutant& m = GetParam();
+  const Description d = m.ring ? small_ring() : small();
   std::vector<Plan> parts;
-  for (const Description& part : layer_parts(small())) {
+  for (const Description& part : layer_parts(d)) {
     parts.push_back(default_plan(part, Arch{}, 64));
     parts.back().early_state = true;
   }
-  const Plan p = chain_of(PlanForm::chain_pdl, small(), parts);
-  std::string source = emit(small(), p, Arch{}).text;
+  const Plan p = chain_of(PlanForm::chain_pdl, d, parts);
+  std::string source = emit(d, p, Arch{}).text;
   const std::size_t at = source.find(m.right);
   ASSERT_NE(at, std::string::npos) << m.right;
   source.replace(at, m.right.size(), m.wrong);
-  const Verdict verdict = verdict_of(small(), p, source);
-  EXPECT_EQ(verdict.outcome, m.fault ? Outcome::faulty : Outcome::wrong) << testing::PrintToString(verdict.failures);
+  const Verdict verdict = verdict_of(d, p, source);
+  const bool fault = !m.early.empty();
+  EXPECT_EQ(verdict.outcome, fault ? Outcome::faulty : Outcome::wrong) << testing::PrintToString(verdict.failures);
+  if (!fault) return;
+  // The finding names the launch, and behind the first also the one whose stores it does not wait for.
+  const auto before_the_wait =
+      AllOf(HasSubstr("before the wait: in kernel ssmjit_layer_" + m.early + "_"), HasSubstr("grid_dependency_wait"));
+  EXPECT_THAT(verdict.failures, Contains(before_the_wait));
+  if (m.early != "conv1d") {
+    EXPECT_THAT(verdict.failures,
+                Contains(AllOf(before_the_wait, HasSubstr(", which ssmjit_layer_"), HasSubstr("may still write"))));
+  }
 }
 INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongChain, testing::ValuesIn(chain_mutants()),
                          [](const auto& info) { return info.param.name; });
@@ -466,18 +491,18 @@ TEST(LayerPlans, NameThePartWhosePlanIsWrong) {
     return plan_problems(p, small(), Arch::parse(arch));
   };
   EXPECT_THAT(problems(right), IsEmpty());
-  EXPECT_THAT(problems(Plan::parse("warps=7", right)), testing::Contains(testing::StartsWith("update: plan")));
-  EXPECT_THAT(problems(Plan::parse("norm={warps=0}", right)), testing::Contains(testing::StartsWith("norm: plan")));
+  EXPECT_THAT(problems(Plan::parse("warps=7", right)), Contains(testing::StartsWith("update: plan")));
+  EXPECT_THAT(problems(Plan::parse("norm={warps=0}", right)), Contains(testing::StartsWith("norm: plan")));
   Plan without = right;
   without.conv1d.clear();
-  EXPECT_THAT(problems(without), testing::Contains(HasSubstr("conv1d: not given")));
-  EXPECT_THAT(problems(Plan::parse("form=chain_pdl", right), "sm_80"), testing::Contains(HasSubstr("sm_90")));
+  EXPECT_THAT(problems(without), Contains(HasSubstr("conv1d: not given")));
+  EXPECT_THAT(problems(Plan::parse("form=chain_pdl", right), "sm_80"), Contains(HasSubstr("sm_90")));
   Plan fused = right;
   fused.form = PlanForm::fused;
-  EXPECT_THAT(problems(fused), testing::Contains(HasSubstr("wants none but for a layer's chain")));
+  EXPECT_THAT(problems(fused), Contains(HasSubstr("wants none but for a layer's chain")));
   EXPECT_THAT(plan_problems(Plan::parse("form=chain", default_plan(layer_parts(small())[1], Arch{}, 64)),
                             layer_parts(small())[1], Arch{}),
-              testing::Contains(HasSubstr("plan form: got chain; update kernels have no such tunable")));
+              Contains(HasSubstr("plan form: got chain; update kernels have no such tunable")));
 }
 
 TEST(LayerPlans, OfChainsPassOnChannelsAndYInScratch) {
@@ -493,7 +518,7 @@ TEST(LayerPlans, HaveNoClustersBeforeSm90) {
   for (const Arch& arch : Arch::known())
     for (const Plan& p : plan_space(d, arch)) EXPECT_LE(p.cluster, arch.max_cluster()) << arch.text();
   EXPECT_THAT(plan_problems(plan("cluster=4"), d, Arch::parse("sm_80")),
-              testing::Contains(HasSubstr("clusters came with sm_90")));
+              Contains(HasSubstr("clusters came with sm_90")));
 }
 
 }  // namespace

@@ -141,6 +141,13 @@ TEST(Faults, Row2_PaddedPagesOfWindowsAreTakenAndMisalignedOnesRefused) {
   EXPECT_THAT(problems(pool(kChannels * 3 + 4, 0x1000008), plain().unaligned_rows()), IsEmpty());
 }
 
+TEST(Faults, Row1_WindowsPastTwoToThe31ElementsAreTaken) {
+  Conv1dArgs args = args_of(plain());
+  args.conv_state.stride[0] = std::int64_t{1} << 34;
+  EXPECT_THAT(problems(args, plain()), IsEmpty());
+  EXPECT_EQ(to_device(args, Pdl::off).state_stride, std::int64_t{1} << 34);
+}
+
 TEST(Conv1dProblems, ArgumentsOfAnotherOpAreRefused) {
   EXPECT_THAT(Kernel::problems(plain(), UpdateArgs{}), ElementsAre(HasSubstr("got UpdateArgs for a conv1d kernel")));
   EXPECT_THAT(Kernel::problems(plain(), RingArgs{}), ElementsAre(HasSubstr("got RingArgs for a conv1d kernel")));
@@ -200,6 +207,17 @@ TEST_F(Conv1dLaunch, FaultRow19_AnEmptyBatchLaunchesNothing) {
   const auto launches = stub_->launches;
   kernel.launch(args, nullptr);
   EXPECT_EQ(stub_->launches, launches);
+}
+
+TEST_F(Conv1dLaunch, FaultRow3_PadRowsMayShareTheirIndex) {
+  const Kernel kernel = load(plain());
+  const std::int64_t of_rows[] = {-1, -1, -7};
+  Conv1dArgs args = args_of(plain());
+  args.state_batch_indices = contiguous(of_rows, DType::i64, {kBatch});
+  args.checked = true;
+  const auto launches = stub_->launches;
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(stub_->launches, launches + 1);
 }
 
 TEST_F(Conv1dLaunch, FaultRow4_CheckedModeNamesSlotsPastThePoolCountsOutOfRangeAndSlotsOfTwo) {

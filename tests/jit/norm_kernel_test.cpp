@@ -76,6 +76,25 @@ TEST(NormProblems, ArgumentsOfAnotherOpOrVersionAreRefused) {
               ElementsAre("args: got RingArgs for a norm kernel; wants NormArgs"));
 }
 
+TEST(Faults, Row1_RowsOfANormPastTwoToThe31ElementsAreTaken) {
+  NormArgs args = full_args();
+  args.x.stride[0] = std::int64_t{1} << 34;
+  EXPECT_THAT(problems(args), IsEmpty());
+  EXPECT_EQ(to_device(full_description(), args, Pdl::off).x_stride, std::int64_t{1} << 34);
+}
+
+TEST(Faults, Row2_PaddedRowsOfANormAreTakenAndMisalignedOnesRefused) {
+  NormArgs args = full_args();
+  args.x.stride[1] += 64;
+  args.x.stride[0] += 64 * kTokens;
+  EXPECT_THAT(problems(args), IsEmpty());
+  args.x.stride[1] += 4;
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("x: token stride")));
+  args = full_args();
+  args.z.data = address(0x2000008);
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("z: base address 0x2000008 is not a multiple of 16 bytes")));
+}
+
 TEST(Faults, Row15_AWrongDtypeOfAnyTensorOfANormIsNamed) {
   for (const Named& named : kTensors) {
     NormArgs args = full_args();

@@ -1004,6 +1004,51 @@ TEST_F(CpuFaults, AThreadThatReturnsBeforeTheGridsWaitIsFound) {
   EXPECT_THAT(f.text(), HasSubstr("returns"));
 }
 
+std::pair<std::uintptr_t, std::uintptr_t> bytes_of(const std::vector<float>& v, std::size_t first, std::size_t end) {
+  return {reinterpret_cast<std::uintptr_t>(v.data() + first), reinterpret_cast<std::uintptr_t>(v.data() + end)};
+}
+
+TEST_F(CpuFaults, WhatALaunchInFrontMayStillWriteIsNotReadBeforeTheWaitWhateverTheBufferAllows) {
+  PlantedKernel wrong = dependent("  float v = in[t];  // here\n  grid_dependency_wait();\n  out[t] = v;\n");
+  wrong.launch.in_flight = {{"elsewhere", {bytes_of(wrong.in, 40, 44)}},
+                            {"producer", {bytes_of(wrong.in, 2, 3), bytes_of(wrong.in, 8, 16)}}};
+  const CpuFinding f = find(wrong, CpuFault::early);
+  EXPECT_EQ(f.line, wrong.line("// here"));
+  EXPECT_EQ(f.buffer, "in");
+  EXPECT_THAT(f.text(), HasSubstr("reads 4 bytes before grid_dependency_wait, which producer may still write"));
+  EXPECT_THAT(f.thread, testing::AnyOf(2, 8, 15)) << "the first of its schedule";
+
+  PlantedKernel right = dependent(
+      "  float v = t < 2 ? in[t] : 0;\n  grid_dependency_wait();\n  out[t] = v + in[t];\n  out[32 + t] = in[t];\n");
+  right.launch.in_flight = {{"producer", {bytes_of(right.in, 8, 16)}}};
+  expect_clean(right);
+  EXPECT_EQ(right.out[1], 2);
+  EXPECT_EQ(right.out[9], 9);
+}
+
+TEST_F(CpuFaults, WhatALaunchInFrontMayStillWriteIsPoisonUntilTheWait) {
+  PlantedKernel k = dependent("  float v = in[t];\n  grid_dependency_wait();\n  out[t] = v;\n  out[32 + t] = in[t];\n");
+  k.options.checks = false;
+  k.launch.grid_x = 2;  // each block's prologue is in front of the stores
+  // Twice written: once by each of two launches.
+  k.launch.in_flight = {{"first", {bytes_of(k.in, 8, 16)}}, {"second", {bytes_of(k.in, 12, 20)}}};
+  k.run();
+  for (std::size_t t = 0; t < 32; ++t) {
+    EXPECT_EQ(std::isnan(k.out[t]), t >= 8 && t < 20) << t;
+    EXPECT_EQ(k.out[32 + t], static_cast<float>(t));
+    EXPECT_EQ(k.in[t], static_cast<float>(t));
+  }
+}
+
+TEST_F(CpuFaults, WhatALaunchHasWrittenIsRecordedByteByByte) {
+  PlantedKernel k("  if (t > 2) out[t] = in[t];\n  if (t == 5) reinterpret_cast<unsigned char*>(out + 40)[1] = 7;\n");
+  k.launch.record_stores = true;
+  const CpuReport report = k.run();
+  const auto first = reinterpret_cast<std::uintptr_t>(k.out.data());
+  EXPECT_EQ(report.stores.kernel, "k");
+  EXPECT_THAT(report.stores.ranges, testing::ElementsAre(bytes_of(k.out, 3, 32), std::pair(first + 161, first + 162)));
+}
+
 // ---- clusters ----
 
 TEST_F(CpuFaults, APeersSharedMemoryIsReadBehindTheClustersBarrier) {
