@@ -296,18 +296,15 @@ std::function<double(const Plan&)> conv1d_distance() {
   return [](const Plan& p) { return octaves(p.block_m, 512) + octaves(p.warps, 4); };
 }
 
-// The same for a layer, by what was best where it was measured: clusters whose blocks take their rows at once by bulk
-// copies, 4 KiB of state a warp.
+// The same for a layer, by what its kernel keeps on its way: clusters of blocks of some 16 KiB of state.
 std::function<double(const Plan&)> layer_distance(const Description& description) {
-  const double row_bytes = static_cast<double>(description.dstate) * size_bytes(description.state_dtype);
-  const double rows = 16384.0 / row_bytes;
+  const double rows = 16384.0 / (static_cast<double>(description.dstate) * size_bytes(description.state_dtype));
   const double group = description.norm ? description.norm_group_size()
                                         : static_cast<double>(description.heads_per_group()) * description.head_dim;
   return [=](const Plan& p) {
     const double block_rows = group / p.cluster;
-    return 4 * octaves(p.block_m, block_rows) + octaves(p.cluster, std::max(1.0, group / rows)) +
-           octaves(p.warps, std::max(1.0, p.block_m * row_bytes / 4096)) + octaves(p.lanes_per_row, 16) +
-           (p.state_path == StatePath::bulk ? 0 : 0.5);
+    return 4 * octaves(p.block_m, block_rows) + octaves(p.cluster, std::max(1.0, group / rows)) + octaves(p.warps, 8) +
+           octaves(p.lanes_per_row, 16) + (p.state_path == StatePath::direct ? 0 : 0.5);
   };
 }
 
@@ -609,17 +606,6 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
     if (p.form != PlanForm::fused || !p.streaming || p.early_state || p.min_blocks_per_sm != 1) continue;
     const double d = distance(p);
     if (best == nullptr || d < least) best = &p, least = d;
-  }
-  // A fused layer in place leaves registers for blocks of 32 warps in all.
-  if (best != nullptr && description.op() == Op::layer && description.ring_window() == 0) {
-    const Plan chosen = *best;
-    Plan fuller = chosen;
-    for (const Plan& p : plans) {
-      fuller.min_blocks_per_sm = p.min_blocks_per_sm;
-      if (p == fuller &&
-          octaves(p.min_blocks_per_sm, 32.0 / p.warps) < octaves(best->min_blocks_per_sm, 32.0 / p.warps))
-        best = &p;
-    }
   }
   if (best == nullptr && !plans.empty()) best = &plans.back();  // a chain
   if (best == nullptr)
