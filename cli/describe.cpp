@@ -1,4 +1,6 @@
+#include <filesystem>
 #include <memory>
+#include <string>
 
 #include <fmt/format.h>
 
@@ -22,13 +24,22 @@ int run(const Options& o) {
   std::string source;
   if (!o.from_hf.empty()) {
     if (!o.spec.specs.empty()) fail(ErrorKind::invalid, "describe: wants SPEC or --from-hf, not both");
-    const Model model = from_hf(read_text(o.from_hf), o.tp);
+    // FILE:KERNEL, unless a file has that name.
+    const std::size_t colon = std::filesystem::exists(o.from_hf) ? std::string::npos : o.from_hf.rfind(':');
+    Model model = from_hf(read_text(o.from_hf.substr(0, colon)), o.tp);
+    if (colon != std::string::npos) {
+      const std::string name = o.from_hf.substr(colon + 1);
+      model.kernels = {{name, model.kernel(name)}};
+    }
     source = model.source;
-    for (const auto& [name, description] : model.kernels) {
-      SpecOption::Kernel kernel{(model.model.empty() ? o.from_hf : model.model) + ":" + name, description};
-      for (const std::string& set : o.spec.sets) kernel.description.set(set);
-      kernel.description.validate();
-      kernels.push_back(std::move(kernel));
+    for (auto& [name, description] : model.kernels) {
+      for (const std::string& set : o.spec.sets) description.set(set);
+      description.validate();
+      kernels.push_back({model.model + ":" + name, description});
+    }
+    if (o.json && colon == std::string::npos) {
+      print(model.json(-1));
+      return kOk;
     }
   } else {
     if (o.spec.specs.empty()) fail(ErrorKind::invalid, "describe: wants SPEC or --from-hf FILE");
@@ -74,11 +85,12 @@ Verb describe_verb(CLI::App& root) {
   CLI::App* app = root.add_subcommand("describe", "the normalised description, its JSON, bytes per step, the floor");
   o->spec.add(*app);
   app->get_option("SPEC")->required(false);
-  app->add_option("--from-hf", o->from_hf, "a Hugging Face config.json (mamba2, nemotron_h, bamba) in place of SPEC");
+  app->add_option("--from-hf", o->from_hf,
+                  "a Hugging Face config.json (mamba2, nemotron_h, bamba), or FILE:KERNEL, in place of SPEC");
   app->add_option("--tp", o->tp, "tensor-parallel ranks to split it over");
   app->add_option("--batches", o->batches, "batch sizes to list");
   app->add_option("--arch", o->arch, "architecture whose plans are counted");
-  app->add_flag("--json", o->json, "the bare description, a line a kernel");
+  app->add_flag("--json", o->json, "the bare description, a line a kernel; of a config the model");
   return {app, [o] { return run(*o); }};
 }
 

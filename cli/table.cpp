@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -230,8 +231,16 @@ int run_predict(const Options& o) {
   for (const std::string& mode : split(o.pdl, ',')) modes.push_back(parse_pdl_mode(mode));
   const Acceptance accepted = o.accepted.empty() ? Acceptance{} : Acceptance::parse(o.accepted);
   Table table;
-  for (const SpecOption::Kernel& kernel : o.spec.kernels())
+  const std::vector<SpecOption::Kernel> kernels = o.spec.kernels();
+  const bool only_layers = std::all_of(kernels.begin(), kernels.end(),
+                                       [](const SpecOption::Kernel& k) { return k.description.op() == Op::layer; });
+  for (const SpecOption::Kernel& kernel : kernels) {
+    if (kernel.description.op() == Op::layer && !only_layers) {
+      say(fmt::format("{}: passed over; layers are not predicted, only their parts", kernel.label));
+      continue;
+    }
     table.merge(predict_table(kernel.description, o.device, parse_batches(o.predicted_batches), modes, accepted));
+  }
   if (o.out.empty()) {
     show(table, o.json);
   } else {

@@ -20,6 +20,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int kModelSchema = 1;
+constexpr int kRingWindow = 16;  // as the shipped models have it; no config says one
 
 bool is_kernel_name(std::string_view name) {
   return !name.empty() && name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_") == std::string_view::npos;
@@ -81,6 +82,25 @@ class Config {
     const std::optional<int> given = integer(names);
     if (!given) defaulted_.push_back(fmt::format("{} {}", *names.begin(), fallback));
     return given.value_or(fallback);
+  }
+
+  bool flag_or(const char* name, bool fallback) {
+    const Json* const value = find(name);
+    if (value == nullptr) return fallback;
+    if (!value->is_boolean()) wrong(name, fmt::format("got {}; wants true or false", shown(*value)));
+    return value->is_boolean() ? value->get<bool>() : fallback;
+  }
+
+  // The first of `names` that is given.
+  double positive_or(std::initializer_list<const char*> names, double fallback) {
+    for (const char* name : names) {
+      const Json* const value = find(name);
+      if (value == nullptr) continue;
+      if (value->is_number() && value->get<double>() > 0) return value->get<double>();
+      wrong(name, fmt::format("got {}; wants a number above 0", shown(*value)));
+      return fallback;
+    }
+    return fallback;
   }
 
   // `model_dtype` stands for "auto".
@@ -147,7 +167,30 @@ struct HfSizes {
   Sizes sizes;
   Expr delta;
   std::string delta_note;
+  int conv_width = 4;
+  bool conv_bias = true;
+  double norm_eps = 1e-5;
+  bool has_norm = true;  // else z gates the update's output
+  std::string norm_note;
 };
+
+// What is around the update: the fields' names differ by model, the defaults do not.
+void read_around(Config& config, const char* width, const char* bias, const char* activation,
+                 std::initializer_list<const char*> eps, HfSizes& out) {
+  out.conv_width = config.integer({width}).value_or(4);
+  out.conv_bias = config.flag_or(bias, true);
+  out.norm_eps = config.positive_or(eps, 1e-5);
+  const Json* const given = config.find(activation);
+  if (given != nullptr && *given != "silu" && *given != "swish")
+    config.wrong(activation, fmt::format("got {}; wants silu, of the convolution and of the gate", shown(*given)));
+}
+
+// As mamba_ssm and vLLM compute it, whatever transformers' class does.
+void note_norm_groups(HfSizes& out) {
+  if (out.sizes.ngroups > 1)
+    out.norm_note +=
+        "; the norm is of each group's channels, as mamba_ssm and vLLM have it; transformers takes all as one group";
+}
 
 Expr usual_delta() { return mamba2({}).delta_expr; }
 
@@ -192,6 +235,13 @@ HfSizes read_mamba2(Config& config) {
                .dstate = config.integer_or({"state_size", "d_state"}, 128),
                .ngroups = config.integer_or({"n_groups", "ngroups"}, 8)};
   apply_limits(config.limits("time_step_limit"), out);
+  read_around(config, "conv_kernel", "use_conv_bias", "hidden_act", {"layer_norm_epsilon"}, out);
+  out.has_norm = config.flag_or("rms_norm", true);
+  note_norm_groups(out);
+  if (config.flag_or("norm_before_gate", false))
+    out.norm_note +=
+        "; the gate is applied before the norm, as transformers, vLLM and mamba_ssm do, none of which reads the "
+        "config's norm_before_gate (for a model that norms first: norm.before_gate=true)";
   return out;
 }
 
@@ -204,6 +254,7 @@ HfSizes read_nemotron_h(Config& config) {
   // The model does not read time_step_limit at all, and bounds delta below by time_step_min at prefill only.
   out.delta = usual_delta();
   out.delta_note = "; delta is not clamped: transformers does that at prefill only (time_step_min)";
+  read_around(config, "conv_kernel", "use_conv_bias", "mamba_hidden_act", {"layer_norm_epsilon", "norm_eps"}, out);
   return out;
 }
 
@@ -234,6 +285,8 @@ HfSizes read_bamba(Config& config) {
                .dstate = config.integer_or({"mamba_d_state"}, 256),
                .ngroups = config.integer_or({"mamba_n_groups"}, 1)};
   apply_limits(config.limits("time_step_limit"), out);
+  read_around(config, "mamba_d_conv", "mamba_conv_bias", "hidden_act", {"rms_norm_eps"}, out);
+  note_norm_groups(out);
   return out;
 }
 
@@ -356,6 +409,7 @@ Model from_hf(std::string_view config_json, int tp) {
                            .weights(side_dtype)
                            .state(state_dtype.value_or(DType::f32))
                            .delta(whole.delta);
+  if (!whole.has_norm) update.gate(silu(dsl::z));
   const std::vector<std::string> wrong = update.problems();
   if (!wrong.empty()) fail_all(wrong);
 
@@ -370,8 +424,47 @@ Model from_hf(std::string_view config_json, int tp) {
   if (!state_dtype) out.source += "; state fp32, as it names no mamba_ssm_cache_dtype";
   if (model_dtype == DType::f16) out.source += "; dt, dt_bias and D to be given in fp32";
   out.source += whole.delta_note;
-  out.source += "; no gate in the update: the gated RMSNorm after it applies z";
+  if (whole.has_norm)
+    out.source += "; no gate in the update: the gated RMSNorm after it applies z";
+  else
+    out.source += "; no norm (rms_norm false): z gates the update's output";
+  out.source += whole.norm_note;
+
+  // The kernels in launch order; one that can't be described is left out, saying why.
+  const auto add = [&](const char* name, Description kernel) {
+    const std::vector<std::string> why = kernel.problems();
+    if (why.empty())
+      out.kernels.emplace_back(name, std::move(kernel));
+    else
+      out.source += fmt::format("; no {}: {}", name, why.front());
+  };
+  const int inner = sizes.nheads * sizes.head_dim;
+  const Conv conv{.width = whole.conv_width, .has_bias = whole.conv_bias, .activation_expr = silu(dsl::x)};
+  Conv alone = conv;
+  alone.channels = inner + 2 * sizes.ngroups * sizes.dstate;
+  alone.state_len = conv.width - 1;
+  add("conv1d", conv1d(std::move(alone)).input(model_dtype).weights(model_dtype).state(model_dtype));
+  Description ring = update;
+  ring.store(Ring{.window = kRingWindow});
+  Description layer = update;
+  layer.with_conv(conv);
   out.kernels.emplace_back("update", std::move(update));
+  add("ring", std::move(ring));
+  if (whole.has_norm && whole.sizes.ngroups % tp != 0) {
+    // Its sum of squares is of several ranks.
+    out.source += "; no norm and no layers: a rank has part of a group of the norm";
+    return out;
+  }
+  if (whole.has_norm) {
+    Norm norm{.group_size = inner / sizes.ngroups, .eps = whole.norm_eps, .gate_expr = silu(dsl::z)};
+    layer.with_norm(norm);
+    norm.channels = inner;
+    add("norm", gated_norm(std::move(norm)).input(model_dtype).weights(model_dtype));
+  }
+  Description ring_layer = layer;
+  ring_layer.store(Ring{.window = kRingWindow});
+  add("layer", std::move(layer));
+  add("ring_layer", std::move(ring_layer));
   return out;
 }
 

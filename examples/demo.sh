@@ -19,7 +19,7 @@ run() { if [ -t 2 ]; then "$@"; else quietly "$@"; fi; }
 title "1. The config of a model, for one of 8 tensor-parallel ranks"
 echo "   dt and the weights D, dt_bias are set to fp32, as the shipped table was measured. By the config alone they are"
 echo "   bf16: another kernel of the same cost, for which the table's answer is \"similar\" in place of \"exact\"."
-hf=(--from-hf examples/configs/nemotron3-super.config.json --tp 8 --set "dt=fp32,weights=fp32")
+hf=(--from-hf examples/configs/nemotron3-super.config.json:update --tp 8 --set "dt=fp32,weights=fp32")
 "$ssmjit" describe "${hf[@]}" --batches "$batches" | grep -v '^  json:\|^  sizes from:' | indent
 "$ssmjit" describe "${hf[@]}" --json >"$spec"
 

@@ -21,7 +21,7 @@ constexpr double kFewestLayers = 8;
 
 double cell_cost(const Description& description, int batch, std::size_t plans) {
   std::vector<Phase> phases{Phase::no_flush};
-  if (description.op() == Op::ring) phases.push_back(Phase::flush);
+  if (description.ring_window() != 0) phases.push_back(Phase::flush);
   double replay_s = 0;  // one of each phase
   for (const Phase phase : phases) {
     const Bytes bytes = bytes_moved(description, batch, phase);

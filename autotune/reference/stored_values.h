@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include <ssmjit/kernel.h>
@@ -24,7 +25,7 @@ std::int64_t stored_index(const Tensor& indices, std::int64_t row, const Reader&
 // Stretches of a memory space that are copied once, where every read would be a copy of its own.
 class HeldMemory {
  public:
-  explicit HeldMemory(const Reader& read) : read_(read) {}
+  explicit HeldMemory(Reader read) : read_(std::move(read)) {}
   void hold(const Tensor& tensor, std::int64_t offset, std::int64_t count);  // elements
   void hold_host(const void* data, std::size_t bytes);                       // as it is, beside the space
   // Of what is held, and of the space elsewhere; lives no longer than this.
@@ -35,7 +36,7 @@ class HeldMemory {
     const std::byte* at;
     std::vector<std::byte> bytes;
   };
-  const Reader& read_;
+  Reader read_;
   std::vector<Stretch> stretches_;
 };
 

@@ -272,7 +272,8 @@ struct Model {
 
 // Reads a Hugging Face config.json of model_type mamba2, nemotron_h or bamba, for one rank of `tp` tensor-parallel
 // ones. nheads is split over the ranks; ngroups too, or replicated where there are fewer groups than ranks and tp is a
-// multiple of them. Fails: ErrorKind::invalid, naming the field.
+// multiple of them. The kernels are conv1d, update, ring (one token a step, window 16), norm, layer and ring_layer, as
+// far as the config allows; `source` says what is left out or assumed. Fails: ErrorKind::invalid, naming the field.
 Model from_hf(std::string_view config_json, int tp = 1);
 
 }  // namespace ssmjit

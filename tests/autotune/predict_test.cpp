@@ -172,5 +172,33 @@ TEST(Predict, ADeviceOfUnknownFactsIsRefusedWithThoseThatAreKnown) {
   }
 }
 
+TEST(Predict, OfAKernelWithoutARecurrenceIsTheDefaultPlanAndALaunchBesideItsBytes) {
+  const Description conv = load_model("nemotron3-super-tp8").kernel("conv1d");
+  const Description norm = load_model("nemotron3-super-tp8").kernel("norm");
+  for (const Description& d : {conv, norm}) {
+    const Table table = predict_table(d, "h200", {1, 1024}, {PdlMode::off});
+    ASSERT_EQ(table.rows.size(), 2u);
+    for (const TableRow& row : table.rows)
+      EXPECT_EQ(row.plan, default_plan(d, Arch{}, row.total_heads)) << name(d.op()) << " " << row.total_heads;
+    const double bytes_us = static_cast<double>(bytes_moved(d, 1024).total() - bytes_moved(d, 1).total()) / 4.45e6;
+    EXPECT_NEAR(table.rows[1].us - table.rows[0].us, bytes_us, 0.01);
+    EXPECT_GT(table.rows[0].us, 1.9);
+    EXPECT_LT(table.rows[0].us, 2.0);
+  }
+}
+
+TEST(Predict, OfALayerIsRefused) {
+  for (const auto& [name, description] : load_model("nemotron3-super-tp8").kernels) {
+    if (description.op() != Op::layer) continue;
+    try {
+      predict_table(description, "h200", {1}, {PdlMode::off});
+      ADD_FAILURE() << name << " is not refused";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::invalid);
+      EXPECT_THAT(e.what(), HasSubstr("Predict its parts"));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ssmjit

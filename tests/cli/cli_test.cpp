@@ -180,9 +180,16 @@ TEST_F(Cli, DescribeReadsAHuggingFaceConfig) {
             "hidden_size": 2560, "expand": 2})");
   const Ran whole = ssmjit("describe --from-hf config.json --json");
   ASSERT_EQ(whole.exit, kOk) << whole.err;
-  EXPECT_EQ(whole.json()[0].at("nheads"), 80);
-  const Ran half = ssmjit("describe --from-hf config.json --tp 2 --json");
+  ASSERT_EQ(whole.json().size(), 1u);
+  EXPECT_EQ(whole.json()[0].at("kernels").at("update").at("nheads"), 80);
+  write("spec.json", whole.out);
+  const std::vector<Json> kernels = ssmjit("describe spec.json --json").json();
+  ASSERT_EQ(kernels.size(), 6u) << "a SPEC of conv1d, update, ring, norm, layer and ring_layer";
+  const Ran half = ssmjit("describe --from-hf config.json:update --tp 2 --set dt=fp32 --json");
+  ASSERT_EQ(half.exit, kOk) << half.err;
   EXPECT_EQ(half.json()[0].at("nheads"), 40);
+  EXPECT_EQ(half.json()[0].at("dt"), "fp32");
+  EXPECT_THAT(ssmjit("describe --from-hf config.json:norm --tp 2").err, HasSubstr("has no kernel \"norm\""));
   EXPECT_EQ(ssmjit("describe --from-hf config.json --tp 3").exit, kWrongUse);
   EXPECT_EQ(ssmjit("describe --from-hf config.json " + kModel).exit, kWrongUse) << "both";
   EXPECT_EQ(ssmjit("describe --from-hf nowhere.json").exit, kWrongUse);
@@ -786,7 +793,14 @@ TEST_F(CliTables, PredictMarksWhatItSaysEverywhere) {
   ASSERT_EQ(ran.exit, kOk) << ran.err;
   EXPECT_THAT(ran.err, HasSubstr("all predicted"));
   const Table table = Table::from_json(read(folder_ / "p.json"));
-  EXPECT_EQ(table.rows.size(), 4 * load_model(kWholeModel).kernels.size()) << "two modes, two batches";
+  std::size_t kernels = 0;
+  for (const auto& [name, description] : load_model(kWholeModel).kernels)
+    kernels += description.op() == Op::layer ? 0 : 1;
+  EXPECT_EQ(table.rows.size(), 4 * kernels) << "two modes, two batches";
+  EXPECT_THAT(ran.err, HasSubstr(kWholeModel + ":layer: passed over; layers are not predicted"));
+  const Ran layer = ssmjit("table predict " + kWholeModel + ":layer --device b200 -o l.json");
+  EXPECT_EQ(layer.exit, kWrongUse);
+  EXPECT_THAT(layer.err, AllOf(HasSubstr("predict: got a layer"), HasSubstr("Predict its parts")));
   EXPECT_THAT(ssmjit("table show p.json").out, HasSubstr("us  predicted"));
   for (const Json& row : ssmjit("table show p.json --json").json()) EXPECT_EQ(row.at("predicted"), true);
   const std::string lookup = "table lookup " + kModel + " --device b200 --table p.json --batches 64";

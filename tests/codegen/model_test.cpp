@@ -4,6 +4,7 @@
 #include <map>
 #include <sstream>
 #include <string>
+#include <utility>
 
 #include <gtest/gtest.h>
 
@@ -111,7 +112,8 @@ TEST(Models, KernelsKeepTheFilesOrderAndReadBack) {
 
 TEST(Models, AMissingKernelIsRefusedWithTheNamesThatThereAre) {
   const Model model = Model::from_json(file_text(kModels / "mamba2-2.7b.json"));
-  EXPECT_EQ(refusal([&] { model.kernel("ring"); }), "\"mamba2-2.7b\" has no kernel \"ring\"; it has conv1d, update, norm, layer");
+  EXPECT_EQ(refusal([&] { model.kernel("ring"); }),
+            "\"mamba2-2.7b\" has no kernel \"ring\"; it has conv1d, update, norm, layer");
 }
 
 TEST(Models, AllThatIsWrongInAFileIsNamedWithItsKernel) {
@@ -136,6 +138,82 @@ TEST(FromHf, NemotronHHasItsOwnNamesForTheSsmAndItsHeadDimIsAttentions) {
   const Description update = from_hf(kNemotron).kernel("update");
   EXPECT_EQ(update,
             mamba2({.nheads = 128, .head_dim = 64, .dstate = 128, .ngroups = 8}).dt(DType::bf16).weights(DType::bf16));
+}
+
+// What `shipped` holds in fp32 for the peers' benchmarks, and how many tokens its ring takes, no config says.
+void expect_kernels(const std::string& config, int tp, const std::string& shipped, bool fp32_sides) {
+  const Model model = from_hf(config, tp), want = Model::from_json(file_text(kModels / (shipped + ".json")));
+  for (auto [name, kernel] : want.kernels) {
+    Description got = model.kernel(name);
+    if (fp32_sides && got.nheads > 0) got.dt(DType::f32).weights(DType::f32);
+    if (name == "ring" || name == "ring_layer") got.tokens(kernel.token_count);
+    EXPECT_EQ(got.json(), kernel.json()) << shipped << " " << name;
+  }
+  for (const auto& [name, kernel] : model.kernels) kernel.validate();
+}
+
+TEST(FromHf, GivesTheKernelsOfTheShippedModels) {
+  const std::string super =
+      R"({"model_type": "nemotron_h", "mamba_num_heads": 128, "mamba_head_dim": 64, "ssm_state_size": 128,
+          "n_groups": 8, "conv_kernel": 4, "use_conv_bias": true, "mamba_hidden_act": "silu",
+          "layer_norm_epsilon": 1e-05, "dtype": "bfloat16", "mamba_ssm_cache_dtype": "float32"})";
+  for (const auto& [tp, name] :
+       {std::pair(1, "nemotron3-super"), {4, "nemotron3-super-tp4"}, {8, "nemotron3-super-tp8"}})
+    expect_kernels(super, tp, name, true);
+  expect_kernels(
+      R"({"model_type": "nemotron_h", "mamba_num_heads": 64, "mamba_head_dim": 64, "ssm_state_size": 128,
+          "n_groups": 8, "conv_kernel": 4, "hidden_size": 2688, "torch_dtype": "bfloat16"})",
+      1, "nemotron3-nano", true);
+  expect_kernels(R"({"model_type": "nemotron_h", "mamba_num_heads": 128, "mamba_head_dim": 80})", 1,
+                 "nemotron-nano-9b-v2", false);
+  expect_kernels(R"({"model_type": "bamba", "mamba_d_state": 128, "mamba_d_conv": 4, "rms_norm_eps": 1e-05})", 1,
+                 "bamba-9b", false);
+  expect_kernels(R"({"model_type": "mamba2", "num_heads": 80, "n_groups": 1, "hidden_size": 2560})", 1, "mamba2-2.7b",
+                 false);
+  expect_kernels(R"({"model_type": "mamba2", "norm_before_gate": true, "rms_norm": true})", 1, "codestral-mamba-7b",
+                 false);
+}
+
+TEST(FromHf, TheConfigSaysWhatIsAroundTheUpdate) {
+  const Model model =
+      from_hf(R"({"model_type": "bamba", "mamba_d_conv": 3, "mamba_conv_bias": false, "rms_norm_eps": 1e-06})");
+  EXPECT_EQ(model.kernel("conv1d").conv->width, 3);
+  EXPECT_EQ(model.kernel("conv1d").conv->state_len, 2);
+  EXPECT_FALSE(model.kernel("conv1d").conv->has_bias);
+  EXPECT_EQ(model.kernel("layer").conv->width, 3);
+  EXPECT_EQ(model.kernel("norm").norm->eps, 1e-6);
+  EXPECT_EQ(model.kernel("layer").norm->eps, 1e-6);
+  for (const char* bad :
+       {R"({"model_type": "bamba", "hidden_act": "gelu"})", R"({"model_type": "mamba2", "hidden_act": "relu"})",
+        R"({"model_type": "nemotron_h", "mamba_hidden_act": "relu2"})"})
+    EXPECT_TRUE(holds(refusal([&] { from_hf(bad); }), "wants silu, of the convolution and of the gate")) << bad;
+  EXPECT_TRUE(holds(refusal([] { from_hf(R"({"model_type": "bamba", "mamba_conv_bias": 1, "rms_norm_eps": 0})"); }),
+                    "mamba_conv_bias: got 1; wants true or false\nrms_norm_eps: got 0"));
+}
+
+std::string names(const Model& model) {
+  std::string text;
+  for (const auto& [name, kernel] : model.kernels) text += name + " ";
+  return text;
+}
+
+TEST(FromHf, WhatCannotBeDescribedIsLeftOutAndTheSourceSaysWhy) {
+  EXPECT_EQ(names(from_hf(kNemotron, 8)), "conv1d update ring norm layer ring_layer ");
+  const Model spanning = from_hf(kNemotron, 16);
+  EXPECT_EQ(names(spanning), "conv1d update ring ");
+  EXPECT_TRUE(holds(spanning.source, "no norm and no layers: a rank has part of a group of the norm"));
+  const Model fp32 = from_hf(R"({"model_type": "mamba2", "dtype": "float32"})");
+  EXPECT_EQ(names(fp32), "conv1d update norm layer ");
+  EXPECT_TRUE(holds(fp32.source, "; no ring: ")) << fp32.source;
+  const Model wide = from_hf(R"({"model_type": "mamba2", "conv_kernel": 8})");
+  EXPECT_EQ(names(wide), "update ring norm ");
+  EXPECT_TRUE(holds(wide.source, "; no conv1d: conv.width: got 8")) << wide.source;
+  const Model gated = from_hf(R"({"model_type": "mamba2", "rms_norm": false})");
+  EXPECT_EQ(names(gated), "conv1d update ring layer ring_layer ");
+  EXPECT_EQ(gated.kernel("update").gate_expr.text(), "silu(z)");
+  EXPECT_TRUE(holds(gated.source, "no norm (rms_norm false)"));
+  EXPECT_TRUE(holds(from_hf(R"({"model_type": "mamba2", "norm_before_gate": true})").source,
+                    "none of which reads the config's norm_before_gate"));
 }
 
 TEST(FromHf, HeadsAndGroupsAreSplitOverRanks) {

@@ -1,7 +1,5 @@
 // Ring kernels on a GPU. Skips aloud without one.
 #include <cstring>
-#include <functional>
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +14,7 @@
 
 #include "autotune/ring_case.h"
 #include "jit/gpu.h"
+#include "tests/gpu/device_case.h"
 #include "tests/gpu/needs_gpu.h"
 #include "tests/gpu/slow_producer.h"
 #include "tests/jit/cpu/ring_flush.h"
@@ -38,71 +37,7 @@ Description step(int tokens = 6, int window = 16) {
 
 Kernel load(const Description& d) { return Kernel::load(d, default_plan(d, arch(), std::int64_t{8} * d.nheads)); }
 
-// A case's memory on the device, and what its inputs are produced from.
-class DeviceCase {
- public:
-  DeviceCase(const Description& d, const CaseLayout& layout, std::uint64_t seed = 1) : case_(d, layout, seed) {
-    std::vector<std::byte*> base;
-    for (const KernelCase::Block& block : case_.blocks()) {
-      buffers_.emplace_back(block.before.size());
-      base.push_back(buffers_.back().data());
-      const bool input = block.produced && !block.output;
-      sources_.emplace_back(input ? block.before.size() : 0);
-      if (input) sources_.back().upload(block.before.data(), block.before.size());
-    }
-    args_ = case_.args(base);
-    reset();
-  }
-
-  const RingArgs& args(Pdl pdl = Pdl::off) {
-    args_.pdl = pdl;
-    return args_;
-  }
-  RingArgs& change() { return args_; }
-  const RingCase& test() const { return case_; }
-  void reset() {
-    for (std::size_t i = 0; i < buffers_.size(); ++i)
-      buffers_[i].upload(case_.blocks()[i].before.data(), buffers_[i].size());
-  }
-  void poison_inputs() {
-    Stream stream;
-    for (std::size_t i = 0; i < buffers_.size(); ++i)
-      if (sources_[i].size() > 0) buffers_[i].fill(0xff, stream.handle());
-    stream.synchronize();
-  }
-  void produce(const SlowProducer& slow, const Stream& stream, bool dependent) const {
-    for (std::size_t i = 0; i < buffers_.size(); ++i) {
-      if (sources_[i].size() == 0) continue;
-      slow(sources_[i], buffers_[i], stream, dependent);
-      dependent = true;
-    }
-  }
-  std::vector<std::vector<std::byte>> result() const {
-    std::vector<std::vector<std::byte>> all;
-    for (const DeviceBuffer& buffer : buffers_) {
-      all.emplace_back(buffer.size());
-      buffer.download(all.back().data(), buffer.size());
-    }
-    return all;
-  }
-  // `record` put on a stream, on fresh memory with poisoned inputs; directly or as a graph.
-  std::vector<std::vector<std::byte>> after(const std::function<void(const Stream&)>& record, bool graph) {
-    reset();
-    poison_inputs();
-    Stream stream;
-    if (graph)
-      Graph(stream, [&] { record(stream); }).launch(stream);
-    else
-      record(stream);
-    stream.synchronize();
-    return result();
-  }
-
- private:
-  RingCase case_;
-  RingArgs args_;
-  std::vector<DeviceBuffer> buffers_, sources_;
-};
+using DeviceCase = ssmjit::DeviceCase<RingCase>;
 
 void run(const Kernel& kernel, const RingArgs& args) {
   Stream stream;

@@ -2,10 +2,13 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <ssmjit/error.h>
 #include <ssmjit/table.h>
 
 #include "tests/heuristics/sample_rows.h"
@@ -296,6 +299,133 @@ TEST(Faults, Row28_APlanOfABiggerGpuIsNeverGivenToASmallerOne) {
 TEST(Faults, Row28_AnEmptyTableGivesTheDefaultPlan) {
   EXPECT_EQ(look(8, {}).why, Why::fallback);
   EXPECT_THAT(look(8, {}).reason, HasSubstr("no row of this kernel"));
+}
+
+// ---- the chain of a layer ----
+
+Description sample_layer() {
+  return sample_description()
+      .with_conv({.activation_expr = silu(dsl::x)})
+      .with_norm({.group_size = 1024, .gate_expr = silu(dsl::z)});
+}
+// Legal plans of a description that differ, none of them the default one's.
+std::vector<Plan> other_plans(const Description& description, bool early) {
+  std::vector<Plan> plans = plan_space(description, kSm90);
+  std::erase_if(plans, [&](const Plan& plan) {
+    Plan usual = default_plan(description, kSm90, 16);
+    usual.early_state = plan.early_state;
+    return plan.early_state != early || plan == usual;
+  });
+  return plans;
+}
+// Of each part of the layer a row in each mode at these batches; the plans of batch and mode differ where `vary`.
+Table table_of_parts(const std::vector<int>& batches, bool vary = true) {
+  Table table;
+  for (const Description& part : layer_parts(sample_layer()))
+    for (const PdlMode mode : {PdlMode::off, PdlMode::chain})
+      for (std::size_t i = 0; i < batches.size(); ++i) {
+        TableRow row = of_kernel(part, sample_row(work_items(part, batches[i]), 2, 0, "h200", mode));
+        const std::vector<Plan> plans = other_plans(part, mode == PdlMode::chain);
+        row.plan = plans.at(((vary ? i : 0) * 2 + (mode == PdlMode::chain ? 1 : 0)) % plans.size());
+        table.rows.push_back(row);
+      }
+  return table;
+}
+Plan plan_in(const Table& table, const Description& part, int batch, PdlMode mode) {
+  return lookup(table, part, "h200", kSm90, batch, mode).plan;
+}
+
+TEST(LookupChain, HasThePlanThatTheTableGivesEachPart) {
+  const Table table = table_of_parts({8, 64});
+  const std::vector<Description> parts = layer_parts(sample_layer());
+  ASSERT_EQ(parts.size(), 3u);
+  for (const int batch : {8, 64}) {
+    const Plan chain = lookup_chain(table, PlanForm::chain, sample_layer(), "h200", kSm90, batch);
+    EXPECT_EQ(chain.form, PlanForm::chain);
+    const std::vector<PlanPart> of = plan_parts(chain, sample_layer());
+    ASSERT_EQ(of.size(), 3u);
+    for (std::size_t i = 0; i < 3; ++i) {
+      EXPECT_EQ(of[i].description, parts[i]);
+      EXPECT_EQ(of[i].plan, plan_in(table, parts[i], batch, PdlMode::off)) << batch << " " << name(parts[i].op());
+      EXPECT_NE(of[i].plan, default_plan(parts[i], kSm90, work_items(parts[i], batch)));
+    }
+    EXPECT_TRUE(plan_problems(chain, sample_layer(), kSm90).empty());
+  }
+  EXPECT_NE(lookup_chain(table, PlanForm::chain, sample_layer(), "h200", kSm90, 8),
+            lookup_chain(table, PlanForm::chain, sample_layer(), "h200", kSm90, 64));
+}
+
+TEST(LookupChain, WithPdlAllPartsButTheFirstAreThoseOfLaunchesBehindAProducer) {
+  const Table table = table_of_parts({8});
+  const std::vector<Description> parts = layer_parts(sample_layer());
+  for (const PdlMode in_front : {PdlMode::off, PdlMode::chain}) {
+    const Plan chain = lookup_chain(table, PlanForm::chain_pdl, sample_layer(), "h200", kSm90, 8, in_front);
+    const std::vector<PlanPart> of = plan_parts(chain, sample_layer());
+    EXPECT_EQ(of[0].plan, plan_in(table, parts[0], 8, in_front));
+    for (const std::size_t i : {1u, 2u}) {
+      EXPECT_EQ(of[i].plan, plan_in(table, parts[i], 8, PdlMode::chain));
+      EXPECT_TRUE(of[i].plan.early_state);
+      EXPECT_NE(of[i].plan, early(plan_in(table, parts[i], 8, PdlMode::off))) << "rows of both modes are there";
+    }
+  }
+  const Plan alone = lookup_chain(table, PlanForm::chain, sample_layer(), "h200", kSm90, 8, PdlMode::chain);
+  const std::vector<PlanPart> of = plan_parts(alone, sample_layer());
+  EXPECT_EQ(of[0].plan, plan_in(table, parts[0], 8, PdlMode::chain)) << "the launch in front is a producer";
+  EXPECT_EQ(of[1].plan, plan_in(table, parts[1], 8, PdlMode::off)) << "inside the chain there is none";
+}
+
+TEST(LookupChain, TakesDefaultPlansWhereTheTableHasNone) {
+  EXPECT_EQ(lookup_chain({}, PlanForm::chain, sample_layer(), "h200", kSm90, 8),
+            default_chain(PlanForm::chain, sample_layer(), kSm90, 8 * 16));
+  EXPECT_EQ(lookup_chain({}, PlanForm::chain_pdl, sample_layer(), "h200", kSm90, 8),
+            default_chain(PlanForm::chain_pdl, sample_layer(), kSm90, 8 * 16));
+  Description no_conv = sample_layer();
+  no_conv.conv.reset();
+  EXPECT_EQ(plan_parts(lookup_chain({}, PlanForm::chain, no_conv, "h200", kSm90, 8), no_conv).size(), 2u);
+}
+
+TEST(LookupChain, OfNoLayerIsRefused) {
+  for (const auto& [form, description] :
+       {std::pair(PlanForm::chain, sample_description()), {PlanForm::fused, sample_layer()}})
+    try {
+      lookup_chain({}, form, description, "h200", kSm90, 8);
+      ADD_FAILURE() << "not refused";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::invalid);
+      EXPECT_THAT(e.what(), HasSubstr("wants a layer's"));
+    }
+}
+
+std::vector<Plan> of_form(const std::vector<Plan>& plans, PlanForm form) {
+  std::vector<Plan> found;
+  for (const Plan& plan : plans)
+    if (plan.form == form) found.push_back(plan);
+  return found;
+}
+
+TEST(LayerPlans, AreThePlansOfOneKernelAndTheTablesChainsOfEachBatchOnce) {
+  const std::vector<Plan> space = plan_space(sample_layer(), kSm90);
+  const Table table = table_of_parts({8, 64});
+  const std::vector<Plan> plans = layer_plans(table, sample_layer(), "h200", kSm90, {8, 64, 8});
+  EXPECT_EQ(of_form(plans, PlanForm::fused), of_form(space, PlanForm::fused));
+  EXPECT_FALSE(of_form(plans, PlanForm::fused).empty());
+  for (const PlanForm form : {PlanForm::chain, PlanForm::chain_pdl}) {
+    const std::vector<Plan> chains = of_form(plans, form);
+    ASSERT_EQ(chains.size(), 2u) << name(form);
+    EXPECT_EQ(chains[0], lookup_chain(table, form, sample_layer(), "h200", kSm90, 8));
+    EXPECT_EQ(chains[1], lookup_chain(table, form, sample_layer(), "h200", kSm90, 64));
+  }
+  EXPECT_EQ(
+      of_form(layer_plans(table_of_parts({8, 64}, false), sample_layer(), "h200", kSm90, {8, 64}), PlanForm::chain)
+          .size(),
+      1u)
+      << "both batches have the same";
+}
+
+TEST(LayerPlans, HaveNoChainThatTheArchHasNot) {
+  const std::vector<Plan> plans = layer_plans({}, sample_layer(), "a100", {8, 0, 0}, {8});
+  EXPECT_EQ(of_form(plans, PlanForm::chain).size(), 1u);
+  EXPECT_TRUE(of_form(plans, PlanForm::chain_pdl).empty()) << "dependent launches came with sm_90";
 }
 
 }  // namespace
