@@ -31,15 +31,13 @@ device_args::Conv1dArgs to_device(const Conv1dArgs& args, Pdl pdl);
 device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl);
 device_args::NormArgs to_device(const Description& description, const NormArgs& args, Pdl pdl);
 device_args::RingLayerArgs ring_to_device(const LayerArgs& args, Pdl pdl);
-// Calls `use` with likewise any kernel's, of one launch.
-template <class Args, class Use>
-void with_device_args(const Description& description, const Args& args, Pdl pdl, const Use& use);
 // Likewise of any op's but a layer's, which has two structs.
 template <class Args>
   requires(!std::is_same_v<Args, LayerArgs>)
 auto to_device(const Description&, const Args& args, Pdl pdl) {
   return to_device(args, pdl);
 }
+// Calls `use` with what any kernel reads, of a layer with a ring or not.
 template <class Args, class Use>
 void with_device_args(const Description& description, const Args& args, Pdl pdl, const Use& use) {
   if constexpr (!std::is_same_v<Args, LayerArgs>)
