@@ -70,8 +70,12 @@ class CpuTarget : public Target {
       with_pdl.pdl = pdl;
       faults = run_chain(chain_args(description_, plan_.form, with_pdl), batch);
     } else {
-      std::visit([&](const auto& given) { run(0, batch, to_device(description_, given, pdl), buffers_, faults); },
-                 args);
+      std::visit(
+          [&](const auto& given) {
+            with_device_args(description_, given, pdl,
+                             [&](const auto& device) { run(0, batch, device, buffers_, faults); });
+          },
+          args);
     }
     ++launched_;
     return faults;

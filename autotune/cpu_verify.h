@@ -28,7 +28,10 @@ CpuLaunch cpu_launch(const LaunchShape& shape, const Args& args, std::vector<Cpu
   launch.args = &args;
   launch.args_bytes = sizeof args;
   launch.buffers = std::move(buffers);
-  launch.dependent = args.pdl != 0;
+  if constexpr (requires { args.ring; })
+    launch.dependent = args.ring.pdl != 0;
+  else
+    launch.dependent = args.pdl != 0;
   return launch;
 }
 

@@ -123,10 +123,8 @@ std::int64_t parse_value(const Field& field, std::string_view text) {
   return value;
 }
 
-// The JSON file of an op's tunables in templates/.
-std::string space_file(Op op) { return fmt::format("{}.json", name(op)); }
-
-// An op's JSON file, read once: the tunables, and the conditions over them and the description's sizes.
+// The JSON file in templates/, read once, of an op, or of a layer with a ring: the tunables, and the conditions over
+// them and the description's sizes.
 struct Space {
   std::vector<Tunable> tunables;
   std::vector<const Field*> fields;               // by tunable, in kFields' order
@@ -139,8 +137,13 @@ struct Space {
   };
   std::vector<Rule> rules;
 
+  static const Space& of(const Description& d) {
+    static const Space ring_layer("ring_layer.json");
+    return d.op() == Op::layer && d.ring_window() != 0 ? ring_layer : of(d.op());
+  }
   static const Space& of(Op op) {
-    static const Space update(Op::update), ring(Op::ring), conv1d(Op::conv1d), norm(Op::norm), layer(Op::layer);
+    static const Space update("update.json"), ring("ring.json"), conv1d("conv1d.json"), norm("norm.json"),
+        layer("layer.json");
     switch (op) {
       case Op::ring:
         return ring;
@@ -182,10 +185,13 @@ struct Space {
     v[base + 17] = std::int64_t{d.heads_per_group()} * d.head_dim;
     v[base + 18] = d.norm ? d.norm_group_size() : v[base + 17];
     v[base + 19] = arch.max_cluster();
+    v[base + 25] = arch.major == 9 || arch.major == 10 ? 16 : arch.max_cluster();
     v[base + 20] = d.conv && (d.conv->store != ConvStore::shift || d.conv->keep != ConvKeep::last) ? 0 : 1;
     v[base + 21] = d.conv_state_len();
     v[base + 22] = d.has_destination ? 1 : 0;
-    std::size_t at = base + 23;
+    v[base + 23] = d.conv && d.conv->has_accepted ? 1 : 0;
+    v[base + 24] = d.is_varlen ? 1 : 0;
+    std::size_t at = base + 26;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -200,8 +206,7 @@ struct Space {
   }
 
  private:
-  explicit Space(Op op) {
-    const std::string file = space_file(op);
+  explicit Space(const std::string& file) {
     const Json json = Json::parse(template_file(file));
     for (const Field& f : kFields) names.emplace_back(f.name);
     for (const char* fact : {"head_dim",
@@ -226,7 +231,10 @@ struct Space {
                              "max_cluster",
                              "conv_shifts_in_place",
                              "conv_state_len",
-                             "has_destination_slots"})
+                             "has_destination_slots",
+                             "has_accepted_tokens",
+                             "has_varlen",
+                             "max_large_cluster"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -253,6 +261,10 @@ struct Space {
       rules.push_back({Constraint(c.at("require").get<std::string>(), names), c.at("because").get<std::string>()});
   }
 };
+
+// Heads of all requests up to which a layer with a ring is one kernel where no table has an answer: an H200 was faster
+// by a chain from there on.
+constexpr std::int64_t kFusedRingHeads = 256;
 
 // For which work_items() a chain's parts have their default plans, where no size is named.
 constexpr std::int64_t kChainItems = 1024;
@@ -305,6 +317,14 @@ std::function<double(const Plan&)> layer_distance(const Description& description
     const double block_rows = group / p.cluster;
     return 4 * octaves(p.block_m, block_rows) + octaves(p.cluster, std::max(1.0, group / rows)) + octaves(p.warps, 8) +
            octaves(p.lanes_per_row, 16) + (p.state_path == StatePath::direct ? 0 : 0.5);
+  };
+}
+
+// The same for a layer with a ring: blocks of one head's rows, eight warps, and clusters that run anywhere.
+std::function<double(const Plan&)> ring_layer_distance(const Description& description) {
+  return [=](const Plan& p) {
+    return octaves(p.block_m, description.head_dim) + octaves(p.warps, 8) + (p.cluster <= 8 ? 0 : 4) +
+           (p.ring_rows == RingRows::live ? 0 : 0.5);
   };
 }
 
@@ -502,7 +522,7 @@ Plan default_chain(PlanForm form, const Description& description, const Arch& ar
 
 std::vector<std::string> plan_problems(const Plan& plan, const Description& description, const Arch& arch) {
   if (plan.form != PlanForm::fused && description.op() == Op::layer) return chain_problems(plan, description, arch);
-  const Space& space = Space::of(description.op());
+  const Space& space = Space::of(description);
   std::vector<std::string> problems;
   for (const char* positive : {"block_m", "warps", "lanes_per_row", "heads_per_block", "stages"}) {
     const std::int64_t value = find_field(positive)->get(plan);
@@ -553,7 +573,7 @@ void check_plan(const Plan& plan, const Description& description, const Arch& ar
 
 std::vector<Plan> plan_space(const Description& description, const Arch& arch) {
   description.validate();
-  const Space& space = Space::of(description.op());
+  const Space& space = Space::of(description);
   std::vector<std::int64_t> values = space.facts(description, arch);
   std::vector<Plan> plans;
   Plan plan;
@@ -593,7 +613,7 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
       distance = norm_distance(description);
       break;
     case Op::layer:
-      distance = layer_distance(description);
+      distance = description.ring_window() != 0 ? ring_layer_distance(description) : layer_distance(description);
       break;
     default:
       distance = update_distance(description, total_heads);
@@ -602,8 +622,11 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
   const Plan* best = nullptr;
   double least = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
+  const bool fused = description.op() != Op::layer || description.ring_window() == 0 ||
+                     total_heads <= kFusedRingHeads || (!plans.empty() && plans.back().form == PlanForm::fused);
   for (const Plan& p : plans) {
-    if (p.form != PlanForm::fused || !p.streaming || p.early_state || p.min_blocks_per_sm != 1) continue;
+    if (!fused || p.form != PlanForm::fused || !p.streaming || p.early_state || p.min_blocks_per_sm != 1) continue;
+    if (p.cluster > arch.max_cluster()) continue;  // not every GPU of the arch can place it
     const double d = distance(p);
     if (best == nullptr || d < least) best = &p, least = d;
   }
@@ -664,7 +687,7 @@ std::int64_t plan_smem_bytes(const Plan& plan, const Description& description, c
       most = std::max(most, plan_smem_bytes(part.plan, part.description, arch));
     return most;
   }
-  const Space& space = Space::of(description.op());
+  const Space& space = Space::of(description);
   std::vector<std::int64_t> values = space.facts(description, arch);
   space.put(values, plan);
   return space.value("smem_bytes", values);
@@ -677,5 +700,6 @@ std::int64_t scratch_bytes(const Plan& plan, const Description& description, int
 }
 
 const std::vector<Tunable>& tunables(Op op) { return Space::of(op).tunables; }
+const std::vector<Tunable>& tunables(const Description& description) { return Space::of(description).tunables; }
 
 }  // namespace ssmjit

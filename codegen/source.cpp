@@ -82,8 +82,8 @@ struct Template {
   const char* function;
   const char* args;
 };
-Template template_of(Op op) {
-  switch (op) {
+Template template_of(const Description& d) {
+  switch (d.op()) {
     case Op::update:
       return {"update.cuh", "update", "UpdateArgs"};
     case Op::ring:
@@ -91,13 +91,14 @@ Template template_of(Op op) {
     case Op::conv1d:
       return {"conv1d.cuh", "conv1d", "Conv1dArgs"};
     case Op::layer:
+      if (d.ring_window() != 0) return {"ring_layer.cuh", "ring_layer", "RingLayerArgs"};
       return {"layer.cuh", "layer", "LayerArgs"};
     case Op::norm:
       return {"norm.cuh", "norm", "NormArgs"};
     default:
       break;
   }
-  fail(ErrorKind::internal, "no template for {}", name(op));
+  fail(ErrorKind::internal, "no template for {}", name(d.op()));
 }
 
 // "// Launch for nheads = 64: grid (...) ..." of one kernel.
@@ -123,12 +124,12 @@ std::string banner(const Description& d, const Plan& plan, const Arch& arch, con
   s += fmt::format("{}{}\n", kPlanLine, plan.text());
   for (const PlanPart& part : parts) {
     if (parts.size() > 1) s += fmt::format("// {}: {}\n", name(part.description.op()), part.plan.text());
-    for (const Tunable& t : tunables(part.description.op())) s += fmt::format("//   {}: {}\n", t.name, t.meaning);
+    for (const Tunable& t : tunables(part.description)) s += fmt::format("//   {}: {}\n", t.name, t.meaning);
   }
   s += "//\n";
   s += fmt::format("// A call moves, for each request: {} bytes read, {} of them written back, {} written elsewhere.\n",
                    bytes.read, bytes.written_back, bytes.written_new);
-  if (d.op() == Op::ring) {
+  if (d.ring_window() != 0) {
     const Bytes flush = bytes_moved(d, 1, Phase::flush);
     s += fmt::format("// With a flush: {} bytes read, {} of them written back, {} written elsewhere.\n", flush.read,
                      flush.written_back, flush.written_new);
@@ -197,13 +198,13 @@ std::string conv1d_fields(const Description& d, const Plan& plan) {
 std::string layer_fields(const Description& d, const Plan& plan) {
   const bool conv = d.conv.has_value(), norm = d.norm.has_value(), short_input = size_bytes(d.input_dtype) == 2;
   std::string s = flag("kHasConv", conv);
-  if (conv) {
-    s += constant("kConvWidth", d.conv->width);
+  if (conv || d.ring_window() != 0) {
+    s += constant("kConvWidth", conv ? d.conv->width : 1);
     s += constant("kConvState", d.conv_state_len());
-    s += flag("kConvChannelsLast", d.conv->channels_last);
-    s += flag("kConvBias", d.conv->has_bias);
-    s += activation(d);
+    s += flag("kConvChannelsLast", conv && d.conv->channels_last);
+    s += flag("kConvBias", conv && d.conv->has_bias);
   }
+  if (conv) s += activation(d);
   s += flag("kHasNorm", norm);
   s += constant("kNormRows", norm ? d.norm_group_size() : d.heads_per_group() * d.head_dim);
   s += flag("kHasNormGate", norm && !d.norm->gate_expr.empty());
@@ -242,7 +243,7 @@ std::string norm_fields(const Description& d, const Plan& plan) {
 std::string fields(const Description& d, const Plan& plan) {
   if (d.op() == Op::conv1d) return conv1d_fields(d, plan);
   if (d.op() == Op::norm) return norm_fields(d, plan);
-  const bool ring = d.op() == Op::ring, layer = d.op() == Op::layer;
+  const bool ring = d.ring_window() != 0, layer = d.op() == Op::layer;
   std::string s;
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
   s += fmt::format("  using Input = {};  // x, z, B, C, out{}\n", cuda_type(d.input_dtype),
@@ -274,7 +275,7 @@ std::string fields(const Description& d, const Plan& plan) {
   s += constant("kBlockM", plan.block_m);
   s += constant("kWarps", plan.warps);
   if (!ring) s += constant("kLanesPerRow", plan.lanes_per_row);
-  if (!layer) {
+  if (ring || !layer) {
     s += constant("kHeadsPerBlock", plan.heads_per_block);
     s += constant("kStages", plan.stages);
   }
@@ -309,9 +310,9 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
   source.arch = arch;
   source.text = banner(description, plan, arch, parts, entries);
   Pieces pieces(source.text);
-  for (const PlanPart& part : parts) pieces.add(template_of(part.description.op()).file);
+  for (const PlanPart& part : parts) pieces.add(template_of(part.description).file);
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    const Template from = template_of(parts[i].description.op());
+    const Template from = template_of(parts[i].description);
     const std::string config = parts.size() == 1 ? "Config" : fmt::format("{}_config", from.function);
     const Plan& own = parts[i].plan;
     const LaunchShape shape = launch_shape(own, parts[i].description, 1);
@@ -325,7 +326,7 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
                                    : fmt::format("{}, {}", shape.block_threads, own.min_blocks_per_sm),
         own.cluster > 1 ? fmt::format(" __cluster_dims__({}, 1, 1)", own.cluster) : "", entries[i], from.args,
         from.function, config);
-    source.entries.push_back({entries[i], shape.block_threads, shape.smem_bytes});
+    source.entries.push_back({entries[i], shape.block_threads, shape.smem_bytes, shape.cluster});
   }
   source.digest = digest16(without_banner(source.text));
   source.options = kOptions;

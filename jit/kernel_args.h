@@ -1,6 +1,8 @@
 // The arguments of a launch as the kernels read them.
 #pragma once
 
+#include <type_traits>
+
 #include <ssmjit/kernel.h>
 #include <ssmjit/ring.h>
 
@@ -12,6 +14,7 @@ namespace device_args {
 #include "templates/norm_args.cuh"
 #include "templates/prepare_A_args.cuh"
 #include "templates/ring_args.cuh"
+#include "templates/ring_layer_args.cuh"
 #include "templates/ring_slots_args.cuh"
 #include "templates/update_args.cuh"
 }  // namespace device_args
@@ -20,16 +23,31 @@ namespace device_args {
 enum : int { kDevicePdlOff = 0, kDevicePdlWaitFirst = 1, kDevicePdlEarlyState = 2 };
 int device_pdl(Pdl pdl);
 
-// Of arguments that were found right (Kernel::problems). `pdl`: what the launch has, which may be less than args.pdl.
+// Of arguments that were found right (Kernel::problems); of a layer, one without a ring. `pdl`: what the launch has,
+// which may be less than args.pdl.
 device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl);
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl);
 device_args::Conv1dArgs to_device(const Conv1dArgs& args, Pdl pdl);
 device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl);
 device_args::NormArgs to_device(const Description& description, const NormArgs& args, Pdl pdl);
-// Likewise of any op's.
+device_args::RingLayerArgs ring_to_device(const LayerArgs& args, Pdl pdl);
+// Calls `use` with likewise any kernel's, of one launch.
+template <class Args, class Use>
+void with_device_args(const Description& description, const Args& args, Pdl pdl, const Use& use);
+// Likewise of any op's but a layer's, which has two structs.
 template <class Args>
+  requires(!std::is_same_v<Args, LayerArgs>)
 auto to_device(const Description&, const Args& args, Pdl pdl) {
   return to_device(args, pdl);
+}
+template <class Args, class Use>
+void with_device_args(const Description& description, const Args& args, Pdl pdl, const Use& use) {
+  if constexpr (!std::is_same_v<Args, LayerArgs>)
+    use(to_device(description, args, pdl));
+  else if (description.ring_window() != 0)
+    use(ring_to_device(args, pdl));
+  else
+    use(to_device(args, pdl));
 }
 // Likewise of arguments that RingSlots::problems finds right.
 device_args::MaterialiseArgs to_device(const Description& description, const MaterialiseArgs& args);

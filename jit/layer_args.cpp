@@ -1,5 +1,6 @@
 // The launch of a layer: of one kernel, or of one after the other of a chain.
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <utility>
 
@@ -12,6 +13,16 @@
 namespace ssmjit {
 
 namespace {
+
+template <class Report>
+void check_indices(const Tensor& indices, bool ring, std::int64_t batch, Report& report) {
+  check_indices_shape("state_batch_indices", indices, batch, report);
+  if (ring && stride_of(indices, 0) > kMostIntStride / 2)
+    report([&] {
+      return fmt::format("state_batch_indices: stride {} elements; wants {} at most", indices.stride[0],
+                         kMostIntStride / 2);
+    });
+}
 
 template <class Report>
 void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
@@ -81,7 +92,8 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
           .shape = {slots, rows, wants.conv.channels_last ? wants.conv_channels : wants.conv_state_len},
           .align = Align::vector_rows,
           .rows_apart = true,
-          .rows = {"slot", ""}},
+          .rows = {"slot", ""},
+          .most_stride = ring ? kMostIntStride : std::numeric_limits<std::int64_t>::max()},
          conv, kConv);
   if (conv)
     tensor(args.x, tokens("x", wants.input, {wants.conv_channels}));
@@ -114,12 +126,12 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
   };
   of_heads(args.D, "D", wants.has_D);
   of_heads(args.dt_bias, "dt_bias", wants.has_dt_bias);
-  tensor(args.norm_weight, {"norm_weight", wants.input, 1, {inner}}, wants.has_norm, kNorm);
-  tensor(args.norm_bias, {"norm_bias", wants.input, 1, {inner}}, wants.has_norm_bias, kNorm);
+  tensor(args.norm_weight, {"norm_weight", wants.input, 1, {inner}, of_ring}, wants.has_norm, kNorm);
+  tensor(args.norm_bias, {"norm_bias", wants.input, 1, {inner}, of_ring}, wants.has_norm_bias, kNorm);
   tensor(args.out, tokens("out", wants.input, {wants.nheads, wants.head_dim}, of_ring, true));
 
   if (is_given(args.state_batch_indices))
-    check_indices_shape("state_batch_indices", args.state_batch_indices, batch, report);
+    check_indices(args.state_batch_indices, ring, batch, report);
   else
     check_slot_of_each_row(args.state, batch, report);
   check_pdl(args.pdl, report);
@@ -263,6 +275,43 @@ device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl) {
   return device;
 }
 
+device_args::RingLayerArgs ring_to_device(const LayerArgs& args, Pdl pdl) {
+  const bool conv = args.conv_weight.data != nullptr;
+  RingArgs ring;
+  ring.state = args.state;
+  ring.state_scale = args.state_scale;
+  ring.x_ring = args.x_ring;
+  ring.B_ring = args.B_ring;
+  ring.dt_ring = args.dt_ring;
+  ring.ring_start = args.ring_start;
+  ring.ring_count = args.ring_count;
+  ring.x = args.x;
+  ring.dt = args.dt;
+  ring.A = args.A;
+  if (!conv) {
+    ring.B = args.B;
+    ring.C = args.C;
+  }
+  ring.D = args.D;
+  ring.dt_bias = args.dt_bias;
+  ring.z = args.z;
+  ring.out = args.out;
+  ring.state_batch_indices = args.state_batch_indices;
+  ring.rand_seed = args.rand_seed;
+  ring.pad_slot_id = args.pad_slot_id;
+  device_args::RingLayerArgs device{};
+  device.ring = to_device(ring, pdl);
+  device.conv_state = const_cast<void*>(args.conv_state.data);
+  device.conv_state_stride = static_cast<int>(stride_of(args.conv_state, 0));
+  device.channels = static_cast<int>(conv ? args.x.shape[2]
+                                          : args.x.shape[2] * args.x.shape[3] + 2 * args.B.shape[2] * args.B.shape[3]);
+  device.conv_weight = args.conv_weight.data;
+  device.conv_bias = args.conv_bias.data;
+  device.norm_weight = args.norm_weight.data;
+  device.norm_bias = args.norm_bias.data;
+  return device;
+}
+
 namespace {
 
 [[noreturn, gnu::cold, gnu::noinline]] void refuse_chain(const Wants& wants, const Description& description,
@@ -316,8 +365,7 @@ void Kernel::launch(const LayerArgs& args, void* stream) const {
   if (args.checked) [[unlikely]]
     check_memory(state.module.driver(), state.wants, args, batch, cu_stream);
   const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
-  device_args::LayerArgs device = to_device(args, pdl);
-  state.launch(&device, batch, pdl, cu_stream);
+  with_device_args(state.description, args, pdl, [&](auto device) { state.launch(&device, batch, pdl, cu_stream); });
 }
 
 std::vector<std::string> Kernel::problems(const Description& description, const LayerArgs& args) {

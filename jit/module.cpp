@@ -13,6 +13,7 @@ namespace ssmjit {
 namespace {
 
 constexpr int kStaticSmemLimit = 48 * 1024;  // above, a kernel must ask
+constexpr int kPortableCluster = 8;          // likewise
 
 // The current context, or device 0's primary one, which then becomes current for this thread (as the CUDA runtime
 // does).
@@ -82,6 +83,9 @@ Module::Module(const Source& source, const Cubin& cubin)
     if (entry.smem_bytes + cubin.smem_bytes > kStaticSmemLimit)
       check(driver_.function_set_attribute(function.handle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                            entry.smem_bytes),
+            "cuFuncSetAttribute");
+    if (entry.cluster > kPortableCluster)
+      check(driver_.function_set_attribute(function.handle, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
             "cuFuncSetAttribute");
   }
 }

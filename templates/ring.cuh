@@ -71,7 +71,11 @@ struct RingShape {
   static constexpr int kLaneRows = (8 * kRowTiles + 31) / 32;
   static constexpr int kWarpRows = Cfg::kBlockM / Cfg::kWarps;
   static constexpr int kTiles = kWarpRows / 8;
-  static constexpr int kBlocks = Cfg::kHeadDim / Cfg::kBlockM;
+  // Blocks of a head; or heads that a block takes side by side, each by its own warps (ring_layer.cuh alone has more
+  // than one).
+  static constexpr int kBlocks = Cfg::kBlockM < Cfg::kHeadDim ? Cfg::kHeadDim / Cfg::kBlockM : 1;
+  static constexpr int kAside = Cfg::kBlockM > Cfg::kHeadDim ? Cfg::kBlockM / Cfg::kHeadDim : 1;
+  static constexpr int kHeadWarps = Cfg::kWarps / kAside;
   static constexpr int kHeadSize = Cfg::kHeadDim * Cfg::kDstate;
 
   // A lane holds a vector of each row and chunk of dstate: kSpan neighbouring columns of 4 * kSpan.
@@ -91,9 +95,10 @@ struct RingShape {
   // Rows of x in shared memory lie so that eight of them meet no bank twice.
   static constexpr int kXRow = kWarpRows + (kWarpRows > 8 ? 8 : 0);
 
-  static_assert(Cfg::kDstate % (4 * kSpan) == 0 && Cfg::kHeadDim % Cfg::kBlockM == 0 && kWarpRows % 8 == 0);
+  static_assert(Cfg::kDstate % (4 * kSpan) == 0 && Cfg::kHeadDim * kAside % Cfg::kBlockM == 0 && kWarpRows % 8 == 0);
+  static_assert(kAside == 1 || (Cfg::kBlockM == kAside * Cfg::kHeadDim && Cfg::kWarps % kAside == 0));
   static_assert(kRowTiles <= 8 && Cfg::kHeadsPerBlock <= 32);
-  static_assert(Cfg::kHeadsPerBlock == 1 || (!kDirect && !kAll));
+  static_assert(Cfg::kHeadsPerBlock == 1 || (!kDirect && !kAll && kAside == 1));
 };
 
 template <class Cfg>
@@ -106,9 +111,10 @@ struct RingShared {
     alignas(16) float scale[S::kScaled ? Cfg::kStages : 1][S::kScaled ? S::kWarpRows : 4];
   };
   Warp warp[Cfg::kWarps];
-  alignas(16) float row[Cfg::kHeadsPerBlock][8 * S::kRowTiles][2];  // s (in powers of two) and delta of a head's rows
-  float all_old[Cfg::kHeadsPerBlock];                               // s of the last old row
-  Barrier full[Cfg::kWarps][Cfg::kStages];                          // a stage of state has come
+  static constexpr int kHeads = Cfg::kHeadsPerBlock * S::kAside;
+  alignas(16) float row[kHeads][8 * S::kRowTiles][2];       // s (in powers of two) and delta of a head's rows
+  float all_old[kHeads];                                    // s of the last old row
+  Barrier full[Cfg::kWarps][Cfg::kStages];                  // a stage of state has come
   alignas(16) Input B[8 * S::kOldTiles][Cfg::kDstate + 8];  // for a flush: old rows, dstate in the fragments' order
   alignas(16) float CB[Cfg::kWarps > 1 ? 8 * S::kNewTiles : 1][(8 * S::kRowTiles + 31) / 32 * 32 + 8];
 };
@@ -127,6 +133,29 @@ struct RingColumns {
       load_maybe_appended(row + 4 * c * S::kSpan, got);
 #pragma unroll
       for (int w = 0; w < S::kSpan / 2; ++w) word[c * (S::kSpan / 2) + w] = got[w];
+    }
+  }
+  // The same of a row in shared memory.
+  SSMJIT_DEVICE void take(const typename Cfg::Input* row) {
+    struct alignas(8) Pair {
+      u32 word[2];
+    };
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) {
+      const auto* from = row + 4 * c * S::kSpan;
+      u32* to = word + c * (S::kSpan / 2);
+      if constexpr (S::kSpan % 8 == 0) {
+#pragma unroll
+        for (int v = 0; v < S::kSpan / 8; ++v) {
+          const Vec16 got = load_shared(from + 8 * v);
+#pragma unroll
+          for (int w = 0; w < 4; ++w) to[4 * v + w] = got.word[w];
+        }
+      } else {
+        const Pair got = *reinterpret_cast<const Pair*>(from);
+        to[0] = got.word[0];
+        to[1] = got.word[1];
+      }
     }
   }
   SSMJIT_DEVICE void store(typename Cfg::Input* row) const {
@@ -313,7 +342,7 @@ struct RingStep {
   const RingArgs& args;
   RingShared<Cfg>& shared;
   int row;    // request
-  int head;   // the block's first
+  int head;   // the block's first; the warp's own of heads side by side
   int first;  // the warp's first row of head_dim
   int warp, lane, g, q;
   int first_token;  // of the request, in rows of the packed inputs; 0 without cu_seqlens
@@ -456,10 +485,12 @@ struct RingStep {
   SSMJIT_DEVICE void flush(RingSums<Cfg> (&y)[S::kTiles], float (&scale)[S::kScaled ? S::kTiles : 1][2],
                            const RingState<Cfg>& state, const RingTokens<Cfg, Operand>& C,
                            const u32 (&x)[S::kTiles][S::kRowTiles], float all_old, int slot, int i_head) const {
+    int place_of_head = i_head;
+    if constexpr (S::kAside > 1) place_of_head = warp / S::kHeadWarps;
     float factor[S::kOldTiles][2];
 #pragma unroll
     for (int j = 0; j < S::kOldTiles; ++j) {
-      const RowPair r = row_pair(i_head, j);
+      const RowPair r = row_pair(place_of_head, j);
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         // Rows out of use have delta 0, and sums that may lie past s'.
@@ -706,13 +737,16 @@ struct RingStreams {
       if (there<8 * S::kOldTiles>(k))
         store_shared(all_x(shared) + (x + k * kRowStep * S::kXRow), (old_in_use >> k & 1u) != 0 ? v[k] : Vec16{});
   }
+  // kX: x, too; else z alone.
+  template <bool kX>
   SSMJIT_DEVICE void copy_new(Shared& shared, int i, int stage, int tokens) const {
 #pragma unroll
     for (int k = 0; k < kNewLoads; ++k) {
       if (!there<8 * S::kNewTiles>(k)) continue;
       const u32 bytes = j0 + k * kRowStep < tokens ? 16u : 0u;
-      copy_async_zero_fill<16>(all_x(shared) + (x + stage * kStage + (S::kFirstNew + k * kRowStep) * S::kXRow),
-                               new_x[k] + i * Cfg::kHeadDim, bytes);
+      if constexpr (kX)
+        copy_async_zero_fill<16>(all_x(shared) + (x + stage * kStage + (S::kFirstNew + k * kRowStep) * S::kXRow),
+                                 new_x[k] + i * Cfg::kHeadDim, bytes);
       if constexpr (Cfg::kHasGate)
         copy_async_zero_fill<16>(all_z(shared) + (z + stage * kZStage + k * kRowStep * S::kXRow),
                                  new_z[k] + i * Cfg::kHeadDim, bytes);
@@ -756,9 +790,21 @@ SSMJIT_DEVICE void add_weighted(RingSums<Cfg>& sums, const u32 (&W)[kRowTiles][k
   }
 }
 
-// Grid: x = nheads / heads_per_block * (head_dim / block_m), y = batch. Block: 32 * warps threads.
+// What a layer (ring_layer.cuh) has around the step: it puts the new x, B and C into shared memory, and takes y. Here
+// there is nothing: they come from memory, y goes there.
 template <class Cfg>
-SSMJIT_DEVICE void ring_step(const RingArgs& args) {
+struct RingAlone {
+  static constexpr bool kIsLayer = false;
+  using Args = RingArgs;
+  using Shared = RingShared<Cfg>;
+  const Args& args;
+  Shared& shared;
+};
+
+// `args`: those of the step among all of them.
+template <class Cfg, class Around>
+SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingArgs& args) {
+  constexpr bool kIsLayer = Around::kIsLayer;
   using S = RingShape<Cfg>;
   using Step = RingStep<Cfg>;
   using Streams = RingStreams<Cfg>;
@@ -766,11 +812,13 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   using Input = typename Cfg::Input;
   using Weight = typename Cfg::Weight;
   using Dt = typename Cfg::Dt;
-  __shared__ RingShared<Cfg> shared;
+  __shared__ typename Around::Shared shared;
+  Around around{all_args, shared};
   int lane = lane_index(), warp = thread_index() / 32;
   keep(lane);
   keep(warp);
-  const int head = block_x() / S::kBlocks * Cfg::kHeadsPerBlock;
+  const int block_head = block_x() / S::kBlocks * Cfg::kHeadsPerBlock * S::kAside;
+  const int head = block_head + (S::kAside == 1 ? 0 : warp / S::kHeadWarps);
   if (args.pdl != kPdlOff) {
     grid_dependency_trigger();
     if (!Cfg::kEarlyState || args.pdl == kPdlWaitFirst) grid_dependency_wait();
@@ -787,8 +835,16 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     const int length = static_cast<int>(load_now_b32(args.cu_seqlens + row + 1)) - first_token;
     tokens = length < Cfg::kTokens ? length : Cfg::kTokens;
   }
-  const Step step{args,  shared, row,      head,     block_x() % S::kBlocks * Cfg::kBlockM + warp * S::kWarpRows,
-                  warp,  lane,   lane / 4, lane % 4, first_token,
+  const Step step{args,
+                  shared,
+                  row,
+                  head,
+                  block_x() % S::kBlocks * Cfg::kBlockM + (S::kAside == 1 ? warp : warp % S::kHeadWarps) * S::kWarpRows,
+                  warp,
+                  lane,
+                  lane / 4,
+                  lane % 4,
+                  first_token,
                   tokens};
   const int g = step.g, q = step.q;
   if (Cfg::kVarlen && tokens <= 0) {  // no tokens: nothing is written
@@ -800,9 +856,15 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   float A;
   Weight D, dt_bias;
   const int lane_head = head + (lane < Cfg::kHeadsPerBlock ? lane : Cfg::kHeadsPerBlock - 1);
-  load_now(static_cast<const float*>(args.A) + lane_head, A);
-  if constexpr (Cfg::kHasD) load_now(static_cast<const Weight*>(args.D) + lane_head, D);
-  if constexpr (Cfg::kHasDtBias) load_now(static_cast<const Weight*>(args.dt_bias) + lane_head, dt_bias);
+  const auto load_scalars = [&] {
+    load_now(static_cast<const float*>(args.A) + lane_head, A);
+    if constexpr (Cfg::kHasD) load_now(static_cast<const Weight*>(args.D) + lane_head, D);
+    if constexpr (Cfg::kHasDtBias) load_now(static_cast<const Weight*>(args.dt_bias) + lane_head, dt_bias);
+  };
+  if constexpr (kIsLayer)
+    around.start(step);
+  else
+    load_scalars();
   if constexpr (!S::kDirect) {
     if (lane == 0) {
 #pragma unroll
@@ -824,8 +886,12 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     return Cfg::kHeadsPerBlock % Cfg::kWarps == 0 || i < Cfg::kHeadsPerBlock ? i : 0;
   };
   const auto has_head = [&](int k) {
+    if constexpr (S::kAside > 1) return warp % S::kHeadWarps == 0;
     return Cfg::kHeadsPerBlock % Cfg::kWarps == 0 || warp + k * Cfg::kWarps < Cfg::kHeadsPerBlock;
   };
+  // In a layer a warp leaves out a tile that there is not; alone, it has few, and all products go side by side.
+  const auto has_old = [&](int k) { return !kIsLayer || warp + k * Cfg::kWarps < S::kOldTiles; };
+  const auto has_new = [&](int k) { return !kIsLayer || new_warp + k * Cfg::kWarps < S::kNewTiles; };
   const auto of_head = [&](float v, int i) { return Cfg::kHeadsPerBlock > 1 ? shuffle(v, i) : v; };
   RingColumns<Cfg> C_rows[S::kNewTiles], old_B[kOldMine], new_B[kNewMine];
   Dt dt[kHeadsMine][S::kLaneRows];
@@ -839,24 +905,29 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 #pragma unroll
       for (int k = 0; k < kHeadsMine; ++k) load_now(p + head_mine(k), dt[k][r]);
     }
+    if constexpr (!kIsLayer) {
 #pragma unroll
-    for (int n = 0; n < S::kNewTiles; ++n) C_rows[n].load(step.C_row(8 * n + g));
+      for (int n = 0; n < S::kNewTiles; ++n) C_rows[n].load(step.C_row(8 * n + g));
 #pragma unroll
-    for (int k = 0; k < kNewMine; ++k) new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
+      for (int k = 0; k < kNewMine; ++k) new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
+    }
   };
-  // What needs no slot is asked for while the slot is on its way.
-  if constexpr (!Cfg::kEarlyState) load_inputs();
+  // What needs no slot is asked for while the slot is on its way; but in a layer, where more loads would make the wait
+  // for the slot one for them, too.
+  if constexpr (!Cfg::kEarlyState && !kIsLayer) load_inputs();
   streams.place_new(step);
   const i64 wide_index =
       static_cast<i64>(static_cast<u64>(static_cast<u32>(index_high)) << 32 | static_cast<u32>(index_low));
   const i64 named = args.indexed == 0 ? row : args.wide_indices != 0 ? wide_index : index_low;
   if (named < 0 || named >= args.slots || named == args.pad_slot_id) {
     if constexpr (Cfg::kEarlyState) grid_dependency_wait();
+    if constexpr (kIsLayer) around.leave(step);
     if constexpr (Cfg::kPadOutput == PadOutput::zeros) step.write_zeros();
     return;
   }
   const int slot = static_cast<int>(named);
 
+  if constexpr (kIsLayer) around.load_windows(slot);
   const int start_word = static_cast<int>(load_now_b32(args.ring_start + slot));
   const int count_word = static_cast<int>(load_now_b32(args.ring_count + slot));
   State* warp_state = static_cast<State*>(args.state) + Step::wide(slot, args.state_stride) +
@@ -880,6 +951,10 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
                S::kWarpSize * static_cast<u32>(sizeof(State)));
     bulk_store_commit();
   };
+  if constexpr (kIsLayer) {
+    load_scalars();
+    if constexpr (!Cfg::kEarlyState) load_inputs();
+  }
   constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
   if constexpr (S::kDirect && !S::kAll) state.load();
 
@@ -918,22 +993,27 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     for (int i = 0; i < kAhead; ++i) copy_early(i, i);
     copy_states();
     grid_dependency_wait();
+    if constexpr (kIsLayer) around.copy_tokens(step);
     load_inputs();
   }
+  // No load may move down past here, behind arithmetic that waits for another.
+  if constexpr (kIsLayer) sync_warp();
 #pragma unroll
   for (int i = 0; i < Cfg::kStages; ++i) {
     if (i < kAhead) {
       if constexpr (!Cfg::kEarlyState) copy_early(i, i);
-      streams.copy_new(shared, i, i, tokens);
+      if constexpr (!kIsLayer || Cfg::kHasGate) streams.template copy_new<!kIsLayer>(shared, i, i, tokens);
     }
     copy_async_commit();
   }
   if constexpr (!Cfg::kEarlyState) copy_states();
 
+  if constexpr (kIsLayer) around.convolve(step);
   // delta of the new rows, while the ring's are on their way; then the sums of the heads.
   float fresh[kHeadsMine][S::kLaneRows];
 #pragma unroll
   for (int k = 0; k < kHeadsMine; ++k) {
+    if (kIsLayer && !has_head(k)) continue;
     float bias = 0.0f;
     if constexpr (Cfg::kHasDtBias) bias = of_head(widen(dt_bias), head_mine(k));
 #pragma unroll
@@ -941,6 +1021,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   }
 #pragma unroll
   for (int k = 0; k < kHeadsMine; ++k) {
+    if (kIsLayer && !has_head(k)) continue;
     float delta[S::kLaneRows];
 #pragma unroll
     for (int r = 0; r < S::kLaneRows; ++r) {
@@ -948,7 +1029,19 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
       delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old_delta[k][r] : fresh[k][r]) : 0.0f;
     }
     const float A_mine = of_head(A, head_mine(k));
-    if (has_head(k)) step.sum_rows(head_mine(k), delta, A_mine, at);
+    if constexpr (S::kAside > 1) {
+      if (has_head(k)) step.sum_rows(warp / S::kHeadWarps, delta, A_mine, at);
+    } else {
+      if (has_head(k)) step.sum_rows(head_mine(k), delta, A_mine, at);
+    }
+  }
+  if constexpr (kIsLayer) {
+    around.ready();
+#pragma unroll
+    for (int n = 0; n < S::kNewTiles; ++n) C_rows[n].take(around.C_row(step, 8 * n + g));
+#pragma unroll
+    for (int k = 0; k < kNewMine; ++k)
+      if (has_new(k)) new_B[k].take(around.B_row(step, 8 * (new_warp + k * Cfg::kWarps) + g));
   }
   // C . B of every row; with it, so that the products overlap, C . h of a state that is in registers.
   RingTokens<Cfg, Input> C;
@@ -964,12 +1057,30 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   for (int k = 0; k < kNewMine; ++k) new_CB[k].clear();
 #pragma unroll
   for (int p = 0; p < S::kTiles; ++p) y[p].clear();
+  if constexpr (kIsLayer) {
+#pragma unroll
+    for (int k = 0; k < kNewMine; ++k) {
+      if (!has_new(k)) continue;
+#pragma unroll
+      for (int i = 0; i < Cfg::kDstate / 16; ++i)
+        C.contract(new_CB[k], i, new_B[k].word[2 * i], new_B[k].word[2 * i + 1]);
+    }
+#pragma unroll
+    for (int k = 0; k < kOldMine; ++k) {
+      if (!has_old(k)) continue;
+#pragma unroll
+      for (int i = 0; i < Cfg::kDstate / 16; ++i)
+        C.contract(old_CB[k], i, old_B[k].word[2 * i], old_B[k].word[2 * i + 1]);
+    }
+  }
 #pragma unroll
   for (int i = 0; i < Cfg::kDstate / 16; ++i) {
 #pragma unroll
-    for (int k = 0; k < kNewMine; ++k) C.contract(new_CB[k], i, new_B[k].word[2 * i], new_B[k].word[2 * i + 1]);
+    for (int k = 0; !kIsLayer && k < kNewMine; ++k)
+      C.contract(new_CB[k], i, new_B[k].word[2 * i], new_B[k].word[2 * i + 1]);
 #pragma unroll
-    for (int k = 0; k < kOldMine; ++k) C.contract(old_CB[k], i, old_B[k].word[2 * i], old_B[k].word[2 * i + 1]);
+    for (int k = 0; !kIsLayer && k < kOldMine; ++k)
+      C.contract(old_CB[k], i, old_B[k].word[2 * i], old_B[k].word[2 * i + 1]);
 #pragma unroll
     for (int p = 0; S::kDirect && p < S::kTiles; ++p) {
       const RingSpan<Cfg> h{state.get(p, i / S::kSteps)};
@@ -990,7 +1101,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
   // The new rows of B into the ring, once a group; the old ones where a flush finds them.
   float CB[S::kRowTiles][2 * S::kNewTiles];  // element 2 n + e: token g + 8 n, row 2 q + e of the tile
   {
-    const bool keeps_B = head % Cfg::kHeadsPerGroup == 0 && block_x() % S::kBlocks == 0;
+    const bool keeps_B = block_head % Cfg::kHeadsPerGroup == 0 && block_x() % S::kBlocks == 0;
 #pragma unroll
     for (int k = 0; k < kNewMine; ++k) {
       const int tile = new_warp + k * Cfg::kWarps, t = 8 * tile + g;
@@ -1078,6 +1189,8 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     float D_h = 0.0f;
     if constexpr (Cfg::kHasD) D_h = of_head(widen(D), i);
     const int x_stage = stage * Streams::kStage;
+    int place = i;  // of what shared memory has of the head
+    if constexpr (S::kAside > 1) place = warp / S::kHeadWarps;
     copy_async_wait<Cfg::kStages - 1>();
     sync_warp();
 
@@ -1096,11 +1209,11 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     // The weights, as operands.
     float s[S::kNewTiles];
 #pragma unroll
-    for (int n = 0; n < S::kNewTiles; ++n) s[n] = shared.row[i][S::kFirstNew + g + 8 * n][0];
+    for (int n = 0; n < S::kNewTiles; ++n) s[n] = shared.row[place][S::kFirstNew + g + 8 * n][0];
     u32 W[S::kRowTiles][S::kNewTiles];
 #pragma unroll
     for (int j = 0; j < S::kRowTiles; ++j) {
-      const typename Step::RowPair r = step.row_pair(i, j);
+      const typename Step::RowPair r = step.row_pair(place, j);
 #pragma unroll
       for (int n = 0; n < S::kNewTiles; ++n) {
         float w[2];
@@ -1126,7 +1239,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
       state.stage = lane_stage + stage * (Cfg::kWarps * S::kWarpSize);
       barrier_wait(&shared.full[warp][stage], parity);
     }
-    const float all_old = shared.all_old[i];
+    const float all_old = shared.all_old[place];
     if (at.flush || !S::kDirect) {
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p) y[p].clear();
@@ -1161,7 +1274,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) {
-      if (g + 8 * n >= tokens) continue;
+      if (!kIsLayer && g + 8 * n >= tokens) continue;
       Input* const out = streams.out[n] + i * Cfg::kHeadDim;
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p) {
@@ -1181,7 +1294,10 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
           v[0] *= Cfg::gate(z[0]);
           v[1] *= Cfg::gate(z[1]);
         }
-        *reinterpret_cast<u32*>(out + 8 * p) = pack_word(v, Input{});
+        if constexpr (kIsLayer)
+          around.take(n, p, pack_word(v, Input{}));
+        else
+          *reinterpret_cast<u32*>(out + 8 * p) = pack_word(v, Input{});
       }
     }
     if constexpr (Cfg::kHeadsPerBlock > 1) {
@@ -1191,7 +1307,7 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
         if (!S::kDirect && at.flush && lane == 0) bulk_store_wait_read<0>();
         copy_state(i + Cfg::kStages, stage);
         copy_early(i + Cfg::kStages, stage);
-        streams.copy_new(shared, i + Cfg::kStages, stage, tokens);
+        streams.template copy_new<true>(shared, i + Cfg::kStages, stage, tokens);
       }
       copy_async_commit();
       stage = stage + 1 < Cfg::kStages ? stage + 1 : 0;
@@ -1199,4 +1315,11 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
     }
   }
   if (!S::kDirect && at.flush && lane == 0) bulk_store_wait_read<0>();
+  if constexpr (kIsLayer) around.finish(step, streams.out);
+}
+
+// Grid: x = nheads / heads_per_block * (head_dim / block_m), y = batch. Block: 32 * warps threads.
+template <class Cfg>
+SSMJIT_DEVICE void ring_step(const RingArgs& args) {
+  ring_step<Cfg, RingAlone<Cfg>>(args, args);
 }

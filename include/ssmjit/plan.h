@@ -61,7 +61,7 @@ struct Plan {
   bool streaming = true;               // loads bypass the L1, stores leave the L2 first
   bool early_state = false;            // Pdl::early_state asks for the state before it waits; else it is as wait_first
   int min_blocks_per_sm = 1;           // blocks of an SM that the compiler leaves registers for; 0: its own choice
-  RingRows ring_rows = RingRows::all;  // ring kernels only
+  RingRows ring_rows = RingRows::all;  // rings, and layers with one, only
   int cluster = 1;                     // layer kernels only: blocks that share the rows of a norm group
   // Layers only. Of a chain, the fields above are those of its update or ring, and these are text() of the plans of its
   // convolution and its norm; empty: there is none.
@@ -84,9 +84,10 @@ std::vector<std::string> plan_problems(const Plan& plan, const Description& desc
 // Fails: ErrorKind::invalid with all of plan_problems().
 void check_plan(const Plan& plan, const Description& description, const Arch& arch);
 
-// All legal plans, in a fixed order. Of a layer: those of one kernel, none where no one kernel computes it (several
-// tokens, windows kept for each, a ring, a norm group of parts of heads' groups); then one chain of each form with the
-// parts' default plans, as far as the arch has it. Fails: ErrorKind::invalid for an invalid description.
+// All legal plans, in a fixed order. Of a layer: those of one kernel, none where no one kernel computes it (windows
+// kept for each token, accepted counts, a norm group of parts of heads' groups, or so large that no cluster takes it
+// beside a ring); then one chain of each form with the parts' default plans, as far as the arch has it. Fails:
+// ErrorKind::invalid for an invalid description.
 std::vector<Plan> plan_space(const Description& description, const Arch& arch);
 // A plan that is legal and decent everywhere: what is used where no table has an answer. Fails: ErrorKind::invalid
 // where plan_space() has none.
@@ -130,5 +131,7 @@ struct Tunable {
   std::vector<std::string> values;
 };
 const std::vector<Tunable>& tunables(Op op);
+// The same of a description's kernel: those of a layer with a ring are not those of one in place.
+const std::vector<Tunable>& tunables(const Description& description);
 
 }  // namespace ssmjit

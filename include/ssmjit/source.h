@@ -14,6 +14,7 @@ struct Entry {
   std::string name;
   int block_threads = 0;
   int smem_bytes = 0;  // dynamic
+  int cluster = 1;     // blocks along x that run together
 };
 
 struct Source {

@@ -128,3 +128,12 @@ SSMJIT_DEVICE void cluster_store_async_b32(ClusterAddress address, u32 v, Cluste
                : "memory");
 #endif
 }
+// The same of 16 bytes on a 16-byte boundary.
+SSMJIT_DEVICE void cluster_store_async(ClusterAddress address, const Vec16& v, ClusterAddress barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   address.bits),
+               "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]), "r"(barrier.bits)
+               : "memory");
+#endif
+}

@@ -275,6 +275,99 @@ TEST_P(RightRingChain, PassesOnTheCpu) {
 INSTANTIATE_TEST_SUITE_P(OfEveryKind, RightRingChain, testing::ValuesIn(ring_chain_variants()),
                          [](const auto& info) { return info.param.name; });
 
+// As one kernel.
+constexpr const char* kRing = "lanes_per_row=4,ring_rows=live,block_m=32,warps=4,cluster=2";
+
+std::vector<Variant> ring_variants() {
+  std::vector<Variant> all;
+  const auto add = [&](std::string name, Description d, std::string changes) {
+    all.push_back({std::move(name), std::move(d), std::move(changes), kRing});
+  };
+  const auto with = [](Conv conv) { return small_ring().with_conv(std::move(conv)); };
+  const Description bare = mamba2({.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2})
+                               .state(DType::bf16)
+                               .tokens(3)
+                               .store(Ring{.window = 6});
+  add("ABlockAHead", small_ring(), "cluster=2");
+  add("AllRows", small_ring(), "ring_rows=all");
+  add("HalfAHeadABlock", small_ring(), "block_m=16,warps=2,cluster=4");
+  add("HeadsSideBySide", small_ring(), "block_m=64,warps=4,cluster=1");
+  add("HeadsSideBySideAllRows", small_ring(), "block_m=64,warps=8,cluster=1,ring_rows=all");
+  add("EarlyState", small_ring(), "early_state=true");
+  add("EarlyStateAllRows", small_ring(), "early_state=true,ring_rows=all,block_m=16,warps=2,cluster=4");
+  add("OneToken", small_ring().tokens(1), "ring_rows=all");
+  add("AsManyTokensAsTheWindow", small_ring().tokens(6), "");
+  add("EightTokens", small_ring().tokens(8).store(Ring{.window = 8}), "");
+  add("SixteenTokens", small_ring().tokens(16).store(Ring{.window = 16}), "");
+  add("StateOfFp32", small_ring().state(DType::f32), "");
+  add("AllOfFp16", small_ring().state(DType::f16).input(DType::f16), "");
+  add("StateOfInt8ByChance", small_ring().state(DType::i8).rounding(Stochastic{}), "");
+  add("GateInTheRing", small_ring().gate(silu(dsl::z)).with_norm({.group_size = 64}), "");
+  add("GateInTheRingEarly", small_ring().gate(silu(dsl::z)).with_norm({.group_size = 64}), "early_state=true");
+  add("NormBeforeGate", small_ring().with_norm({.group_size = 64, .gate_expr = silu(dsl::z), .before_gate = true}), "");
+  add("NormWithBias", small_ring().with_norm({.group_size = 64, .gate_expr = silu(dsl::z), .has_bias = true}), "");
+  add("NormOfBothGroups", small_ring().with_norm(usual_norm(128)), "cluster=4");
+  add("ConvAlone", Description(bare).with_conv(usual_conv()), "");
+  add("ConvAlonePadsUntouched", Description(bare).with_conv(usual_conv()).pad_output(PadOutput::untouched), "");
+  add("NormAlone", Description(bare).with_norm(usual_norm(64)), "");
+  add("Width2", with({.width = 2, .activation_expr = silu(dsl::x)}), "");
+  add("Width3NoBias", with({.width = 3, .has_bias = false, .activation_expr = silu(dsl::x)}), "");
+  add("ChannelsLast", with({.activation_expr = silu(dsl::x), .channels_last = true}), "");
+  add("LongWindows", with({.state_len = 7}), "");
+  add("LongWindowsOneToken", with({.state_len = 8, .channels_last = true}).tokens(1), "");
+  return all;
+}
+
+class RightRingLayer : public testing::TestWithParam<Variant> {};
+
+TEST_P(RightRingLayer, PassesOnTheCpu) {
+  NEEDS_EXECUTOR();
+  const Verdict verdict = verdict_of(GetParam().description, plan(GetParam().plan, GetParam().base));
+  EXPECT_EQ(verdict.outcome, Outcome::ok) << testing::PrintToString(verdict.failures);
+  EXPECT_GT(verdict.y_error, 0) << "nothing was compared";
+  EXPECT_GT(verdict.state_error, 0);
+}
+INSTANTIATE_TEST_SUITE_P(OfEveryKind, RightRingLayer, testing::ValuesIn(ring_variants()),
+                         [](const auto& info) { return info.param.name; });
+
+// Of ring_layer.cuh.
+std::vector<Mutant> ring_mutants() {
+  return {
+      {"NoActivation", "            sum[1] = Cfg::activation(sum[1]);\n", "", "", kRing, false},
+      {"WindowOfTheStepBefore", "next[j] = t >= 0 ? token[t * row]",
+       "next[j] = t >= 0 ? token[(t > 0 ? t - 1 : 0) * row]", "", kRing, false},
+      {"NoGate", "u[e] *= gate[n][p][e];", ";", "", kRing, false},
+      {"NormOfOneBlock", "sum[n] += shared.sum[r + step.q][token];", "sum[n] += shared.sum[0][token];", "", kRing,
+       false},
+      {"RowsOfXBehindTheLastTokenNotSet", "t < L::kRowTokens - Cfg::kTokens; ++t) to[t * row] = 0;",
+       "t < 0; ++t) to[t * row] = 0;", "", kRing, true},
+      {"SumsNotWaitedFor", "      barrier_wait(&shared.sums, 0);\n", "", "", kRing, true},
+      {"CopiesNotWaitedFor", "    barrier_wait(&shared.inputs, 0);\n    for_words", "    for_words", "", kRing, true},
+      {"WindowsWrittenWhileOthersRead", "    store_windows(true);\n  }",
+       "    store_windows(true);\n    if (first % L::kGroupRows == 0) store_windows(false);\n  }", "", kRing, true},
+      {"StepBeforeTheChannelsAreThere", "    sync_block();\n    store_windows(true);", "    store_windows(true);", "",
+       kRing, true},
+      {"TokensBeforeTheWait", "copy<!Cfg::kEarlyState, true>(step);", "copy<true, true>(step);", "early_state=true",
+       kRing, true},
+  };
+}
+
+class WrongRingLayer : public testing::TestWithParam<Mutant> {};
+
+TEST_P(WrongRingLayer, IsRejected) {
+  NEEDS_EXECUTOR();
+  const Mutant& m = GetParam();
+  const Plan p = plan(m.plan, m.base);
+  std::string source = emit(small_ring(), p, Arch{}).text;
+  const std::size_t at = source.find(m.right);
+  ASSERT_NE(at, std::string::npos) << m.right;
+  source.replace(at, m.right.size(), m.wrong);
+  const Verdict verdict = verdict_of(small_ring(), p, source);
+  EXPECT_EQ(verdict.outcome, m.fault ? Outcome::faulty : Outcome::wrong) << testing::PrintToString(verdict.failures);
+}
+INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongRingLayer, testing::ValuesIn(ring_mutants()),
+                         [](const auto& info) { return info.param.name; });
+
 struct ChainMutant {
   std::string name, right, wrong;
   std::string early{};  // of one that reads before its wait: the launch that does
@@ -358,10 +451,10 @@ TEST(Chain, HasTheKernelsOfItsParts) {
 
 TEST(LayerPlans, AreChainsAloneForWhatNoOneKernelComputes) {
   const Description two_norms = small().with_norm(usual_norm(32));
-  const Description ring = small().store(Ring{.window = 16});
+  const Description accepted = small_ring().with_conv({.state_len = 5, .has_accepted = true});
   Conv kept = usual_conv();
   kept.keep = ConvKeep::snapshots;
-  for (const Description& d : {two_norms, ring, small().with_conv(kept)}) {
+  for (const Description& d : {two_norms, accepted, small().with_conv(kept)}) {
     const std::vector<Plan> plans = plan_space(d, Arch{});
     ASSERT_EQ(plans.size(), 2u) << d.summary();
     EXPECT_EQ(plans[0].form, PlanForm::chain);

@@ -92,14 +92,15 @@ Memory after_cpu(const CpuProgram& program, const Source& source, const Descript
   const std::vector<PlanPart> parts = plan_parts(plan, d);
   std::size_t part = 0;
   const auto run = [&](const auto& given, Pdl pdl) {
-    const auto args = to_device(parts[part].description, given, pdl);
-    CpuLaunch launch =
-        cpu_launch(launch_shape(parts[part].plan, parts[part].description, c.layout().batch), args, buffers);
-    launch.entry = source.entries[part].name;
-    launch.schedule = schedule;
-    launch.timeout_s = 60;
-    for (const CpuFinding& finding : program.run(launch).findings)
-      ADD_FAILURE() << c.layout().name() << ": CPU: " << finding.text();
+    const PlanPart& of = parts[part];
+    with_device_args(of.description, given, pdl, [&](const auto& args) {
+      CpuLaunch launch = cpu_launch(launch_shape(of.plan, of.description, c.layout().batch), args, buffers);
+      launch.entry = source.entries[part].name;
+      launch.schedule = schedule;
+      launch.timeout_s = 60;
+      for (const CpuFinding& finding : program.run(launch).findings)
+        ADD_FAILURE() << c.layout().name() << ": CPU: " << finding.text();
+    });
     ++part;
   };
   const CaseArgs args = c.launch_args(bases(memory));

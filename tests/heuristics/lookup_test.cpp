@@ -311,11 +311,9 @@ Description sample_layer() {
 // Legal plans of a description that differ, none of them the default one's.
 std::vector<Plan> other_plans(const Description& description, bool early) {
   std::vector<Plan> plans = plan_space(description, kSm90);
-  std::erase_if(plans, [&](const Plan& plan) {
-    Plan usual = default_plan(description, kSm90, 16);
-    usual.early_state = plan.early_state;
-    return plan.early_state != early || plan == usual;
-  });
+  Plan usual = default_plan(description, kSm90, 16);
+  usual.early_state = early;
+  std::erase_if(plans, [&](const Plan& plan) { return plan.early_state != early || plan == usual; });
   return plans;
 }
 // Of each part of the layer a row in each mode at these batches; the plans of batch and mode differ where `vary`.

@@ -149,6 +149,90 @@ TEST(Faults, Row19_MoreRowsThanALayerLaunchTakesAreRefused) {
   EXPECT_THAT(problems(args), ElementsAre(HasSubstr("x: got 65536 rows; a launch takes up to 65535: split the batch")));
 }
 
+// The same with a ring, of six tokens.
+constexpr std::int64_t kTokens = 6, kLength = 22;
+Description ring_description() { return full_description().tokens(kTokens).store(Ring{.window = 16}); }
+
+LayerArgs ring_args() {
+  LayerArgs args = full_args();
+  args.z = strided(address(0x3000000), DType::bf16, {kBatch, kTokens, kHeads, kHeadDim},
+                   {kTokens * kRow, kRow, kHeadDim, 1});
+  args.x =
+      strided(address(0x3000000 + 2 * kInner), DType::bf16, {kBatch, kTokens, kChannels}, {kTokens * kRow, kRow, 1});
+  args.dt = contiguous(address(0x4000000), DType::f32, {kBatch, kTokens, kHeads});
+  args.out = contiguous(address(0x8000000), DType::bf16, {kBatch, kTokens, kHeads, kHeadDim});
+  args.x_ring = contiguous(address(0xa000000), DType::bf16, {kSlots, kHeads, kLength, kHeadDim});
+  args.B_ring = contiguous(address(0xb000000), DType::bf16, {kSlots, kGroups, kLength, kDstate});
+  args.dt_ring = contiguous(address(0xc000000), DType::f32, {kSlots, kHeads, kLength});
+  args.ring_start = contiguous(address(0xd000000), DType::i32, {kSlots});
+  args.ring_count = contiguous(address(0xd001000), DType::i32, {kSlots});
+  return args;
+}
+
+TEST(LayerProblems, OfARingAreNoneOfGoodArguments) {
+  EXPECT_THAT(problems(ring_args(), ring_description()), IsEmpty());
+}
+
+TEST(Faults, Row2_AMisalignedNormWeightAndAFarStrideOfIndicesOfALayerWithARingAreRefused) {
+  LayerArgs args = ring_args();
+  args.norm_weight.data = address(0x7003002);
+  EXPECT_THAT(problems(args, ring_description()),
+              ElementsAre(HasSubstr("norm_weight: base address 0x7003002 is not a multiple of 16")));
+  args = ring_args();
+  args.state_batch_indices = strided(address(0x9000000), DType::i64, {kBatch}, {std::int64_t{1} << 31});
+  EXPECT_THAT(problems(args, ring_description()), ElementsAre(HasSubstr("state_batch_indices: stride 2147483648")));
+}
+
+using RingLayerLaunch = StubLaunchTest<device_args::RingLayerArgs>;
+
+TEST_F(RingLayerLaunch, IsOneClusterForEachNormGroupOfEachRow) {
+  const Kernel kernel = load(ring_description());
+  ASSERT_EQ(plan_.form, PlanForm::fused);
+  kernel.launch(ring_args(), nullptr);
+  EXPECT_EQ(stub_->last.grid[0], static_cast<unsigned>(8 * plan_.cluster));
+  EXPECT_EQ(stub_->last.grid[1], static_cast<unsigned>(kBatch));
+  EXPECT_EQ(stub_->last.block[0], static_cast<unsigned>(32 * plan_.warps));
+}
+
+TEST_F(RingLayerLaunch, PassesWhatTheTensorsSay) {
+  const Kernel kernel = load(ring_description());
+  const LayerArgs args = ring_args();
+  kernel.launch(args, nullptr);
+  const device_args::RingLayerArgs got = launched();
+  EXPECT_EQ(got.ring.state, args.state.data);
+  EXPECT_EQ(got.ring.slots, kSlots);
+  EXPECT_EQ(got.ring.x, args.x.data);
+  EXPECT_EQ(got.ring.x_stride, kTokens * kRow);
+  EXPECT_EQ(got.ring.x_token_stride, kRow);
+  EXPECT_EQ(got.ring.z_token_stride, kRow);
+  EXPECT_EQ(got.ring.dt_stride, kTokens * kHeads);
+  EXPECT_EQ(got.ring.dt_token_stride, kHeads);
+  EXPECT_EQ(got.ring.out_token_stride, kInner);
+  EXPECT_EQ(got.ring.x_ring, args.x_ring.data);
+  EXPECT_EQ(got.ring.B_ring_stride, kGroups * kLength * kDstate);
+  EXPECT_EQ(got.ring.ring_count, args.ring_count.data);
+  EXPECT_EQ(got.ring.index_stride, 2);
+  EXPECT_EQ(got.ring.wide_indices, 1);
+  EXPECT_EQ(got.ring.nheads, kHeads);
+  EXPECT_EQ(got.ring.pdl, 0);
+  EXPECT_EQ(got.conv_state, args.conv_state.data);
+  EXPECT_EQ(got.conv_state_stride, 4 * kChannels);
+  EXPECT_EQ(got.channels, kChannels);
+  EXPECT_EQ(got.conv_weight, args.conv_weight.data);
+  EXPECT_EQ(got.conv_bias, args.conv_bias.data);
+  EXPECT_EQ(got.norm_weight, args.norm_weight.data);
+  EXPECT_EQ(got.norm_bias, args.norm_bias.data);
+}
+
+TEST_F(RingLayerLaunch, AllocatesNothing) {
+  const Kernel kernel = load(ring_description());
+  const LayerArgs args = ring_args();
+  kernel.launch(args, nullptr);
+  const long before = allocation_count();
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(allocation_count(), before);
+}
+
 using LayerLaunch = StubLaunchTest<device_args::LayerArgs>;
 
 TEST_F(LayerLaunch, HasAClusterForEachNormGroupOfEachRow) {

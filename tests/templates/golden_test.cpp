@@ -32,6 +32,8 @@ std::vector<Golden> goldens() {
                                 .state(DType::bf16)
                                 .with_conv({.activation_expr = silu(dsl::x)})
                                 .with_norm({.group_size = 512, .gate_expr = silu(dsl::z)});
+  const Description ring_layer =
+      Description(ring).with_conv(*layer.conv).with_norm({.group_size = 1024, .gate_expr = silu(dsl::z)});
   const Arch arch;
   const Description conv = conv1d({.channels = 6144, .activation_expr = silu(dsl::x)});
   Conv drafts = *conv.conv;
@@ -42,6 +44,7 @@ std::vector<Golden> goldens() {
            layer,
            {.block_m = 64, .warps = 8, .lanes_per_row = 16, .min_blocks_per_sm = 1, .cluster = 8}},
           {"layer_64x64x128_bf16_chain_pdl", layer, default_chain(PlanForm::chain_pdl, layer, arch, 64)},
+          {"layer_tp8_ring_default", ring_layer, default_plan(ring_layer, arch, 16)},
           {"norm_512_bf16_default", norm, default_plan(norm, arch, 8)},
           {"tp8_fp32_default", tp8, default_plan(tp8, arch, 128)},
           {"tp8_bf16_bulk_gate_destination",

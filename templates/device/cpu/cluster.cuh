@@ -32,3 +32,8 @@ SSMJIT_DEVICE void barrier_wait_cluster(Barrier* b, u32 parity) { ssmjit_cpu_mba
 SSMJIT_DEVICE void cluster_store_async_b32(ClusterAddress address, u32 v, ClusterAddress barrier) {
   ssmjit_cpu_store_to_barrier(address.pointer, v, barrier.pointer);
 }
+SSMJIT_DEVICE void cluster_store_async(ClusterAddress address, const Vec16& v, ClusterAddress barrier) {
+  u32* const to = static_cast<u32*>(address.pointer);
+#pragma unroll
+  for (int w = 0; w < 4; ++w) ssmjit_cpu_store_to_barrier(to + w, v.word[w], barrier.pointer);
+}
