@@ -172,7 +172,8 @@ struct LayerArgs {
   Pdl pdl = Pdl::off;             // early_state: indices, both states and all weights are read before the wait. Of a
                                   // chain the first launch's: the caller's promise is then about all launches in
                                   // flight, this layer's step before too
-  bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
+  bool checked = false;  // look at indices, cursors and counts before the launch (copies them and synchronises; refused
+                         // under capture)
 };
 
 // Tensors of one gated norm. x, z, out: [batch, tokens, channels], requests and tokens strided as they come, or [batch

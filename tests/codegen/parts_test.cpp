@@ -4,14 +4,20 @@
 #include <string>
 #include <vector>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <ssmjit/error.h>
+#include <ssmjit/plan.h>
 
 namespace ssmjit {
 namespace {
 
 namespace d = dsl;
+using testing::Contains;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
 
 Description nano() { return mamba2({.nheads = 64, .head_dim = 64, .dstate = 128, .ngroups = 8}).state(DType::bf16); }
 Description conv() { return conv1d({.channels = 6144, .activation_expr = silu(d::x)}); }
@@ -155,6 +161,53 @@ TEST(LayerParts, AreValidWhereTheLayerIs) {
       EXPECT_TRUE(part.problems().empty()) << part.problems().front();
       EXPECT_NE(part.op(), Op::layer);
     }
+  }
+}
+
+// ---- rows of the list of faults ----
+
+TEST(Faults, Row8_SequencesOfTheirOwnLengthsAreRefusedWhereNoKernelTakesThem) {
+  EXPECT_THAT(conv().varlen().problems(), ElementsAre("varlen: got true; without heads wants false"));
+  EXPECT_THAT(norm().varlen().problems(), ElementsAre("varlen: got true; without heads wants false"));
+  const Description ring = layer().tokens(4).store(Ring{.window = 16}).varlen();
+  EXPECT_THAT(plan_space(ring, Arch{}), IsEmpty());
+  Plan chain = default_chain(PlanForm::chain, layer().tokens(4).store(Ring{.window = 16}), Arch{}, 64);
+  EXPECT_THAT(plan_problems(chain, ring, Arch{}),
+              Contains(HasSubstr("convolution and norm take as many tokens of each request, not varlen")));
+}
+
+TEST(Faults, Row16_OddHeadRatiosAndSizesOfALayerAreValid) {
+  for (const Sizes& sizes : {Sizes{.nheads = 6, .head_dim = 80, .dstate = 96, .ngroups = 2},
+                             Sizes{.nheads = 14, .head_dim = 64, .dstate = 96, .ngroups = 1}})
+    for (const int width : {2, 3, 4}) {
+      const Description d = mamba2(sizes)
+                                .with_conv({.width = width})
+                                .with_norm({.group_size = sizes.nheads / sizes.ngroups * sizes.head_dim});
+      EXPECT_THAT(d.problems(), IsEmpty());
+      EXPECT_THAT(Description(d).tokens(6).store(Ring{.window = 16}).problems(), IsEmpty());
+    }
+}
+
+TEST(Faults, Row19_NegativeSizesOfPartsAreNamedAndAnEmptyBatchMovesNothing) {
+  for (const int bad : {-1, -2147483647 - 1}) {
+    EXPECT_FALSE(conv1d({.channels = bad}).problems().empty());
+    EXPECT_FALSE(conv1d({.channels = 64, .width = bad}).problems().empty());
+    EXPECT_FALSE(conv1d({.channels = 64, .state_len = bad}).problems().empty());
+    EXPECT_FALSE(gated_norm({.channels = bad}).problems().empty());
+    EXPECT_FALSE(gated_norm({.channels = 64, .group_size = bad}).problems().empty());
+    EXPECT_FALSE(conv().tokens(bad).problems().empty());
+    EXPECT_FALSE(norm().tokens(bad).problems().empty());
+    Description sizes = layer();
+    sizes.nheads = sizes.dstate = bad;
+    EXPECT_GE(sizes.problems().size(), 2u);
+    EXPECT_EQ(sizes.kernel_digest().size(), 16u);
+  }
+  EXPECT_FALSE(conv1d({}).problems().empty()) << "no channels";
+  EXPECT_FALSE(gated_norm({}).problems().empty());
+  for (const Description& d : {conv(), norm(), layer(), layer().tokens(4).store(Ring{.window = 16})}) {
+    EXPECT_EQ(bytes_moved(d, 0), Bytes{});
+    EXPECT_EQ(bytes_moved(d, 1024).read, 1024 * bytes_moved(d, 1).read);
+    EXPECT_THROW(bytes_moved(d, -1), Error);
   }
 }
 

@@ -409,6 +409,8 @@ std::vector<Case> cases() {
       {"LayerBulkFp16", layer(grouped(DType::f16, DType::f16)), bulk, false},
       {"LayerChain", layer(step(DType::bf16)), direct, false, PlanForm::chain},
       {"LayerChainWithPdl", layer(grouped(DType::f32)), direct, false, PlanForm::chain_pdl},
+      {"RingLayerEarly", layer(ring(DType::bf16)), direct, true},
+      {"RingLayerFp32State", layer(ring(DType::f32))},
       {"RingLayerChain", layer(ring(DType::bf16)), direct, false, PlanForm::chain},
       {"RingLayerChainWithPdl", layer(ring(DType::f32)), direct, false, PlanForm::chain_pdl},
   };

@@ -339,6 +339,25 @@ TEST(Faults, Row16_TokensAsAProjectionLeavesThemGiveTheBitsOfContiguousOnes) {
   for (std::int64_t c = 0; c < kChannels; ++c) ASSERT_EQ(in_place.out(2, 1, c), dense.out(2, 1, c));
 }
 
+// A window of zeros is no history: what an engine leaves in a slot that changes hands.
+TEST(Faults, Row12_AFreshRequestOnAUsedSlotWhoseWindowWasZeroedGivesTheBitsOfOneOnAFreshSlot) {
+  NEEDS_EXECUTOR();
+  const auto value = [](std::int64_t b, int t, std::int64_t c) { return told(b, t, c); };
+  Windows used(of({.state_len = 4}).tokens(2), kRequests), fresh(of({.state_len = 4}).tokens(2), kRequests);
+  for (std::int64_t b = 0; b < kRequests; ++b) {
+    used.begin(b, 1, history(b, 4));
+    fresh.begin(b, 1, [](int, std::int64_t) { return 0.0; });
+  }
+  used.step(value);
+  used.begin(1, 1, [](int, std::int64_t) { return 0.0; });  // the dead entry keeps what it had
+  used.step(value);
+  fresh.step(value);
+  for (std::int64_t c = 0; c < kChannels; ++c) {
+    for (int t = 0; t < 2; ++t) ASSERT_EQ(used.out(1, t, c), fresh.out(1, t, c));
+    for (int entry = 1; entry < 4; ++entry) ASSERT_EQ(used.state(1, c, entry), fresh.state(1, c, entry));
+  }
+}
+
 TEST(Faults, Row11_NanInAPadRowAndInDeadEntriesReachesNoLiveRow) {
   NEEDS_EXECUTOR();
   Windows m(of({.state_len = 4}), kRequests);

@@ -78,8 +78,7 @@ class Steps {
     const auto batch = static_cast<int>(args_.x.shape[0]);
     args_.pdl = pdl;
     std::size_t part = 0;
-    const auto run = [&](const auto& given, Pdl how) {
-      const auto device = to_device(parts_[part].description, given, how);
+    const auto run_device = [&](const auto& device) {
       CpuLaunch launch = cpu_launch(launch_shape(parts_[part].plan, parts_[part].description, batch), device, buffers_);
       launch.entry = source_.entries[part].name;
       if (!launch.dependent) in_flight_.clear();  // an ordinary launch starts when all before it have ended
@@ -91,6 +90,9 @@ class Steps {
       in_flight_.push_back(std::move(report.stores));
       for (std::size_t i = 0; i < buffers_.size(); ++i) buffers_[i].initialised = true;
       ++part;
+    };
+    const auto run = [&](const auto& given, Pdl how) {
+      with_device_args(parts_[part].description, given, how, run_device);
     };
     if (plan_.form == PlanForm::fused) {
       run(args_, pdl);

@@ -73,27 +73,27 @@ TEST_P(CpuNorm, IsRightAndWithoutAFindingUnderEverySchedule) {
 INSTANTIATE_TEST_SUITE_P(Plans, CpuNorm, testing::ValuesIn(cases()),
                          [](const auto& param) { return param.param.name; });
 
-// One row of one group in fp16 on the CPU; what it holds afterwards.
-std::vector<double> norm_of(const std::vector<double>& x, const std::vector<double>& z, double weight) {
-  const auto n = static_cast<std::int64_t>(x.size());
+// Rows of one group in fp16 on the CPU; what they hold afterwards.
+std::vector<double> norm_of(const std::vector<double>& x, const std::vector<double>& z, double weight, int rows = 1) {
+  const auto all = static_cast<std::int64_t>(x.size()), n = all / rows;
   const Description d = of(static_cast<int>(n), 0).input(DType::f16).weights(DType::f32);
   const Arch arch;
   const Plan plan = default_plan(d, arch, 1);
   std::vector<std::byte> of_x(x.size() * 2), of_z(x.size() * 2), of_out(x.size() * 2), of_weight(x.size() * 4);
-  for (std::int64_t i = 0; i < n; ++i) {
+  for (std::int64_t i = 0; i < all; ++i) {
     encode(DType::f16, of_x.data(), i, x[static_cast<std::size_t>(i)]);
     encode(DType::f16, of_z.data(), i, z[static_cast<std::size_t>(i)]);
     encode(DType::f32, of_weight.data(), i, weight);
   }
   NormArgs args;
-  args.x = contiguous(of_x.data(), DType::f16, {1, n});
-  args.z = contiguous(of_z.data(), DType::f16, {1, n});
+  args.x = contiguous(of_x.data(), DType::f16, {rows, n});
+  args.z = contiguous(of_z.data(), DType::f16, {rows, n});
   args.weight = contiguous(of_weight.data(), DType::f32, {n});
-  args.out = contiguous(of_out.data(), DType::f16, {1, n});
+  args.out = contiguous(of_out.data(), DType::f16, {rows, n});
   EXPECT_THAT(Kernel::problems(d, args), testing::IsEmpty());
   const device_args::NormArgs device = to_device(d, args, Pdl::off);
   const CpuReport report = CpuProgram::compile(emit(d, plan, arch))
-                               .run(cpu_launch(launch_shape(plan, d, 1), device,
+                               .run(cpu_launch(launch_shape(plan, d, rows), device,
                                                {{.name = "x", .data = of_x.data(), .bytes = of_x.size()},
                                                 {.name = "z", .data = of_z.data(), .bytes = of_z.size()},
                                                 {.name = "weight", .data = of_weight.data(), .bytes = of_weight.size()},
@@ -103,7 +103,19 @@ std::vector<double> norm_of(const std::vector<double>& x, const std::vector<doub
                                                  .writable = true,
                                                  .initialised = false}}));
   for (const CpuFinding& f : report.findings) ADD_FAILURE() << f.text();
-  return stored_values(args.out, 0, static_cast<int>(n), read_host);
+  return stored_values(args.out, 0, static_cast<int>(all), read_host);
+}
+
+TEST(CpuNormFaults, Row11_NanInADummyRowReachesNoOtherRow) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  std::vector<double> x(3 * 128, 0.5), z(3 * 128, 1.0);
+  const std::vector<double> clean = norm_of(x, z, 1, 3);
+  for (std::size_t i = 128; i < 256; ++i) x[i] = z[i] = i % 2 == 0 ? NAN : INFINITY;
+  const std::vector<double> dirty = norm_of(x, z, 1, 3);
+  for (std::size_t i = 0; i < x.size(); ++i)
+    if (i / 128 != 1) {
+      EXPECT_EQ(dirty[i], clean[i]) << i;
+    }
 }
 
 TEST(CpuNormFaults, Row14_AnOutputBeyondTheLargestFp16IsInfinityNeverNaN) {
