@@ -31,7 +31,7 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
 const std::set<std::string> kTemplatesForTheHost = {"templates/update_args.cuh",     "templates/ring_args.cuh",
                                                     "templates/ring_slots_args.cuh", "templates/prepare_A_args.cuh",
                                                     "templates/norm_args.cuh",       "templates/conv1d_args.cuh",
-                                                    "templates/layer_args.cuh"};
+                                                    "templates/layer_args.cuh",      "templates/ring_layer_args.cuh"};
 
 struct Include {
   fs::path file;

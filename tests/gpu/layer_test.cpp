@@ -1,8 +1,8 @@
 // Layers, their chains, convolutions and norms on a GPU. Skips aloud without one.
 #include <algorithm>
-#include <cstring>
 #include <ostream>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -17,7 +17,6 @@
 #include "autotune/conv1d_case.h"
 #include "autotune/layer_case.h"
 #include "autotune/norm_case.h"
-#include "codegen/chain_scratch.h"
 #include "jit/gpu.h"
 #include "tests/gpu/device_case.h"
 #include "tests/gpu/needs_gpu.h"
