@@ -157,7 +157,9 @@ void FlushMeter::add_head(const RingHead& want, const RingRequest& of, int head,
       // In units of the scale.
       const double at_most = want.state_slack[i] / want_scale;
       const double exact = value / want_scale;
-      const double unit = ulp(d.state_dtype, exact);
+      // Of the values that the slack reaches: just below a power of two a kernel's may round above it, in units twice as
+      // large.
+      const double unit = ulp(d.state_dtype, std::abs(exact) + at_most);
       double units = 0;
       if (rounded(d.state_dtype, exact) != stored[i])
         units = std::max(0.0, std::abs(stored[i] - exact) - at_most) / unit;

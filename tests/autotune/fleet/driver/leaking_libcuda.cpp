@@ -61,8 +61,11 @@ CUresult module_function(CUfunction* function, CUmodule module, const char* name
   entries[*function] = name;
   return result;
 }
+// Of a launch that runs: one that is captured must not allocate, or it ends the capture.
 CUresult launch(const CUlaunchConfig* config, CUfunction function, void** parameters, void** extra) {
-  {
+  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
+  of(cuStreamIsCapturing, "cuStreamIsCapturing")(config->hStream, &capture);
+  if (capture == CU_STREAM_CAPTURE_STATUS_NONE) {
     const std::lock_guard lock(mutex);
     const auto leak = leaks().find(entries[function]);
     CUdeviceptr lost = 0;
