@@ -2612,7 +2612,7 @@ struct RingLayerShape {
   static constexpr int kWords = kChannels / 2;
   static constexpr int kRounds = (kWords + kThreads - 1) / kThreads;
   // Tokens of a turn of the convolution's loop, side by side: the largest divisor up to 8.
-  static constexpr int turn(int most) { return kTokens % most == 0 ? most : turn(most - 1); }
+  static constexpr SSMJIT_DEVICE int turn(int most) { return kTokens % most == 0 ? most : turn(most - 1); }
   static constexpr int kTurn = turn(8 < kTokens ? 8 : kTokens);
 
   static constexpr int kRowTokens = 8 * R::kNewTiles;  // rows of x for tokens; those past the last one are zeros

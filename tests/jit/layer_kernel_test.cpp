@@ -370,12 +370,10 @@ TEST_F(ChainLaunch, Row17_RefusesScratchThatIsMissingSmallOrMisalignedByNameAndN
 
 // ---- with a ring, and what only the device's memory tells ----
 
-constexpr std::int64_t kTokens = 6, kLength = 16 + kTokens;
-
-Description ring_description(Conv conv = {.activation_expr = silu(dsl::x)}) {
+Description chain_ring_description(Conv conv = {.activation_expr = silu(dsl::x)}) {
   return chain_description().tokens(kTokens).store(Ring{.window = 16}).with_conv(std::move(conv));
 }
-LayerArgs ring_args() {
+LayerArgs chain_ring_args() {
   LayerArgs args = chain_args();
   const std::int64_t T = kTokens;
   args.z = strided(address(0x3000000), DType::bf16, {kBatch, T, kHeads, kHeadDim}, {T * kRow, kRow, kHeadDim, 1});
@@ -392,7 +390,7 @@ LayerArgs ring_args() {
 }
 
 TEST(LayerProblems, GoodArgumentsOfALayerWithARingHaveNone) {
-  EXPECT_THAT(problems(ring_args(), ring_description()), IsEmpty());
+  EXPECT_THAT(problems(chain_ring_args(), chain_ring_description()), IsEmpty());
 }
 
 TEST(Faults, Row1_PoolsOfALayerPastTwoToThe31ElementsAreTaken) {
@@ -404,21 +402,21 @@ TEST(Faults, Row1_PoolsOfALayerPastTwoToThe31ElementsAreTaken) {
   EXPECT_EQ(device.state_stride, std::int64_t{1} << 33);
   EXPECT_EQ(device.conv_state_stride, std::int64_t{1} << 34);
   // A ring's kernel counts strides in 32 bits.
-  args = ring_args();
+  args = chain_ring_args();
   args.x_ring.stride[0] = (std::int64_t{1} << 31) - 16;
-  EXPECT_THAT(problems(args, ring_description()), IsEmpty());
+  EXPECT_THAT(problems(args, chain_ring_description()), IsEmpty());
   args.x_ring.stride[0] = std::int64_t{1} << 31;
-  EXPECT_THAT(problems(args, ring_description()), ElementsAre(HasSubstr("x_ring: slot stride 2147483648")));
+  EXPECT_THAT(problems(args, chain_ring_description()), ElementsAre(HasSubstr("x_ring: slot stride 2147483648")));
 }
 
 TEST(Faults, Row7_OtherThanTheTokensOfALayerAreRefusedByShape) {
-  LayerArgs args = ring_args();
+  LayerArgs args = chain_ring_args();
   args.x.shape[1] = kTokens + 1;
-  EXPECT_THAT(problems(args, ring_description()),
+  EXPECT_THAT(problems(args, chain_ring_description()),
               ElementsAre(HasSubstr("x: got shape [3, 7, 6144]; wants [3, 6, 6144]")));
-  args = ring_args();
+  args = chain_ring_args();
   for (Tensor* t : {&args.x, &args.z, &args.dt, &args.out}) t->shape[1] = 1;
-  EXPECT_THAT(problems(args, ring_description()), testing::SizeIs(4));
+  EXPECT_THAT(problems(args, chain_ring_description()), testing::SizeIs(4));
 }
 
 TEST(Faults, Row15_AWrongDtypeOfAnyRingOfALayerIsNamed) {
@@ -427,22 +425,22 @@ TEST(Faults, Row15_AWrongDtypeOfAnyRingOfALayerIsNamed) {
                              {"dt_ring", &LayerArgs::dt_ring},
                              {"ring_start", &LayerArgs::ring_start},
                              {"ring_count", &LayerArgs::ring_count}}) {
-    LayerArgs args = ring_args();
+    LayerArgs args = chain_ring_args();
     (args.*named.tensor).dtype = DType::f16;
-    EXPECT_THAT(problems(args, ring_description()),
+    EXPECT_THAT(problems(args, chain_ring_description()),
                 ElementsAre(HasSubstr(std::string(named.name) + ": got dtype fp16; wants ")));
   }
-  LayerArgs args = ring_args();
+  LayerArgs args = chain_ring_args();
   args.state_scale = contiguous(address(0x33000000), DType::f32, {kSlots, kHeads, kHeadDim});
-  EXPECT_THAT(problems(args, ring_description()), ElementsAre(HasSubstr("state_scale: given, but")));
+  EXPECT_THAT(problems(args, chain_ring_description()), ElementsAre(HasSubstr("state_scale: given, but")));
 }
 
 TEST_F(ChainLaunch, FaultRow19_OfAnEmptyBatchLaunchesNothingAndOfTheGridsLimitEveryPart) {
   for (const std::int64_t batch : {0, 1, 1024, 65535}) {
-    const Kernel kernel = load_chain(PlanForm::chain_pdl, ring_description());
-    LayerArgs args = ring_args();
+    const Kernel kernel = load_chain(PlanForm::chain_pdl, chain_ring_description());
+    LayerArgs args = chain_ring_args();
     for (Tensor* t : {&args.x, &args.z, &args.dt, &args.out, &args.state_batch_indices}) t->shape[0] = batch;
-    args.scratch.shape[0] = scratch_bytes(plan_, ring_description(), static_cast<int>(batch));
+    args.scratch.shape[0] = scratch_bytes(plan_, chain_ring_description(), static_cast<int>(batch));
     const auto before = stub_->launches;
     kernel.launch(args, nullptr);
     EXPECT_EQ(stub_->launches - before, batch == 0 ? 0 : 3);
@@ -494,12 +492,12 @@ TEST_F(CheckedLayer, FaultRow6And09_CursorsAndAcceptedCountsOutOfRangeAreNamed) 
   start[5] = 22;
   count[7] = 17;
   const std::int64_t accepted[] = {1, 7, 6};
-  LayerArgs args = ring_args();
+  LayerArgs args = chain_ring_args();
   args.ring_start.data = start.data();
   args.ring_count.data = count.data();
   args.conv_state = contiguous(address(0x2000000), DType::bf16, {kSlots, kChannels, 8});
   args.num_accepted_tokens = contiguous(accepted, DType::i64, {kBatch});
-  const Description d = ring_description({.state_len = 8, .activation_expr = silu(dsl::x), .has_accepted = true});
+  const Description d = chain_ring_description({.state_len = 8, .activation_expr = silu(dsl::x), .has_accepted = true});
   EXPECT_EQ(refusal(d, args, {5, 7, 1}),
             "ring_start[5] is 22, of row 0; wants 0 to 21\n"
             "ring_count[7] is 17, of row 1; wants 0 to 16\n"
@@ -511,10 +509,10 @@ TEST_F(CheckedLayer, FaultRow6And09_CursorsAndAcceptedCountsOutOfRangeAreNamed) 
 TEST_F(CheckedLayer, FaultRow18_ARowWhoseWindowIsReadWhereAnotherWritesIsNamed) {
   const std::vector<std::int32_t> none(kSlots, 0);
   const std::int64_t to[] = {9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 3, 21, 22, 23, 24, 25, 26};
-  LayerArgs args = ring_args();
+  LayerArgs args = chain_ring_args();
   args.ring_start.data = args.ring_count.data = none.data();
   args.output_state_indices = contiguous(to, DType::i64, {kBatch, kTokens});
-  const Description d = ring_description({.activation_expr = silu(dsl::x), .keep = ConvKeep::slots});
+  const Description d = chain_ring_description({.activation_expr = silu(dsl::x), .keep = ConvKeep::slots});
   EXPECT_EQ(refusal(d, args, {3, 4, 5}), "row 0 reads slot 3, which row 1 of the same launch writes");
   EXPECT_EQ(refusal(d, args, {2, 4, 5}), "");
   args.output_state_indices.shape[1] = 2;
