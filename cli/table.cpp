@@ -118,10 +118,15 @@ int run_fit(const Options& o) {
   FitOptions options;
   if (o.max_regret >= 0) options.max_regret = o.max_regret;
   const Table table = fit_table(measurements, options);
+  if (table.rows.empty()) {
+    say(fmt::format("no row from {} measurements: {} is as it was; a row wants a plan that was timed in full",
+                    measurements.size(), o.out));
+    return kFellShort;
+  }
   write_text(o.out, table.json());
   say(fmt::format("{}: {} rows from {} measurements, {} plans within {:.2f}% of the best of each size", o.out,
                   table.rows.size(), measurements.size(), table.plan_count(), options.max_regret * 100));
-  return table.rows.empty() ? kFellShort : kOk;
+  return kOk;
 }
 
 Json answer_json(const CellCheck::Answer& a) {

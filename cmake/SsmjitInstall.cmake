@@ -15,6 +15,8 @@ endif()
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/ssmjitConfig.cmake.in"
                               "${PROJECT_BINARY_DIR}/ssmjitConfig.cmake" INSTALL_DESTINATION ${ssmjit_package_dir})
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/ssmjitConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
+# From the file to the prefix, so that `cmake --install --prefix` may choose another.
+file(RELATIVE_PATH ssmjit_pc_up "/prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/prefix")
 configure_file("${PROJECT_SOURCE_DIR}/cmake/ssmjit.pc.in" "${PROJECT_BINARY_DIR}/ssmjit.pc" @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/ssmjitConfig.cmake" "${PROJECT_BINARY_DIR}/ssmjitConfigVersion.cmake"
         DESTINATION ${ssmjit_package_dir})

@@ -369,7 +369,10 @@ Source emit_ring_slots(const Description& description, const Arch& arch) {
   const Description& d = description;
   d.validate();
   if (d.op() != Op::ring)
-    fail(ErrorKind::invalid, "description: got a store in place, which has no ring; wants a ring (store=ring:16)");
+    fail(ErrorKind::invalid, "description: got {}; wants a ring (store=ring:16)",
+         d.ring_window() == 0 ? "a store in place, which has no ring"
+                              : "a layer, whose slots have a convolution's window beside the ring; take its ring's "
+                                "part (layer_parts()) and set or copy the window beside it");
   Source source;
   source.arch = arch;
   source.text = fmt::format("// ssmjit {}: slots of a ring's pools, materialised, reset and copied, of {}\n", kVersion,

@@ -40,8 +40,9 @@ constexpr const char* kCppHead =
 //   constexpr ssmjit_table::Choice c = ssmjit_table::lookup("h200", "127e4317074641da", ssmjit_table::Pdl::off, 128);
 //   static_assert(c.why == ssmjit_table::Why::exact);
 //
-// total_heads is batch x nheads of this rank. The answer is that of ssmjit::lookup() from rows of the same GPU; where
-// there is none, `none`: ssmjit::lookup() then knows the rows of other GPUs and the default plan.
+// total_heads is batch x nheads of this rank; of a convolution batch x channels / 64, rounded up, of a norm batch x
+// tokens x groups. The answer is that of ssmjit::lookup() from rows of the same GPU; where there is none, `none`:
+// ssmjit::lookup() then knows the rows of other GPUs and the default plan.
 #pragma once
 
 #include <cstdint>
@@ -242,8 +243,8 @@ constexpr const char* kPythonHead = R"(# Which plan at which size, as `ssmjit ta
 #   choice = lookup("h200", "127e4317074641da", "off", 128)
 #   choice["plan"], choice["why"], choice["expected_us"], choice["floor_us"]
 #
-# total_heads is batch x nheads of this rank. The answer is that of ssmjit::lookup() from rows of the same GPU, or None
-# where there is none. TABLE: (device, kernel digest, PDL mode) -> total_heads -> row.
+# total_heads is batch x nheads of this rank; of a convolution batch x channels / 64, rounded up, of a norm batch x
+# tokens x groups. The answer is that of ssmjit::lookup() from rows of the same GPU, or None where there is none. TABLE: (device, kernel digest, PDL mode) -> total_heads -> row.
 import math
 
 )";

@@ -40,7 +40,11 @@ const State& loaded(const std::shared_ptr<const State>& state) {
 void check_is_ring(const Description& description) {
   description.validate();
   if (description.op() != Op::ring)
-    fail(ErrorKind::invalid, "description: got a store in place, which has no ring; wants a ring (store=ring:16)");
+    fail(ErrorKind::invalid, "description: got {}; wants a ring (store=ring:16)",
+         description.ring_window() == 0
+             ? "a store in place, which has no ring"
+             : "a layer, whose slots have a convolution's window beside the ring; take its ring's "
+               "part (layer_parts()) and set or copy the window beside it");
 }
 
 // ---- what a launch is given ----
