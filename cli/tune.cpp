@@ -201,7 +201,7 @@ int run(const Options& o) {
   // Where no journal is there yet, whatever the GPU is called, there is work for sure.
   std::error_code ignored;
   const bool named = !o.journal.empty() || !o.out.empty();
-  bool fresh = !named || !std::filesystem::exists(journal_of(o.out));
+  bool fresh = !named || !std::filesystem::exists(journal_of(o.out), ignored);
   if (!named)
     for (std::filesystem::directory_iterator it(folder, ignored), end; !ignored && it != end; it.increment(ignored))
       fresh = fresh && !std::filesystem::exists(journal_of(fmt::format("{}/{}.json", it->path().string(), model)));

@@ -123,15 +123,15 @@ std::vector<std::string> find_problems(const Wants& wants, const RingArgs& args)
 }
 
 // The first of a slot's rows in use, the oldest being 0, that no step has written since the slot was reset, by what
-// reset leaves in the ring of deltas (templates/ring_slots.cuh); -1: none. The first head stands for all.
+// reset leaves in the ring of deltas (device_args::kNeverStepped); -1: none. The first head stands for all.
 int never_stepped(const Driver& driver, const Tensor& dt_ring, std::int64_t slot, std::int64_t start,
                   std::int64_t count) {
-  constexpr std::uint32_t kNeverStepped = 0xffffffffu;
   std::vector<std::uint32_t> bits(static_cast<std::size_t>(dt_ring.shape[2]));
   const std::byte* row = static_cast<const std::byte*>(dt_ring.data) + slot * stride_of(dt_ring, 0) * 4;
   driver.check(driver.copy_to_host(bits.data(), reinterpret_cast<CUdeviceptr>(row), bits.size() * 4), "cuMemcpyDtoH");
   for (std::int64_t j = 0; j < count; ++j)
-    if (bits[static_cast<std::size_t>((start + j) % dt_ring.shape[2])] == kNeverStepped) return static_cast<int>(j);
+    if (bits[static_cast<std::size_t>((start + j) % dt_ring.shape[2])] == device_args::kNeverStepped)
+      return static_cast<int>(j);
   return -1;
 }
 

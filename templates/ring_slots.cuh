@@ -53,10 +53,6 @@ struct SlotShape {
   static_assert(Cfg::kDstate % kSpan == 0 && Cfg::kDstate % kInputs == 0 && Cfg::kHeadDim % kInputs == 0);
 };
 
-// What reset_slots() leaves in place of each delta of a slot's ring: a NaN of bits that no arithmetic gives. A checked
-// ring step refuses cursors that have such rows in use.
-constexpr u32 kNeverStepped = 0xffffffffu;
-
 template <class Cfg>
 SSMJIT_DEVICE void reset_slots(const ResetSlotsArgs& args) {
   using S = SlotShape<Cfg>;

@@ -2,6 +2,10 @@
 // What launches that move whole slots of a ring's pools are given, by value, in one struct each (also read by the host,
 // so plain C++). Strides count elements. A launch serves all layers of a model, which share their sizes.
 
+// What a reset leaves in place of each delta of a slot's ring: a NaN of bits that no arithmetic gives. A checked ring step
+// refuses cursors that have such rows in use.
+constexpr unsigned kNeverStepped = 0xffffffffu;
+
 // One layer: a row of the table that `layers` below points to, twelve words of 64 bits.
 struct RingLayer {
   void* state;             // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned slots

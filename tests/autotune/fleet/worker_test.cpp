@@ -1,6 +1,7 @@
 // The worker process: what a kernel does to it costs one journal line.
 #include <elf.h>
 #include <signal.h>
+#include <sys/wait.h>
 
 #include <chrono>
 #include <cstdint>
@@ -289,8 +290,15 @@ TEST_F(Worker, StartsAtOnceWhereToldAndEndsOnceDismissed) {
   ASSERT_NE(pid(), 0) << "no job came";
   EXPECT_EQ(kill(pid(), 0), 0);
   worker->dismiss();
+  siginfo_t ended{};  // left for the destructor to take
+  const auto dismissed = std::chrono::steady_clock::now();
+  while (ended.si_pid == 0 && std::chrono::steady_clock::now() - dismissed < std::chrono::seconds(20)) {
+    ASSERT_EQ(waitid(P_PID, static_cast<id_t>(pid()), &ended, WEXITED | WNOHANG | WNOWAIT), 0);
+    usleep(1000);
+  }
+  EXPECT_EQ(ended.si_pid, pid()) << "it lives on";
   worker.reset();
-  EXPECT_EQ(kill(pid(), 0), -1) << "it lives on";
+  EXPECT_EQ(kill(pid(), 0), -1);
 }
 
 TEST_F(Worker, ThatIsNoExecutableIsNamed) {
