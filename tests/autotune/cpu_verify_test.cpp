@@ -30,15 +30,15 @@ constexpr int kRingHeads = 4;  // of a group
 
 class ShippedModel : public testing::TestWithParam<std::string> {};
 
-// A few plans a kernel by a fixed seed, of a ring, whose step is several tokens, with few heads a group; every plan and
-// head when SSMJIT_TEST_ALL is set.
+// A few plans a kernel by a fixed seed, of rings and layers, whose steps are long, with few heads a group; every plan
+// and head when SSMJIT_TEST_ALL is set.
 TEST_P(ShippedModel, HasPlansThatAreRightOnTheCpu) {
   NEEDS_EXECUTOR();
   VerifyOptions options;
   options.on = VerifyOn::cpu;
   const bool all = std::getenv("SSMJIT_TEST_ALL") != nullptr;
   for (auto& [name, d] : load_model(GetParam()).kernels) {
-    if (!all && d.ring_window() != 0) {
+    if (!all && (d.ring_window() != 0 || d.op() == Op::layer)) {
       const int heads = std::min(kRingHeads, d.heads_per_group());
       if (d.norm) d.norm->group_size = d.norm->group_size * heads / d.heads_per_group();
       d.nheads = d.ngroups * heads;
