@@ -157,9 +157,9 @@ void FlushMeter::add_head(const RingHead& want, const RingRequest& of, int head,
       // In units of the scale.
       const double at_most = want.state_slack[i] / want_scale;
       const double exact = value / want_scale;
-      // Of the values that the slack reaches: just below a power of two a kernel's may round above it, in units twice as
-      // large.
-      const double unit = ulp(d.state_dtype, std::abs(exact) + at_most);
+      // By chance that of the values that the slack reaches: just below a power of two a kernel's may round up from
+      // above it, by a unit twice as large. To nearest it then rounds to that power.
+      const double unit = ulp(d.state_dtype, stochastic ? std::abs(exact) + at_most : exact);
       double units = 0;
       if (rounded(d.state_dtype, exact) != stored[i])
         units = std::max(0.0, std::abs(stored[i] - exact) - at_most) / unit;

@@ -247,7 +247,7 @@ TEST_P(GpuLayer, AsOneKernelIsAChainWithinARoundingOfTheOutput) {
     EXPECT_LE(found.out.worst_ulp, 3) << plan.text();
     EXPECT_LE(found.out.past_two, 1e-3) << plan.text();
     EXPECT_LE(found.out.frobenius, 1e-3) << plan.text();
-    EXPECT_LE(found.state.worst_ulp, 2) << plan.text();  // each within one of the exact one
+    EXPECT_LE(found.state.worst_ulp, 1) << plan.text();
   }
 }
 
