@@ -132,6 +132,8 @@ const char* name(DType dtype) {
       return "int8";
     case DType::f8:
       return "fp8";
+    case DType::i16:
+      return "int16";
     case DType::i32:
       return "int32";
     case DType::i64:
@@ -147,6 +149,7 @@ int size_bytes(DType dtype) {
       return 4;
     case DType::bf16:
     case DType::f16:
+    case DType::i16:
       return 2;
     case DType::i8:
     case DType::f8:
@@ -163,9 +166,11 @@ DType parse_dtype(std::string_view text) {
   if (text == "fp16" || text == "f16" || text == "float16") return DType::f16;
   if (text == "int8" || text == "i8") return DType::i8;
   if (text == "fp8" || text == "f8" || text == "fp8_e4m3" || text == "float8_e4m3fn") return DType::f8;
+  if (text == "int16" || text == "i16") return DType::i16;
   if (text == "int32" || text == "i32") return DType::i32;
   if (text == "int64" || text == "i64") return DType::i64;
-  fail(ErrorKind::invalid, "unknown dtype {}; known are fp32, bf16, fp16, int8, fp8, int32, int64", in_quotes(text));
+  fail(ErrorKind::invalid, "unknown dtype {}; known are fp32, bf16, fp16, int8, fp8, int16, int32, int64",
+       in_quotes(text));
 }
 
 const char* name(Family family) {
@@ -188,6 +193,8 @@ const char* name(Op op) {
       return "norm";
     case Op::layer:
       return "layer";
+    case Op::replay:
+      return "replay";
   }
   return "unknown";
 }
@@ -240,7 +247,8 @@ Op Description::op() const {
   if (nheads == 0 && conv) return Op::conv1d;
   if (nheads == 0 && norm) return Op::norm;
   if (conv || norm) return Op::layer;
-  return std::holds_alternative<Ring>(store_kind) ? Op::ring : Op::update;
+  if (std::holds_alternative<Ring>(store_kind)) return Op::ring;
+  return std::holds_alternative<Replay>(store_kind) ? Op::replay : Op::update;
 }
 
 int Description::conv_channels() const {

@@ -143,9 +143,19 @@ Wrong read_rounding(const Json& value, Rounding& out) {
 
 Wrong read_store(const Json& value, Store& out) {
   Kind kind;
-  if (Wrong wrong = read_kind(value, {{"in_place", {}}, {"ring", {"window", "length"}}}, kind)) return wrong;
-  out = InPlace{};
-  if (kind.name == "in_place") return {};
+  if (Wrong wrong = read_kind(
+          value, {{"in_place", {}}, {"snapshots", {}}, {"slots", {}}, {"replay", {}}, {"ring", {"window", "length"}}},
+          kind))
+    return wrong;
+  if (kind.name == "in_place")
+    out = InPlace{};
+  else if (kind.name == "snapshots")
+    out = Snapshots{};
+  else if (kind.name == "slots")
+    out = Slots{};
+  else if (kind.name == "replay")
+    out = Replay{};
+  if (kind.name != "ring") return {};
   Ring ring;
   for (const auto& [name, number] : kind.numbers) (name == "window" ? ring.window : ring.length) = number;
   out = ring;
@@ -291,6 +301,8 @@ constexpr Field kFields[] = {
     {"aligned_rows", [](const Json& value, Description& d) { return read_bool(value, d.aligned_rows); }},
     {"pad_output", [](const Json& value, Description& d) { return read_pad_output(value, d.pad_output_kind); }},
     {"varlen", [](const Json& value, Description& d) { return read_bool(value, d.is_varlen); }},
+    {"accepted", [](const Json& value, Description& d) { return read_bool(value, d.has_accepted); }},
+    {"tree", [](const Json& value, Description& d) { return read_bool(value, d.has_tree); }},
     {"conv", [](const Json& value, Description& d) { return read_part(kConvFields, value, d.conv); }},
     {"norm", [](const Json& value, Description& d) { return read_part(kNormFields, value, d.norm); }},
 };
@@ -458,6 +470,12 @@ nlohmann::ordered_json to_json_value(const Description& d) {
   if (const auto* ring = std::get_if<Ring>(&d.store_kind)) {
     store = {{"kind", "ring"}, {"window", ring->window}};
     if (ring->length != 0) store["length"] = ring->length;
+  } else if (std::holds_alternative<Snapshots>(d.store_kind)) {
+    store = {{"kind", "snapshots"}};
+  } else if (std::holds_alternative<Slots>(d.store_kind)) {
+    store = {{"kind", "slots"}};
+  } else if (std::holds_alternative<Replay>(d.store_kind)) {
+    store = {{"kind", "replay"}};
   }
   nlohmann::ordered_json json = {
       {"schema", kDescriptionSchema},
@@ -483,6 +501,8 @@ nlohmann::ordered_json to_json_value(const Description& d) {
       {"pad_output", name(d.pad_output_kind)},
   };
   if (d.is_varlen) json["varlen"] = true;
+  if (d.has_accepted) json["accepted"] = true;
+  if (d.has_tree) json["tree"] = true;
   if (d.conv) json["conv"] = conv_value(*d.conv);
   if (d.norm) json["norm"] = norm_value(*d.norm);
   return json;

@@ -4,7 +4,7 @@
 
 namespace ssmjit {
 
-std::string shape_text(const std::array<std::int64_t, 4>& shape, int rank) {
+std::string shape_text(const std::array<std::int64_t, kMostDimensions>& shape, int rank) {
   std::string text = "[";
   for (int i = 0; i < std::min(rank, 4); ++i) {
     const std::int64_t extent = shape[static_cast<std::size_t>(i)];
@@ -30,6 +30,8 @@ std::string wrong_args(const char* got, Op kernel) {
         return {"norm kernel", "NormArgs"};
       case Op::layer:
         return {"kernel of a fused layer", "LayerArgs"};
+      case Op::replay:
+        return {"replay kernel", "ReplayArgs"};
       default:
         return {"kernel of another op", "the arguments of that"};
     }

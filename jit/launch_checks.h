@@ -87,6 +87,7 @@ constexpr int element_bytes(DType dtype) {
       return 8;
     case DType::bf16:
     case DType::f16:
+    case DType::i16:
       return 2;
     case DType::i8:
     case DType::f8:
@@ -111,7 +112,7 @@ struct TensorWants {
   const char* name;
   DType dtype;
   int rank;
-  std::array<std::int64_t, 4> shape;
+  std::array<std::int64_t, kMostDimensions> shape;
   Align align = Align::element;
   bool rows_apart = false;  // rows must not overlap: they are written
   int strided = 1;          // that many dimensions in front may be strided (none of a tensor of one dimension)
@@ -144,7 +145,7 @@ inline Tensor without_expanded(Tensor tensor) {
 inline constexpr const char* kOrExpandedA = ", or [nheads, head_dim, dstate] of strides [1, 0, 0]";
 inline constexpr const char* kOrExpandedHeads = ", or with head_dim of stride 0 behind it";
 
-std::string shape_text(const std::array<std::int64_t, 4>& shape, int rank);
+std::string shape_text(const std::array<std::int64_t, kMostDimensions>& shape, int rank);
 
 // The checks of a launch are written once: `report` takes something that makes the sentence. A launch passes one that
 // only notes that there is something to say, so that its checks are comparisons and nothing else.
@@ -279,7 +280,7 @@ template <class Pools, class Check>
 void check_ring_pools(const Wants& wants, const Pools& pools, const Check& check) {
   const std::int64_t slots = pools.state.rank == 4 && pools.state.shape[0] >= 0 ? pools.state.shape[0] : kAny;
   const auto pool = [&](const Tensor& tensor, const char* name, DType dtype, int rank,
-                        const std::array<std::int64_t, 4>& shape, Align align, bool wanted = true,
+                        const std::array<std::int64_t, kMostDimensions>& shape, Align align, bool wanted = true,
                         const char* reader = kRingNeeds) {
     check(tensor,
           {.name = name,

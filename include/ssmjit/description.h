@@ -21,8 +21,8 @@
 
 namespace ssmjit {
 
-enum class DType { f32, bf16, f16, i8, f8, i32, i64 };
-const char* name(DType dtype);  // "fp32", "bf16", "fp16", "int8", "fp8" (e4m3), "int32", "int64"
+enum class DType { f32, bf16, f16, i8, f8, i16, i32, i64 };
+const char* name(DType dtype);  // "fp32", "bf16", "fp16", "int8", "fp8" (e4m3), "int16", "int32", "int64"
 int size_bytes(DType dtype);
 // Fails: ErrorKind::invalid, with the names that are known.
 DType parse_dtype(std::string_view text);
@@ -43,9 +43,26 @@ struct Stochastic {
 };
 using Rounding = std::variant<Nearest, Stochastic>;
 
-// Where the new state goes. InPlace: over the one that was read, or to the slot that dst_state_batch_indices names.
+// Where the new state goes. InPlace: the one after the last token over the one that was read, or to the slot that
+// dst_state_batch_indices names.
 struct InPlace {
   bool operator==(const InPlace&) const = default;
+};
+// As InPlace, and the state after every token into a buffer of its own (intermediate_states): a caller that keeps n of
+// the tokens copies the n-th from there. A launch may leave the state itself as it was (disable_state_update).
+struct Snapshots {
+  bool operator==(const Snapshots&) const = default;
+};
+// The state after every token to the slot that dst_state_batch_indices [batch, tokens] names, nothing in place: keeping
+// n of the tokens is to read the n-th of these slots in the next step.
+struct Slots {
+  bool operator==(const Slots&) const = default;
+};
+// Two steps back ("replay", TensorRT-LLM): the state before the last step, and that step's x, B, delta and sums of A *
+// delta. A step first brings the state up to the tokens of the last one that were accepted, writes it, and computes its
+// own outputs from there without a state of their own.
+struct Replay {
+  bool operator==(const Replay&) const = default;
 };
 // Nowhere, until a ring of the last steps' x, B and delta is full: a step writes the state iff the rows in use and its
 // own tokens together are more than `window` (1 to 32, at least the tokens of a step). `length`: rows of the ring, at
@@ -55,7 +72,7 @@ struct Ring {
   int length = 0;
   bool operator==(const Ring&) const = default;
 };
-using Store = std::variant<InPlace, Ring>;
+using Store = std::variant<InPlace, Ring, Snapshots, Slots, Replay>;
 
 // Where a conv window's newest entries go. shift: to its end, all others one place towards the front a token. circular:
 // to entry cache_seqlens % state_len, the others stay.
@@ -96,9 +113,9 @@ struct Norm {
 };
 
 // What kind of kernel a description asks for: each has its templates, its plans and its arguments. layer: conv1d, then
-// update or ring, then norm, as one.
-enum class Op { update, ring, conv1d, norm, layer };
-inline constexpr Op kOps[] = {Op::update, Op::ring, Op::conv1d, Op::norm, Op::layer};
+// update or ring, then norm, as one. update: any number of tokens, in place, with snapshots or to slots.
+enum class Op { update, ring, conv1d, norm, layer, replay };
+inline constexpr Op kOps[] = {Op::update, Op::ring, Op::conv1d, Op::norm, Op::layer, Op::replay};
 const char* name(Op op);
 
 // What the output row of a pad request holds (a row whose slot index is negative, pad_slot_id, or past the pool).
@@ -133,7 +150,7 @@ struct Description {
   int token_count = 1;  // T, tokens a step
 
   // Dtypes. input: x, z, B, C and out (fp32, bf16, fp16). dt: fp32 or bf16. weight: D and dt_bias, fp32 or bf16 (A is
-  // always fp32). state: fp32, bf16, fp16.
+  // always fp32). state: fp32, bf16, fp16, and, with a factor for each row of dstate, int8, fp8 and int16.
   DType input_dtype = DType::bf16;
   DType dt_dtype = DType::f32;
   DType weight_dtype = DType::f32;
@@ -149,6 +166,11 @@ struct Description {
   Rounding rounding_kind = Nearest{};
   Store store_kind = InPlace{};
   bool has_destination = false;  // whether launches may give dst_state_batch_indices
+  // Whether launches give num_accepted_tokens: a request then starts from the slot of its last accepted token, column
+  // n - 1 of state_batch_indices [batch, tokens or more].
+  bool has_accepted = false;
+  // Whether launches give retrieve_parent_token, the tokens of a step forming a tree; with Snapshots only.
+  bool has_tree = false;
   // Whether requests have up to token_count tokens each, packed one behind the other, with cu_seqlens at launch.
   bool is_varlen = false;
   // Whether rows of x, B and C are 16-byte aligned (bases and row strides), so that they are read as vectors; false:
@@ -177,6 +199,8 @@ struct Description {
   Description& rounding(Rounding r) { return rounding_kind = r, *this; }
   Description& store(Store s) { return store_kind = s, *this; }
   Description& destination_slots(bool on = true) { return has_destination = on, *this; }
+  Description& accepted_counts(bool on = true) { return has_accepted = on, *this; }
+  Description& tree(bool on = true) { return has_tree = on, *this; }
   Description& varlen(bool on = true) { return is_varlen = on, *this; }
   Description& unaligned_rows() { return aligned_rows = false, *this; }
   Description& pad_output(PadOutput p) { return pad_output_kind = p, *this; }
@@ -194,7 +218,13 @@ struct Description {
   int ring_window() const;
   int ring_length() const;
   // Whether the state has a factor for each row of dstate (8-bit dtypes).
-  bool has_state_scale() const { return state_dtype == DType::i8 || state_dtype == DType::f8; }
+  bool has_state_scale() const {
+    return state_dtype == DType::i8 || state_dtype == DType::f8 || state_dtype == DType::i16;
+  }
+  // Whether the state after every token is stored: Snapshots or Slots.
+  bool stores_every_token() const {
+    return std::holds_alternative<Snapshots>(store_kind) || std::holds_alternative<Slots>(store_kind);
+  }
 
   // Whether the maths reads the tensor at all.
   bool has_z() const;

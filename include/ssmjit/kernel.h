@@ -22,12 +22,13 @@
 namespace ssmjit {
 
 // Device memory of the caller's: pointer, dtype, shape and strides in elements. data == nullptr: not given.
+inline constexpr int kMostDimensions = 5;
 struct Tensor {
   const void* data = nullptr;
   DType dtype = DType::f32;
   int rank = 0;
-  std::array<std::int64_t, 4> shape{};
-  std::array<std::int64_t, 4> stride{};
+  std::array<std::int64_t, kMostDimensions> shape{};
+  std::array<std::int64_t, kMostDimensions> stride{};
 };
 Tensor contiguous(const void* data, DType dtype, std::initializer_list<std::int64_t> shape);
 Tensor strided(const void* data, DType dtype, std::initializer_list<std::int64_t> shape,
@@ -40,27 +41,79 @@ Tensor strided(const void* data, DType dtype, std::initializer_list<std::int64_t
 enum class Pdl { off, wait_first, early_state };
 const char* name(Pdl pdl);
 
-// Tensors of one update step. Rows (dimension 0 of all but the weights) may be strided; inner dimensions are
-// contiguous. A, dt, D and dt_bias have one value a head; they may also be views that peers expand: A as [nheads,
-// head_dim, dstate], the others with head_dim behind nheads, those dimensions of stride 0. The caller's errors that
-// can't be seen here: two rows with the same live slot (a race), a moved or freed pointer.
+// Tensors of one update step. Rows (dimension 0 of all but the weights, dimension 1 too where there are tokens) may be
+// strided; inner dimensions are contiguous. A, dt, D and dt_bias have one value a head; they may also be views that
+// peers expand: A as [nheads, head_dim, dstate], the others with head_dim behind nheads, those dimensions of stride 0.
+// A description of one token has no dimension of tokens; one of several has [batch, tokens, ...] as written here, one
+// with varlen [total, ...] or [1, total, ...], request b's tokens from cu_seqlens[b] to cu_seqlens[b + 1].
+// A request's source slot may be one of its own destinations: all of it is read before any of them is written. The
+// caller's errors that can't be seen here: two rows with the same live slot (a race), a moved or freed pointer.
 struct UpdateArgs {
   std::size_t size = sizeof(UpdateArgs);
-  Tensor state;  // [slots, nheads, head_dim, dstate], state dtype; base and slot stride multiples of 16 bytes; updated
-  Tensor x;      // [batch, nheads, head_dim], input dtype
-  Tensor dt;     // [batch, nheads], dt dtype
-  Tensor A;      // [nheads], fp32, negative
-  Tensor B;      // [batch, ngroups, dstate], input dtype
-  Tensor C;      // [batch, ngroups, dstate], input dtype
-  Tensor D;      // [nheads], weight dtype; given iff the description's skip reads D
-  Tensor dt_bias;                  // [nheads], weight dtype; given iff the description's delta reads dt_bias
-  Tensor z;                        // [batch, nheads, head_dim], input dtype; given iff the description has a gate
-  Tensor out;                      // [batch, nheads, head_dim], input dtype; written
-  Tensor state_batch_indices;      // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b
-  Tensor dst_state_batch_indices;  // [batch], same dtype; optional, needs a description with destination slots
-  std::int64_t pad_slot_id = -1;   // this index, and every negative one, marks a pad row
+  Tensor state;        // [slots, nheads, head_dim, dstate], state dtype; base and slot stride multiples of 16 bytes;
+                       // updated
+  Tensor state_scale;  // [slots, nheads, head_dim], fp32; given iff the state is int8, fp8 or int16; a row's value is
+                       // stored * scale; slots may be strided; updated
+  Tensor x;            // [batch, tokens, nheads, head_dim], input dtype
+  Tensor dt;           // [batch, tokens, nheads], dt dtype
+  Tensor A;            // [nheads], fp32, negative
+  Tensor B;            // [batch, tokens, ngroups, dstate], input dtype
+  Tensor C;            // [batch, tokens, ngroups, dstate], input dtype
+  Tensor D;            // [nheads], weight dtype; given iff the description's skip reads D
+  Tensor dt_bias;      // [nheads], weight dtype; given iff the description's delta reads dt_bias
+  Tensor z;            // [batch, tokens, nheads, head_dim], input dtype; given iff the description has a gate
+  Tensor out;          // [batch, tokens, nheads, head_dim], input dtype; written
+  Tensor state_batch_indices;  // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b. With accepted
+                               // counts [batch, tokens or more], row b starts from column num_accepted_tokens[b] - 1
+  Tensor dst_state_batch_indices;  // [batch], same dtype; optional, needs a description with destination slots; of
+                                   // Slots [batch, tokens] and needed: the state after each token goes there; a pad's
+                                   // is not stored
+  Tensor num_accepted_tokens;      // [batch], same dtype; given iff the description has accepted counts; clamped to 1
+                                   // to the columns of state_batch_indices
+  Tensor intermediate_states;  // [snapshot slots, steps, nheads, head_dim, dstate], state dtype, contiguous, iff the
+                               // store is Snapshots: the state after token t goes to step t; steps: at least the
+                               // tokens; written
+  Tensor intermediate_state_scales;   // [snapshot slots, steps, nheads, head_dim], fp32, contiguous; with state_scale
+  Tensor intermediate_state_indices;  // [batch], same dtype; not given: the slot that is read
+  Tensor retrieve_parent_token;       // [batch, tokens], same dtype; iff the description has a tree: the token that a
+                                      // token follows; one outside 0 to tokens - 1 follows the token before it
+  Tensor cu_seqlens;  // [batch + 1], int32, from 0, never decreasing; given iff the description has varlen
+  Tensor rand_seed;   // [1] or [slots], int64; given iff the description rounds stochastically
+  bool disable_state_update = false;  // of Snapshots: the state that was read stays as it is
+  std::int64_t pad_slot_id = -1;      // this index, and every negative one, marks a pad row
   Pdl pdl = Pdl::off;
   bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
+};
+
+// Tensors of one replay step. x, z, out, dt, B, C, A, D and dt_bias as those of UpdateArgs with tokens. The host owns
+// cache_buf_idx and prev_num_accepted_tokens and moves them once a model step, after all layers (advance_replay()).
+struct ReplayArgs {
+  std::size_t size = sizeof(ReplayArgs);
+  Tensor state;          // [slots, nheads, head_dim, dstate], state dtype; slots may be strided; updated
+  Tensor old_x;          // [slots, tokens, nheads, head_dim], input dtype: x of the last step; read, then overwritten
+  Tensor old_B;          // [slots, 2, tokens, ngroups, dstate], input dtype: B of the last step in one of two buffers
+  Tensor old_dt;         // [slots, 2, nheads, tokens], fp32: delta, not dt; likewise
+  Tensor old_cumAdt;     // [slots, 2, nheads, tokens], fp32: sums of A * delta up to and with each token; likewise
+  Tensor cache_buf_idx;  // [slots], int32: the buffer, 0 or 1, that holds the last step; this step writes the other
+  Tensor prev_num_accepted_tokens;  // [slots], int32: tokens of the last step that were kept, 0 to tokens
+  Tensor x;
+  Tensor dt;
+  Tensor A;  // [nheads], fp32, negative
+  Tensor B;
+  Tensor C;
+  Tensor D;                    // [nheads], weight dtype; given iff the description's skip reads D
+  Tensor dt_bias;              // [nheads], weight dtype; given iff the description's delta reads dt_bias
+  Tensor z;                    // given iff the description has a gate
+  Tensor out;                  // written
+  Tensor state_batch_indices;  // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b
+  Tensor rand_seed;            // [1] or [slots], int64; given iff the description rounds stochastically
+  Tensor scratch;              // [scratch_bytes()] or more, int8, base a multiple of 256 bytes; given iff the plan is
+                               // of two launches; nothing in it outlives the launch
+  std::int64_t pad_slot_id = -1;  // this index, and every negative one, marks a pad row
+  Pdl pdl = Pdl::off;             // of the first launch on what is in front of it
+  bool internal_pdl = true;       // of a plan of two launches: whether the second may start before the first has ended
+  bool checked = false;  // look at indices, buffers and counts before the launch (copies them and synchronises; refused
+                         // under capture)
 };
 
 // Tensors of one ring step. x, z, out: [batch, tokens, nheads, head_dim]; dt: [batch, tokens, nheads]; B, C: [batch,
@@ -201,6 +254,15 @@ bool ring_flushes(const Description& description, RingCursor cursor, int tokens)
 // The cursor after a step of `tokens` of which the first `accepted` are kept; once a model step, not once a layer.
 // Fails: ErrorKind::invalid for a cursor or counts out of range, naming them, and for a description without a ring.
 RingCursor advance_ring(const Description& description, RingCursor cursor, int tokens, int accepted);
+// What a slot's replay buffers hold, as the host keeps it: the buffer of the last step, and how much of it was kept.
+struct ReplayCursor {
+  int buffer = 0;
+  int accepted = 0;
+  bool operator==(const ReplayCursor&) const = default;
+};
+// The cursor after a step of which the first `accepted` tokens are kept; once a model step, not once a layer. A fresh
+// slot has {0, 0}. Fails: ErrorKind::invalid as advance_ring() does.
+ReplayCursor advance_replay(const Description& description, ReplayCursor cursor, int accepted);
 // Device memory of one slot of one layer: state, scales and rings, bytes; cursors (8 bytes a slot, shared by all
 // layers) apart. Fails: ErrorKind::invalid for an invalid description.
 std::int64_t ring_slot_bytes(const Description& description);
@@ -230,6 +292,7 @@ class Kernel {
   void launch(const Conv1dArgs& args, void* stream) const;
   void launch(const LayerArgs& args, void* stream) const;
   void launch(const NormArgs& args, void* stream) const;
+  void launch(const ReplayArgs& args, void* stream) const;
 
   // Fail: ErrorKind::invalid for a Kernel that was never loaded; so does launch().
   const Description& description() const;
@@ -242,6 +305,7 @@ class Kernel {
   static std::vector<std::string> problems(const Description& description, const Conv1dArgs& args);
   static std::vector<std::string> problems(const Description& description, const LayerArgs& args);
   static std::vector<std::string> problems(const Description& description, const NormArgs& args);
+  static std::vector<std::string> problems(const Description& description, const ReplayArgs& args);
 
  private:
   struct State;
