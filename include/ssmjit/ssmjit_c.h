@@ -31,6 +31,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__GNUC__)
 #define SSMJIT_API __attribute__((visibility("default")))
@@ -96,7 +97,7 @@ typedef struct SsmjitSessionOptions {
   int32_t threads;       /* 0: as many as there are cores */
 } SsmjitSessionOptions;
 #define SSMJIT_SESSION_OPTIONS_INIT \
-  { sizeof(SsmjitSessionOptions), NULL, 0, NULL, 0, NULL, 0, 0 }
+  { .size = sizeof(SsmjitSessionOptions) }
 
 typedef struct SsmjitPrepareOptions {
   size_t size;
@@ -107,7 +108,7 @@ typedef struct SsmjitPrepareOptions {
   void* stream;      /* a CUstream, or null for the default one */
 } SsmjitPrepareOptions;
 #define SSMJIT_PREPARE_OPTIONS_INIT \
-  { sizeof(SsmjitPrepareOptions), 256, 1, 1, NULL, NULL }
+  { .size = sizeof(SsmjitPrepareOptions), .max_batch = 256, .off = 1, .chain = 1 }
 
 /* options: null for the defaults. */
 SSMJIT_API ssmjit_status ssmjit_session_create(const SsmjitSessionOptions* options, ssmjit_session** session);
@@ -136,7 +137,7 @@ typedef struct SsmjitChoice {
   double floor_us;
 } SsmjitChoice;
 #define SSMJIT_CHOICE_INIT \
-  { sizeof(SsmjitChoice), 0, 0, 0 }
+  { .size = sizeof(SsmjitChoice) }
 /* What a launch of that batch takes; chain: 0 for Pdl off, 1 for the others. `choice` may be null; `plan` is the plan's
  * text, `plan_capacity` 0 for none. */
 SSMJIT_API ssmjit_status ssmjit_choose(const ssmjit_prepared* step, int64_t batch, int32_t chain, SsmjitChoice* choice,
@@ -171,8 +172,9 @@ typedef struct SsmjitTensor {
 } SsmjitTensor;
 /* Of `rank` extents, at most SSMJIT_MOST_DIMENSIONS, which are all that is read. */
 static inline SsmjitTensor ssmjit_contiguous(const void* data, int32_t dtype, int32_t rank, const int64_t* shape) {
-  SsmjitTensor tensor = {0};
+  SsmjitTensor tensor;
   int64_t dense = 1;
+  memset(&tensor, 0, sizeof tensor);
   if (rank > SSMJIT_MOST_DIMENSIONS) rank = SSMJIT_MOST_DIMENSIONS;
   tensor.data = data;
   tensor.dtype = dtype;
@@ -199,7 +201,7 @@ typedef struct SsmjitUpdateArgs {
   SsmjitTensor retrieve_parent_token, cu_seqlens, rand_seed;
 } SsmjitUpdateArgs;
 #define SSMJIT_UPDATE_ARGS_INIT \
-  { sizeof(SsmjitUpdateArgs), -1 }
+  { .size = sizeof(SsmjitUpdateArgs), .pad_slot_id = -1 }
 
 typedef struct SsmjitRingArgs {
   size_t size;
@@ -211,7 +213,7 @@ typedef struct SsmjitRingArgs {
   SsmjitTensor state_batch_indices, cu_seqlens, rand_seed;
 } SsmjitRingArgs;
 #define SSMJIT_RING_ARGS_INIT \
-  { sizeof(SsmjitRingArgs), -1 }
+  { .size = sizeof(SsmjitRingArgs), .pad_slot_id = -1 }
 
 typedef struct SsmjitConv1dArgs {
   size_t size;
@@ -223,7 +225,7 @@ typedef struct SsmjitConv1dArgs {
   SsmjitTensor cache_seqlens, num_accepted_tokens;
 } SsmjitConv1dArgs;
 #define SSMJIT_CONV1D_ARGS_INIT \
-  { sizeof(SsmjitConv1dArgs), -1 }
+  { .size = sizeof(SsmjitConv1dArgs), .pad_slot_id = -1 }
 
 typedef struct SsmjitLayerArgs {
   size_t size;
@@ -237,7 +239,7 @@ typedef struct SsmjitLayerArgs {
       num_accepted_tokens;
 } SsmjitLayerArgs;
 #define SSMJIT_LAYER_ARGS_INIT \
-  { sizeof(SsmjitLayerArgs), -1 }
+  { .size = sizeof(SsmjitLayerArgs), .pad_slot_id = -1 }
 
 typedef struct SsmjitNormArgs {
   size_t size;
@@ -246,7 +248,7 @@ typedef struct SsmjitNormArgs {
   SsmjitTensor x, z, weight, bias, out;
 } SsmjitNormArgs;
 #define SSMJIT_NORM_ARGS_INIT \
-  { sizeof(SsmjitNormArgs), 0 }
+  { .size = sizeof(SsmjitNormArgs) }
 
 typedef struct SsmjitReplayArgs {
   size_t size;
@@ -260,7 +262,7 @@ typedef struct SsmjitReplayArgs {
   SsmjitTensor state_batch_indices, rand_seed, scratch;
 } SsmjitReplayArgs;
 #define SSMJIT_REPLAY_ARGS_INIT \
-  { sizeof(SsmjitReplayArgs), -1, 0, 0, 1 }
+  { .size = sizeof(SsmjitReplayArgs), .pad_slot_id = -1, .internal_pdl = 1 }
 
 /* stream: a CUstream (a cudaStream_t is one), or null for the default one. */
 SSMJIT_API ssmjit_status ssmjit_launch_update(const ssmjit_prepared* step, const SsmjitUpdateArgs* args, void* stream);
@@ -292,7 +294,7 @@ typedef struct SsmjitRingLayer {
   SsmjitTensor state, state_scale, x_ring, B_ring, dt_ring, A;
 } SsmjitRingLayer;
 #define SSMJIT_RING_LAYER_INIT \
-  { sizeof(SsmjitRingLayer) }
+  { .size = sizeof(SsmjitRingLayer) }
 enum { SSMJIT_RING_LAYER_WORDS = 12 };
 /* layers: `count` of them side by side, of the size that the first one says. words: count * SSMJIT_RING_LAYER_WORDS. */
 SSMJIT_API ssmjit_status ssmjit_ring_layer_table(const ssmjit_ring_slots* slots, const SsmjitRingLayer* layers,
@@ -306,7 +308,7 @@ typedef struct SsmjitMaterialiseArgs {
   SsmjitTensor layers, src_slots, dst_slots, ring_start, ring_count, prefix_length, active_request_indices, rand_seed;
 } SsmjitMaterialiseArgs;
 #define SSMJIT_MATERIALISE_ARGS_INIT \
-  { sizeof(SsmjitMaterialiseArgs), -1 }
+  { .size = sizeof(SsmjitMaterialiseArgs), .pad_slot_id = -1 }
 
 typedef struct SsmjitResetSlotsArgs {
   size_t size;
@@ -316,7 +318,7 @@ typedef struct SsmjitResetSlotsArgs {
   SsmjitTensor layers, slots, ring_start, ring_count;
 } SsmjitResetSlotsArgs;
 #define SSMJIT_RESET_SLOTS_ARGS_INIT \
-  { sizeof(SsmjitResetSlotsArgs), -1 }
+  { .size = sizeof(SsmjitResetSlotsArgs), .pad_slot_id = -1 }
 
 typedef struct SsmjitCopySlotsArgs {
   size_t size;
@@ -326,7 +328,7 @@ typedef struct SsmjitCopySlotsArgs {
   SsmjitTensor layers, src_slots, dst_slots, ring_start, ring_count;
 } SsmjitCopySlotsArgs;
 #define SSMJIT_COPY_SLOTS_ARGS_INIT \
-  { sizeof(SsmjitCopySlotsArgs), -1 }
+  { .size = sizeof(SsmjitCopySlotsArgs), .pad_slot_id = -1 }
 
 SSMJIT_API ssmjit_status ssmjit_ring_slots_create(const ssmjit_session* session, const char* description_json,
                                                   void* stream, ssmjit_ring_slots** out);
@@ -348,7 +350,7 @@ typedef struct SsmjitBundleOptions {
   int32_t threads;
 } SsmjitBundleOptions;
 #define SSMJIT_BUNDLE_OPTIONS_INIT \
-  { sizeof(SsmjitBundleOptions), NULL, NULL, 256, 1, 1, 0 }
+  { .size = sizeof(SsmjitBundleOptions), .max_batch = 256, .off = 1, .chain = 1 }
 /* specs: as ssmjit_describe() takes them, but a model stands for all of its kernels. The tables are the session's.
  * files: how many the folder holds, or null. */
 SSMJIT_API ssmjit_status ssmjit_bundle(const ssmjit_session* session, const char* const* specs, size_t spec_count,
