@@ -166,7 +166,7 @@ class Calls {
 
 ffi::Array<ffi::Function> calls(const ffi::String& op, std::int64_t first_dim) {
   return translated([&] {
-    return with_args_of(op_named(op), [&](auto empty) {
+    return with_args_of(op_named({op.data(), op.size()}), [&](auto empty) {
       using OpCalls = Calls<decltype(empty)>;
       auto shared = std::make_shared<OpCalls>(static_cast<int>(first_dim));
       return ffi::Array<ffi::Function>{

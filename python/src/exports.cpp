@@ -87,9 +87,6 @@ void* stream_of(const ffi::AnyView& stream, int ordinal) {
   return reinterpret_cast<void*>(stream.cast<std::int64_t>());
 }
 
-// The device whose context is current, or will be: where what is loaded now is loaded.
-int ordinal_of_loading(const Session& session, void* stream);
-
 // launch(prepared, stream, pad_slot_id, pdl, flags, tensors...).
 void launch(PackedArgs arguments, Any*) {
   translated([&] {
@@ -127,8 +124,7 @@ Array<String> field_names() {
 }
 
 // (device, GPU's ordinal or -1, dtype, shape, strides in elements) of a tensor.
-Array<Any> facts(const ffi::TensorView& tensor) {
-  const DLTensor& view = *tensor.GetDLTensorPtr();
+Array<Any> facts(const DLTensor& view) {
   Array<std::int64_t> shape, strides;
   for (int i = 0; i < view.ndim; ++i) shape.push_back(view.shape[i]);
   for (int i = 0; i < view.ndim && view.strides != nullptr; ++i) strides.push_back(view.strides[i]);
@@ -400,7 +396,15 @@ Map<String, Function> side_functions() {
          });
        })},
       {"calls", typed([](String op, std::int64_t first_dim) { return calls(op, first_dim); })},
-      {"facts", typed([](ffi::TensorView tensor) { return facts(tensor); })},
+      {"facts", Function::FromPacked([](PackedArgs arguments, Any* out) {
+         // a tensor, its name
+         translated([&] {
+           const auto name = arguments[1].cast<String>();
+           const DLTensor* tensor = dltensor_of(arguments[0], text_of(name));
+           if (tensor == nullptr) fail(ErrorKind::invalid, text_of(name) + ": not given");
+           *out = facts(*tensor);
+         });
+       })},
       {"tensor_fields", typed([](String op) {
          if (op == "materialise") return field_names<MaterialiseArgs>();
          if (op == "reset_slots") return field_names<ResetSlotsArgs>();
