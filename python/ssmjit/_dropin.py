@@ -128,6 +128,7 @@ class Calls:
     and says that too; tensors in the order of the op's arguments (include/ssmjit/kernel.h)."""
 
     def __init__(self, op, first_dim=1):
+        self.op, self.first_dim = op, first_dim
         self.call, self._put, self._aligned = function("calls")(op, first_dim)
         self.call.release_gil = False
 

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import sys
 from typing import NamedTuple
 
 from ._ffi import function
@@ -82,7 +83,7 @@ class Prepared:
     def launch(self, *, stream=None, pad_slot_id=-1, pdl="off", checked=False, disable_state_update=False,
                internal_pdl=True, **tensors):
         """One step. `tensors` by the names of the C++ struct of this op (UpdateArgs, RingArgs, ..., kernel.h), from any
-        framework with DLPack; those of torch that require grad have to be detached. `stream`: a CUstream as a number;
+        framework with DLPack; of torch's none may require grad while torch records. `stream`: a CUstream as a number;
         without one the stream that torch works on, the default one for other frameworks. Asynchronous, safe under
         capture and from many threads. InvalidError names each tensor that does not fit, before any GPU work."""
         flags = (1 if checked else 0) | (2 if disable_state_update else 0) | (0 if internal_pdl else 4)
@@ -105,10 +106,19 @@ class Prepared:
         return f"<ssmjit.Prepared {self.description.summary()}, batch up to {self.max_batch}, {self.device['name']}>"
 
 
+def is_grad_enabled():
+    """Whether torch, if anybody uses it, records what is computed."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.is_grad_enabled()
+
+
 def _refuse_grad(tensors):
+    if not is_grad_enabled():
+        return
     for name, tensor in tensors.items():
         if getattr(tensor, "requires_grad", False):
-            raise InvalidError(f"{name}: requires grad, and launches have no backward; give {name}.detach()")
+            raise InvalidError(f"{name}: requires grad, and launches have no backward; launch under torch.no_grad(), or "
+                               f"give {name}.detach()")
 
 
 class PrepareA:
@@ -195,16 +205,10 @@ def _capturable(stream):
     """The stream that a capture would be on: the given one, else torch's current one where torch has a GPU at work."""
     if stream is not None:
         return stream
-    torch = _torch()
+    torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.current_stream().cuda_stream
     return None
-
-
-def _torch():
-    import sys
-
-    return sys.modules.get("torch")
 
 
 def write_bundle(folder, kernels, archs, devices=(), max_batch=256, table=""):
