@@ -147,7 +147,10 @@ class Calls:
             raise NotImplementedError("\n".join(problems))
         # Room for the batches to come, so that the next one is not a first one again.
         max_batch = min(max(256, 1 << max(batch - 1, 0).bit_length()), MOST_ROWS)
-        prepared = current_session().prepare(described, max_batch, stream=_capturable(None))
+        try:
+            prepared = current_session().prepare(described, max_batch, stream=_capturable(None))
+        except InvalidError as error:  # of a capture
+            raise InvalidError(f"{error}; for a drop-in: call it once with such tensors before the capture") from error
         self._put(prepared._held, key, *tensors)
         self.again(arguments)
 

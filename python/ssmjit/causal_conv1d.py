@@ -36,13 +36,14 @@ def causal_conv1d_update(x, conv_state, weight, bias=None, activation=None, cach
     arguments = (key, -1, 0, 0, windows, tokens, weight, bias, out, conv_state_indices, None, None, None, cache_seqlens,
                  None)
     try:
-        if not _call_conv(*arguments):
-            described = _describe(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices,
-                                  channels_last, _conv.aligned(arguments[4:]))
-            _conv.first(described, shape[0], arguments)
+        launched = _call_conv(*arguments)
     except InvalidError as error:
         _describe(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices, channels_last, True)
         raise NotImplementedError(str(error)) from error
+    if not launched:
+        described = _describe(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices, channels_last,
+                              _conv.aligned(arguments[4:]))
+        _conv.first(described, shape[0], arguments)
     return result
 
 

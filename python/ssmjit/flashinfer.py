@@ -79,12 +79,13 @@ def selective_state_update(state, x, dt, A, B, C, D, z=None, dt_bias=None, dt_so
     if disable_state_update and intermediate_states_buffer is None and dst_state_batch_indices is None:
         not_covered("disable_state_update", "kernels leave the state as it is only with an intermediate_states_buffer")
     try:
-        if not _call_update(*arguments):
-            batch = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-            _update.first(describe(_update.aligned(arguments[4:])), batch, arguments)
+        launched = _call_update(*arguments)
     except InvalidError as error:
         describe(True)
         raise NotImplementedError(str(error)) from error
+    if not launched:
+        batch = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        _update.first(describe(_update.aligned(arguments[4:])), batch, arguments)
     return output
 
 
@@ -232,12 +233,13 @@ def checkpointing_ssu(state, x_cache, B_cache, dt_cache, ring_start, prev_num_ac
                  rand_seed=rand_seed), dt_softplus, philox_rounds, d_split, max_seqlen)
 
     try:
-        if not calls.call(*arguments):
-            batch = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-            calls.first(describe(True), batch, arguments)
+        launched = calls.call(*arguments)
     except InvalidError as error:
         describe(True)
         raise NotImplementedError(str(error)) from error
+    if not launched:
+        batch = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        calls.first(describe(True), batch, arguments)
     return out
 
 

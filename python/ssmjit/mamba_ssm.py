@@ -142,12 +142,13 @@ def rmsnorm_fn(x, weight, bias, z=None, eps=1e-6, group_size=None, norm_before_g
         key = _norm_keys.setdefault(options, len(_norm_keys))
     arguments = (key, -1, 0, 0, rows, gates, weight, bias, out)
     try:
-        if not _call_norm(*arguments):
-            described = _describe_norm(rows, gates, weight, bias, options, _norm.aligned(arguments[4:]))
-            _norm.first(described, rows.shape[0], arguments)
+        launched = _call_norm(*arguments)
     except InvalidError as error:
         _describe_norm(rows, gates, weight, bias, options, True)
         raise NotImplementedError(str(error)) from error
+    if not launched:
+        described = _describe_norm(rows, gates, weight, bias, options, _norm.aligned(arguments[4:]))
+        _norm.first(described, rows.shape[0], arguments)
     return out if len(shape) == 2 else out.reshape(shape)
 
 
@@ -178,7 +179,7 @@ def _describe_norm(x, z, weight, bias, options, aligned):
             "group_size": group_size,
             "eps": eps,
             "gate": None if z is None else "silu(z)",
-            "before_gate": norm_before_gate,
+            "before_gate": z is not None and norm_before_gate,
             "bias": bias is not None,
         },
         "aligned_rows": aligned,
