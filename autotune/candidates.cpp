@@ -8,8 +8,19 @@
 
 #include "autotune/compile_pool.h"
 #include "jit/gpu.h"
+#include "jit/module.h"
 
 namespace ssmjit {
+
+namespace {
+
+// 0: the plan has none.
+int clusters_at_once(const Plan& plan, const CompilePool::Result& compiled) {
+  if (plan.form != PlanForm::fused || plan.cluster <= 1) return 0;
+  return Module(compiled.source, compiled.cubin).clusters_at_once(0, plan.cluster);
+}
+
+}  // namespace
 
 Candidates::Candidates(const Description& description, const SweepLines& lines, const TuneOptions& options,
                        const DeviceFacts& gpu, KnownLines& known, std::function<void(const Measurement&)> record)
@@ -96,7 +107,8 @@ void Candidates::prepare(const std::vector<std::size_t>& plans) {
     if (options_.on_doing) options_.on_doing({"load", &line, pool.busy()});
     ready_[right[i]] = std::make_unique<Ready>(
         Ready{Kernel::load(description_, right_plans[i], compiled.source, compiled.cubin), compiled.cubin.registers,
-              launch_shape(right_plans[i], description_, 1).smem_bytes + compiled.cubin.smem_bytes});
+              launch_shape(right_plans[i], description_, 1).smem_bytes + compiled.cubin.smem_bytes,
+              clusters_at_once(right_plans[i], compiled)});
   }
 }
 
