@@ -25,6 +25,11 @@ namespace {
 
 constexpr int kSamples = 64;
 
+std::string wrong_delta(int request, int head, int t, double got, double want) {
+  return fmt::format("dt_ring: request {}, head {}: the delta of token {} is {}; wants {}", request, head, t, got,
+                     want);
+}
+
 // A request and a head of it, at random.
 class Sampler {
  public:
@@ -255,7 +260,7 @@ class RingLayerSpotCheck : public SpotCheck {
       const double want = sample.want.heads[static_cast<std::size_t>(i)].delta[static_cast<std::size_t>(t)];
       const double got =
           stored_value(args_.dt_ring, ring_offset(args_.dt_ring, sample.of, head, age), read_device_memory);
-      if (std::string wrong = judge_delta(delta_error(got, want)); !wrong.empty()) return wrong;
+      if (!judge_delta(delta_error(got, want)).empty()) return wrong_delta(sample.request, head, t, got, want);
     }
     const int first = sample.group * heads_ / d.heads_per_group();
     const int groups = static_cast<int>(sample.want.B.value.size()) / d.token_count / d.dstate;
@@ -372,7 +377,7 @@ class RingSpotCheck : public SpotCheck {
         const double want = pair.want.delta[static_cast<std::size_t>(t)];
         const double got =
             stored_value(args_.dt_ring, ring_offset(args_.dt_ring, pair.of, pair.head, age), read_device_memory);
-        if (std::string wrong = judge_delta(delta_error(got, want)); !wrong.empty()) return wrong;
+        if (!judge_delta(delta_error(got, want)).empty()) return wrong_delta(pair.request, pair.head, t, got, want);
       }
       if (pair.of.flush)
         flushed.add_head(pair.want, pair.of, pair.head, args_, read_device_memory);

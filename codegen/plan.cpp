@@ -630,7 +630,11 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
     const double d = distance(p);
     if (best == nullptr || d < least) best = &p, least = d;
   }
-  if (best == nullptr && !plans.empty()) best = &plans.back();  // a chain
+  if (best == nullptr && !plans.empty() && plans.back().form != PlanForm::fused) {
+    const Plan chain = default_chain(plans.back().form, description, arch, total_heads);
+    return plan_problems(chain, description, arch).empty() ? chain : plans.back();
+  }
+  if (best == nullptr && !plans.empty()) best = &plans.back();
   if (best == nullptr)
     fail(description.op() == Op::layer ? ErrorKind::invalid : ErrorKind::internal, "no plan for {} on {}{}",
          description.summary(), arch.text(),
