@@ -486,6 +486,17 @@ TEST(LayerPlans, OfChainsAreReadBackFromTextAndJson) {
   }
 }
 
+// A weight of nearly nothing leaves a channel's sum where it is, whatever its x.
+TEST(LayerCases, AreMadeWhateverTheirWeights) {
+  const Description d = mamba2({.nheads = 12, .head_dim = 32, .dstate = 64, .ngroups = 3})
+                            .state(DType::f16)
+                            .input(DType::f16)
+                            .with_conv({.activation_expr = silu(dsl::x)})
+                            .with_norm({.group_size = 128, .gate_expr = silu(dsl::z)});
+  std::uint64_t seed = 1;
+  for (const CaseLayout& layout : standard_layouts(d, 132)) EXPECT_NE(make_case(d, layout, seed++), nullptr);
+}
+
 TEST(LayerPlans, NameThePartWhosePlanIsWrong) {
   const Plan right = default_chain(PlanForm::chain, small(), Arch{}, 64);
   const auto problems = [](const Plan& p, const char* arch = "sm_90a") {
