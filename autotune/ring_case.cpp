@@ -136,7 +136,7 @@ std::string judge_delta(double worst) {
 }
 
 void FlushMeter::add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got,
-                          const Reader& read) {
+                          const Reader& read, std::uint64_t seed, std::uint32_t token) {
   const Description& d = description_;
   const bool stochastic = std::holds_alternative<Stochastic>(d.rounding_kind);
   const std::vector<double> stored =
@@ -169,7 +169,7 @@ void FlushMeter::add_head(const RingHead& want, const RingRequest& of, int head,
       worst_ = std::max(worst_, units);
       if (units > 2) ++past_two_;
       if (stochastic) {
-        const auto by_chance = [&](double v) { return stored_stochastically(d, v, seed_, of.slot, head, p, n); };
+        const auto by_chance = [&](double v) { return stored_stochastically(d, v, seed, of.slot, head, p, n, token); };
         if (!(stored[i] >= by_chance(exact - at_most) && stored[i] <= by_chance(exact + at_most))) ++not_by_chance_;
       }
       ++count_;

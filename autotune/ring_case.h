@@ -37,7 +37,12 @@ class FlushMeter {
  public:
   FlushMeter(const Description& description, std::uint64_t seed) : description_(description), seed_(seed) {}
   // One head of a request, where it lies in state and scales of a launch.
-  void add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got, const Reader& read);
+  void add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got, const Reader& read) {
+    add_head(want, of, head, got, read, seed_, 0);
+  }
+  // The same with the random bits of another seed, of the state after a token.
+  void add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got, const Reader& read,
+                std::uint64_t seed, std::uint32_t token);
   Nearness result() const;
   // Empty, or what was passed: an element may be off by half a unit of the dtype, of a stochastic flush it is the value
   // that its random bits give; both give way to RingHead's slack.

@@ -18,6 +18,8 @@
 #include "autotune/reference/ring_reference.h"
 #include "autotune/reference/update_reference.h"
 #include "autotune/ring_case.h"
+#include "autotune/tokens_case.h"
+#include "codegen/update_form.h"
 #include "jit/gpu.h"
 
 namespace ssmjit {
@@ -90,6 +92,46 @@ class UpdateSpotCheck : public SpotCheck {
     }
     const std::string wrong = judge(y.result(), d.input_dtype, d.dstate, "out");
     return wrong.empty() ? judge(state.result(), d.state_dtype, d.dstate, "state") : wrong;
+  }
+
+  Description description_;
+  UpdateArgs args_;
+  std::vector<Pair> pairs_;
+};
+
+class TokensSpotCheck : public SpotCheck {
+ public:
+  TokensSpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
+      : SpotCheck(layers, stream, 2), description_(description), args_(std::get<UpdateArgs>(layers.args(0, Pdl::off))) {
+    Sampler sampler(seed, layers.batch(), description.nheads);
+    for (int i = 0; i < kSamples; ++i) {
+      Pair pair;
+      std::tie(pair.request, pair.head) = sampler.next();
+      pair.of = tokens_request(description, args_, pair.request, read_device_memory);
+      if (!description.has_tree) pair.want = reference(pair);
+      pairs_.push_back(std::move(pair));
+    }
+  }
+
+ private:
+  struct Pair {
+    std::int64_t request = 0;
+    int head = 0;
+    TokensRequest of;
+    TokensHead want;  // of a tree none: it needs what was stored
+  };
+
+  TokensHead reference(const Pair& pair) const {
+    return tokens_reference(description_, args_, pair.request, pair.of, pair.head, read_device_memory);
+  }
+
+  std::string judge_layer() const override {
+    TokensMeter meter(description_);
+    for (const Pair& pair : pairs_)
+      meter.add_head(description_.has_tree ? reference(pair) : pair.want, pair.request, pair.of, pair.head, args_,
+                     tokens_seed(args_, pair.of, read_device_memory), read_device_memory);
+    const std::vector<std::string> wrong = meter.failures();
+    return wrong.empty() ? std::string() : wrong.front();
   }
 
   Description description_;
@@ -498,6 +540,7 @@ std::unique_ptr<SpotCheck> SpotCheck::make(const Description& description, const
   if (description.op() == Op::ring) return std::make_unique<RingSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::conv1d) return std::make_unique<Conv1dSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::norm) return std::make_unique<NormSpotCheck>(description, layers, stream, seed);
+  if (has_token_kernel(description)) return std::make_unique<TokensSpotCheck>(description, layers, stream, seed);
   return std::make_unique<UpdateSpotCheck>(description, layers, stream, seed);
 }
 

@@ -13,6 +13,7 @@
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
 #include "codegen/plan_smem.h"
+#include "codegen/update_form.h"
 
 namespace ssmjit {
 namespace {
@@ -138,7 +139,8 @@ struct Space {
   std::vector<Rule> rules;
 
   static const Space& of(const Description& d) {
-    static const Space ring_layer("ring_layer.json");
+    static const Space ring_layer("ring_layer.json"), update_tokens("update_tokens.json");
+    if (has_token_kernel(d)) return update_tokens;
     return d.op() == Op::layer && d.ring_window() != 0 ? ring_layer : of(d.op());
   }
   static const Space& of(Op op) {
@@ -281,6 +283,17 @@ std::function<double(const Plan&)> update_distance(const Description& descriptio
   return [=](const Plan& p) {
     const bool simple = p.state_path == StatePath::direct && p.heads_per_block == 1 && p.stages == 1;
     return octaves(p.block_m, rows) + octaves(p.lanes_per_row, 16) + octaves(p.warps, warps) + (simple ? 0 : kFar);
+  };
+}
+
+// The same for an update of several tokens: what costs is stores, of which any number is under way, so blocks are those
+// of a state of 8 KiB whose lanes have all their elements in registers.
+std::function<double(const Plan&)> tokens_distance(const Description& description, std::int64_t total_heads) {
+  const double bytes = total_heads >= 1024 ? 8192.0 : 2048.0;
+  const double rows = bytes / (static_cast<double>(description.dstate) * size_bytes(description.state_dtype));
+  const int warps = total_heads >= 1024 ? 2 : 4;
+  return [=](const Plan& p) {
+    return octaves(p.block_m, rows) + octaves(p.lanes_per_row, 16) + octaves(p.warps, warps) + octaves(p.stages, 2);
   };
 }
 
@@ -616,7 +629,8 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
       distance = description.ring_window() != 0 ? ring_layer_distance(description) : layer_distance(description);
       break;
     default:
-      distance = update_distance(description, total_heads);
+      distance = has_token_kernel(description) ? tokens_distance(description, total_heads)
+                                               : update_distance(description, total_heads);
       break;
   }
   const Plan* best = nullptr;

@@ -255,12 +255,12 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
 }
 
 double stored_stochastically(const Description& d, double value, std::uint64_t seed, std::int64_t slot, int head, int p,
-                             int n) {
+                             int n, std::uint32_t token) {
   if (!std::isfinite(value)) return rounded(d.state_dtype, value);
   const auto element = static_cast<std::uint64_t>(
       ((slot * d.nheads + head) * std::int64_t{d.head_dim} + p) * std::int64_t{d.dstate} + n / 8 * 8);
   const std::array<std::uint32_t, 4> draw =
-      host_state_draw(std::get<Stochastic>(d.rounding_kind).philox_rounds, seed, element, 0);
+      host_state_draw(std::get<Stochastic>(d.rounding_kind).philox_rounds, seed, element, token);
   const auto i = static_cast<unsigned>(n % 8);
   const std::uint32_t own = (draw[i / 2] >> (16 * (i % 2))) & 0xffffu;
   if (d.state_dtype == DType::i8) return std::clamp(std::floor(value + own / 65536.0), -127.0, 127.0);

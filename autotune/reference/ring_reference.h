@@ -62,8 +62,8 @@ RingHead ring_reference(const Description& description, const RingArgs& args, st
                         const RingRequest& of, int head, const RingOperands& operands, const Reader& read);
 
 // `value`, in units of its scale, as a stochastic flush stores it: element `n` of row `p` of the head. Magnitudes are
-// rounded by chance, but int8 downwards by chance; contract section 6.
+// rounded by chance, but int8 downwards by chance; contract section 6. `token`: of several states that a launch stores.
 double stored_stochastically(const Description& description, double value, std::uint64_t seed, std::int64_t slot,
-                             int head, int p, int n);
+                             int head, int p, int n, std::uint32_t token = 0);
 
 }  // namespace ssmjit
