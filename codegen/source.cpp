@@ -88,6 +88,8 @@ Template template_of(const Description& d) {
       return {"update.cuh", "update", "UpdateArgs"};
     case Op::ring:
       return {"ring.cuh", "ring_step", "RingArgs"};
+    case Op::replay:
+      return {"replay.cuh", "replay_step", "RingArgs"};
     case Op::conv1d:
       return {"conv1d.cuh", "conv1d", "Conv1dArgs"};
     case Op::layer:
@@ -243,7 +245,8 @@ std::string norm_fields(const Description& d, const Plan& plan) {
 std::string fields(const Description& d, const Plan& plan) {
   if (d.op() == Op::conv1d) return conv1d_fields(d, plan);
   if (d.op() == Op::norm) return norm_fields(d, plan);
-  const bool ring = d.ring_window() != 0, layer = d.op() == Op::layer;
+  // A replay is a ring kernel with the last step's tokens as its rows.
+  const bool replay = d.op() == Op::replay, ring = d.ring_window() != 0 || replay, layer = d.op() == Op::layer;
   std::string s;
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
   s += fmt::format("  using Input = {};  // x, z, B, C, out{}\n", cuda_type(d.input_dtype),
@@ -255,8 +258,9 @@ std::string fields(const Description& d, const Plan& plan) {
   s += constant("kHeadsPerGroup", d.heads_per_group());
   if (ring) {
     s += constant("kTokens", d.token_count);
-    s += constant("kWindow", d.ring_window());
-    s += constant("kRing", d.ring_length());
+    s += constant("kWindow", replay ? d.token_count : d.ring_window());
+    s += constant("kRing", replay ? d.token_count : d.ring_length());
+    s += flag("kReplay", replay);
   }
   s += flag("kHasDtBias", d.has_dt_bias());
   s += flag("kHasD", d.has_D());
