@@ -111,8 +111,6 @@ ReplayArgs ReplayCase::args(const std::vector<std::byte*>& base) const {
   return args;
 }
 
-double sum_error(double got, double want) { return delta_error(got, want); }
-
 std::string judge_sum(double worst) {
   if (worst <= kSum) return {};
   return fmt::format("old_cumAdt: a sum of A * delta is off by {:.1e} of its size; limit {:.0e}", worst, kSum);
@@ -163,7 +161,7 @@ void ReplayCase::judge(const std::vector<std::byte*>& want_base, const std::vect
         const std::int64_t delta_at = old_sum_at(want.old_dt, rows.slot, other, h, t);
         const std::int64_t sum_at = old_sum_at(want.old_cumAdt, rows.slot, other, h, t);
         worst_delta = std::max(worst_delta, delta_error(stored_value(got.old_dt, delta_at, read_host), delta));
-        worst_sum = std::max(worst_sum, sum_error(stored_value(got.old_cumAdt, sum_at, read_host), sum));
+        worst_sum = std::max(worst_sum, delta_error(stored_value(got.old_cumAdt, sum_at, read_host), sum));
         take(want.old_dt, got.old_dt, delta_at, 1);
         take(want.old_cumAdt, got.old_cumAdt, sum_at, 1);
       }

@@ -32,9 +32,7 @@ class ReplayCase : public KernelCase {
   std::vector<std::vector<RingHead>> expected_;  // [request][head], empty for a pad
 };
 
-// Error of a sum of A * delta against the magnitudes that it is summed from, infinite where it is not finite; and what
-// is wrong with the worst one.
-double sum_error(double got, double want);
+// What is wrong with the sum of A * delta that is worst by delta_error(); empty: nothing.
 std::string judge_sum(double worst);
 
 }  // namespace ssmjit
