@@ -21,7 +21,6 @@ class RingCase : public KernelCase {
  private:
   void judge(const std::vector<std::byte*>& want, const std::vector<std::byte*>& got,
              CaseResult& result) const override;
-  void add_tokens();
 
   RingArgs host_;  // pointers into blocks()
   std::vector<RingRequest> requests_;
@@ -30,12 +29,14 @@ class RingCase : public KernelCase {
 
 // Relative error of a delta in the ring, infinite where it is not finite; and what is wrong with the worst one.
 double delta_error(double got, double want);
-std::string judge_delta(double worst);
+std::string judge_delta(double worst, const char* tensor = "dt_ring");
 
 // How near stored states come to a flush's double ones, element by element.
 class FlushMeter {
  public:
   FlushMeter(const Description& description, std::uint64_t seed) : description_(description), seed_(seed) {}
+  // Of the requests that are added next.
+  void use_seed(std::uint64_t seed) { seed_ = seed; }
   // One head of a request, where it lies in state and scales of a launch.
   void add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got, const Reader& read) {
     add_head(want, of, head, got, read, seed_, 0);

@@ -145,7 +145,7 @@ struct Space {
   }
   static const Space& of(Op op) {
     static const Space update("update.json"), ring("ring.json"), conv1d("conv1d.json"), norm("norm.json"),
-        layer("layer.json");
+        layer("layer.json"), replay("replay.json");
     switch (op) {
       case Op::ring:
         return ring;
@@ -155,6 +155,8 @@ struct Space {
         return norm;
       case Op::layer:
         return layer;
+      case Op::replay:
+        return replay;
       default:
         return update;
     }
@@ -617,6 +619,7 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
   std::function<double(const Plan&)> distance;
   switch (description.op()) {
     case Op::ring:
+    case Op::replay:
       distance = ring_distance(description, total_heads);
       break;
     case Op::conv1d:

@@ -90,6 +90,8 @@ Template template_of(const Description& d) {
       return {"update.cuh", "update", "UpdateArgs"};
     case Op::ring:
       return {"ring.cuh", "ring_step", "RingArgs"};
+    case Op::replay:
+      return {"replay.cuh", "replay_step", "RingArgs"};
     case Op::conv1d:
       return {"conv1d.cuh", "conv1d", "Conv1dArgs"};
     case Op::layer:
@@ -251,7 +253,9 @@ const char* store_name(const Description& d) {
 std::string fields(const Description& d, const Plan& plan) {
   if (d.op() == Op::conv1d) return conv1d_fields(d, plan);
   if (d.op() == Op::norm) return norm_fields(d, plan);
-  const bool ring = d.ring_window() != 0, layer = d.op() == Op::layer, tokens = has_token_kernel(d);
+  // A replay is a ring kernel with the last step's tokens as its rows.
+  const bool replay = d.op() == Op::replay, ring = d.ring_window() != 0 || replay, layer = d.op() == Op::layer,
+             tokens = has_token_kernel(d);
   const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
   std::string s;
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
@@ -264,8 +268,9 @@ std::string fields(const Description& d, const Plan& plan) {
   s += constant("kHeadsPerGroup", d.heads_per_group());
   if (ring) {
     s += constant("kTokens", d.token_count);
-    s += constant("kWindow", d.ring_window());
-    s += constant("kRing", d.ring_length());
+    s += constant("kWindow", replay ? d.token_count : d.ring_window());
+    s += constant("kRing", replay ? d.token_count : d.ring_length());
+    s += flag("kReplay", replay);
   }
   if (tokens) {
     s += constant("kTokens", d.token_count);

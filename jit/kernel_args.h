@@ -30,6 +30,7 @@ int device_pdl(Pdl pdl);
 // which may be less than args.pdl.
 device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl);
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl);
+device_args::RingArgs to_device(const ReplayArgs& args, Pdl pdl);  // as templates/replay.cuh reads them
 device_args::Conv1dArgs to_device(const Conv1dArgs& args, Pdl pdl);
 device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl);
 device_args::NormArgs to_device(const Description& description, const NormArgs& args, Pdl pdl);
