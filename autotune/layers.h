@@ -104,6 +104,8 @@ class Layers {
   NormArgs norm_args(int layer, Pdl pdl) const;
   RingArgs ring_args(int layer, Pdl pdl) const;
   template <class Args>
+  void add_rounding(int layer, Args& args) const;
+  template <class Args>
   void add_ring(int layer, Args& args) const;
   template <class Args>
   void add_conv_extras(int layer, Args& args) const;

@@ -12,6 +12,7 @@
 #include "codegen/digest.h"
 #include "codegen/fail.h"
 #include "codegen/parts.h"
+#include "codegen/rounded.h"
 
 namespace ssmjit {
 namespace {
@@ -23,6 +24,7 @@ constexpr int kMaxDstate = 256;
 constexpr int kSizeStep = 8;
 constexpr int kRingDstateStep = 32;        // a ring kernel contracts 32 columns at a time,
 constexpr int kRingNarrowDstateStep = 64;  // of 8-bit states 64
+constexpr int kBytesDstateStep = 16;       // an update has 16 columns of 8-bit states in a vector
 constexpr int kMostRingTokens = 16;
 constexpr int kMostWindow = 32;
 constexpr int kMostRingLength = 64;
@@ -35,6 +37,18 @@ bool rebuilds_decay(const Expr& decay) {
   return decay == exp(A * delta) || decay == exp(delta * A);
 }
 
+void check_stochastic(const Description& d, std::vector<std::string>& out) {
+  const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
+  if (stochastic == nullptr) return;
+  if (stochastic->philox_rounds < 1 || stochastic->philox_rounds > kMostPhiloxRounds) {
+    out.push_back(
+        fmt::format("rounding: got {} Philox rounds; wants 1 to {}", stochastic->philox_rounds, kMostPhiloxRounds));
+  }
+  if (d.state_dtype == DType::f32) {
+    out.emplace_back("rounding: got stochastic with a state of fp32, which is not rounded; wants nearest");
+  }
+}
+
 // What holds for the in-place update alone.
 void check_update(const Description& d, std::vector<std::string>& out) {
   if (d.token_count != 1) {
@@ -42,15 +56,18 @@ void check_update(const Description& d, std::vector<std::string>& out) {
         "tokens: got {}; an update in place takes 1 token a step: more want a ring (store=ring:16)", d.token_count));
   }
   check_dtype("input", d.input_dtype, {DType::f32, DType::bf16, DType::f16}, out);
-  if (d.has_state_scale()) {
-    out.push_back(fmt::format("state: got {}; wants fp32, bf16 or fp16: 8-bit states want a ring (store=ring:16)",
-                              name(d.state_dtype)));
-  } else {
-    check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16}, out);
+  check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8, DType::i16}, out);
+  if (size_bytes(d.state_dtype) == 1 && d.dstate % kBytesDstateStep != 0) {
+    out.push_back(fmt::format("dstate: got {}; an update with a state of {} wants a multiple of {}", d.dstate,
+                              name(d.state_dtype), kBytesDstateStep));
   }
-  if (std::holds_alternative<Stochastic>(d.rounding_kind)) {
-    out.emplace_back(
-        "rounding: got stochastic; an update in place rounds to nearest: stochastic wants a ring (store=ring:16)");
+  check_stochastic(d, out);
+  if (is_state_rounded(d) && (d.conv || d.norm)) {
+    out.push_back(
+        fmt::format("{}; a layer with its state in place wants fp32, bf16 or fp16, rounded to nearest: others want an "
+                    "update alone or a ring (store=ring:16)",
+                    d.has_state_scale() ? fmt::format("state: got {}", name(d.state_dtype))
+                                        : std::string("rounding: got stochastic")));
   }
   if (d.is_varlen)
     out.emplace_back("varlen: got true; wants false: requests of many tokens want a ring (store=ring:16)");
@@ -85,15 +102,7 @@ void check_ring(const Description& d, const Ring& ring, std::vector<std::string>
         "decay: got {}; a ring wants exp(A * delta): it keeps delta and rebuilds the decay from sums of A * delta",
         in_quotes(d.decay_expr.text())));
   }
-  if (const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind)) {
-    if (stochastic->philox_rounds < 1 || stochastic->philox_rounds > kMostPhiloxRounds) {
-      out.push_back(
-          fmt::format("rounding: got {} Philox rounds; wants 1 to {}", stochastic->philox_rounds, kMostPhiloxRounds));
-    }
-    if (d.state_dtype == DType::f32) {
-      out.emplace_back("rounding: got stochastic with a state of fp32, which is not rounded; wants nearest");
-    }
-  }
+  check_stochastic(d, out);
   if (d.has_destination) out.emplace_back("destination_slots: got true; a ring writes the slot it reads; wants false");
   if (!d.aligned_rows) out.emplace_back("aligned_rows: got false; a ring wants rows of 16 bytes; wants true");
   if (d.pad_output_kind == PadOutput::as_if_zero_state) {

@@ -6,6 +6,8 @@
 #include <ssmjit/kernel.h>
 #include <ssmjit/ring.h>
 
+#include "codegen/rounded.h"
+
 namespace ssmjit {
 
 namespace device_args {
@@ -17,6 +19,7 @@ namespace device_args {
 #include "templates/ring_layer_args.cuh"
 #include "templates/ring_slots_args.cuh"
 #include "templates/update_args.cuh"
+#include "templates/update_rounded_args.cuh"
 }  // namespace device_args
 
 // How the kernels number the modes (templates/launch.cuh).
@@ -26,6 +29,8 @@ int device_pdl(Pdl pdl);
 // Of arguments that were found right (Kernel::problems); of a layer, one without a ring. `pdl`: what the launch has,
 // which may be less than args.pdl.
 device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl);
+// Of an update whose state is more than rounded to nearest (codegen/rounded.h).
+device_args::UpdateRoundedArgs rounded_to_device(const UpdateArgs& args, Pdl pdl);
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl);
 device_args::Conv1dArgs to_device(const Conv1dArgs& args, Pdl pdl);
 device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl);
@@ -33,14 +38,18 @@ device_args::NormArgs to_device(const Description& description, const NormArgs& 
 device_args::RingLayerArgs ring_to_device(const LayerArgs& args, Pdl pdl);
 // Likewise of any op's but a layer's, which has two structs.
 template <class Args>
-  requires(!std::is_same_v<Args, LayerArgs>)
-auto to_device(const Description&, const Args& args, Pdl pdl) {
+requires(!std::is_same_v<Args, LayerArgs>) auto to_device(const Description&, const Args& args, Pdl pdl) {
   return to_device(args, pdl);
 }
 // Calls `use` with what any kernel reads, of a layer with a ring or not.
 template <class Args, class Use>
 void with_device_args(const Description& description, const Args& args, Pdl pdl, const Use& use) {
-  if constexpr (!std::is_same_v<Args, LayerArgs>)
+  if constexpr (std::is_same_v<Args, UpdateArgs>) {
+    if (is_update_rounded(description))
+      use(rounded_to_device(args, pdl));
+    else
+      use(to_device(args, pdl));
+  } else if constexpr (!std::is_same_v<Args, LayerArgs>)
     use(to_device(description, args, pdl));
   else if (description.ring_window() != 0)
     use(ring_to_device(args, pdl));
