@@ -63,6 +63,8 @@ int fill_code(DType dtype) {
       return 3;
     case DType::f8:
       return 4;
+    case DType::i16:
+      return 5;
     default:
       break;
   }
@@ -150,7 +152,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   state_ = place(B * window * size_bytes(d.state_dtype) * (by_token ? 1 + d.token_count : d.has_destination ? 2 : 1));
   windows_ = place(layer ? B * d.conv_channels() * d.conv_state_len() * in : 0);
   const std::int64_t scales = d.has_state_scale() ? B * H * P * size_bytes(DType::f32) : 0;
-  scale_ = place(scales * (by_token ? 1 + d.token_count : 1));
+  scale_ = place(scales * (by_token ? 1 + d.token_count : d.has_destination ? 2 : 1));
   const std::int64_t inputs = layer_bytes_;
   x_ = place(rows * channels * in);
   B_ = place(rows * G * N * in);
@@ -395,7 +397,18 @@ UpdateArgs Layers::update_args(int layer, Pdl pdl) const {
   auto a = common_args<UpdateArgs>(layer, pdl, {batch_});
   if (description_.has_destination)
     a.dst_state_batch_indices = contiguous(indices_.data() + index_bytes_, DType::i32, {batch_});
+  add_rounding(layer, a);
   return a;
+}
+
+// Scales and the seed.
+template <class Args>
+void Layers::add_rounding(int layer, Args& a) const {
+  const Description& d = description_;
+  if (d.has_state_scale())
+    a.state_scale = contiguous(at(layer) + scale_.at, DType::f32, {a.state.shape[0], d.nheads, d.head_dim});
+  if (std::holds_alternative<Stochastic>(d.rounding_kind))
+    a.rand_seed = contiguous(indices_.data() + 3 * index_bytes_, DType::i64, {1});
 }
 
 LayerArgs Layers::layer_args(int layer, Pdl pdl) const {
@@ -449,14 +462,12 @@ void Layers::add_ring(int layer, Args& a) const {
   const Description& d = description_;
   const std::int64_t B = batch_, H = d.nheads, P = d.head_dim, L = d.ring_length();
   const std::byte* p = at(layer);
-  if (d.has_state_scale()) a.state_scale = contiguous(p + scale_.at, DType::f32, {B, H, P});
+  add_rounding(layer, a);
   a.x_ring = contiguous(p + x_ring_.at, d.input_dtype, {B, H, L, P});
   a.B_ring = contiguous(p + B_ring_.at, d.input_dtype, {B, d.ngroups, L, d.dstate});
   a.dt_ring = contiguous(p + dt_ring_.at, DType::f32, {B, H, L});
   a.ring_start = contiguous(cursors_.data(), DType::i32, {B});
   a.ring_count = contiguous(cursors_.data() + index_bytes_, DType::i32, {B});
-  if (std::holds_alternative<Stochastic>(d.rounding_kind))
-    a.rand_seed = contiguous(indices_.data() + 3 * index_bytes_, DType::i64, {1});
 }
 
 RingArgs Layers::ring_args(int layer, Pdl pdl) const {
@@ -539,10 +550,11 @@ void Layers::refill(int layer) const {
     if (part.bytes > 0)
       kernels_.fill(dtype, p + part.at, part.bytes / size_bytes(dtype), seed, mean, deviation, stream_);
   };
-  // 8-bit states are in units of their scale.
-  fill(state_, d.state_dtype, s, 0, d.has_state_scale() ? 30 : 1);
+  // Of states with scales, in units of these: values of about 1.
+  const bool int16 = d.state_dtype == DType::i16;
+  fill(state_, d.state_dtype, s, 0, int16 ? 8000 : d.has_state_scale() ? 30 : 1);
   fill(windows_, d.input_dtype, s + 7, 0, 1);
-  fill(scale_, DType::f32, s + 3, 0.03, 0.005);
+  fill(scale_, DType::f32, s + 3, int16 ? 1.2e-4 : 0.03, int16 ? 2e-5 : 0.005);
   // Deltas above 0, so that a flush again and again of the same rows leaves a state that is bounded.
   fill(x_ring_, d.input_dtype, s + 4, 0, 1);
   fill(B_ring_, d.input_dtype, s + 5, 0, 1);

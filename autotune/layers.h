@@ -107,6 +107,8 @@ class Layers {
   ReplayArgs replay_args(int layer, Pdl pdl) const;
   void fill_old_sums();
   template <class Args>
+  void add_rounding(int layer, Args& args) const;
+  template <class Args>
   void add_ring(int layer, Args& args) const;
   template <class Args>
   void add_conv_extras(int layer, Args& args) const;

@@ -17,10 +17,12 @@
 #include "autotune/reference/norm_reference.h"
 #include "autotune/reference/replay_reference.h"
 #include "autotune/reference/ring_reference.h"
+#include "autotune/reference/stored_state.h"
 #include "autotune/reference/update_reference.h"
 #include "autotune/replay_case.h"
 #include "autotune/ring_case.h"
 #include "autotune/tokens_case.h"
+#include "codegen/rounded.h"
 #include "codegen/update_form.h"
 #include "jit/gpu.h"
 
@@ -81,10 +83,16 @@ class UpdateSpotCheck : public SpotCheck {
   std::string judge_layer() const override {
     const Description& d = description_;
     NearnessMeter y(d.input_dtype, d.dstate), state(d.state_dtype, d.dstate);
+    StateMeter rounded(d);
     for (const Pair& pair : pairs_) {
+      if (is_state_rounded(d))
+        rounded.add_head({pair.want.state, pair.want.state_slack, pair.want.scale}, args_.state, args_.state_scale,
+                         pair.slots.target, pair.head,
+                         seed_of_slot(args_.rand_seed, pair.slots.target, read_device_memory), read_device_memory);
       y.add_row(pair.want.y.data(),
                 values(args_.out, pair.row * args_.out.stride[0] + std::int64_t{pair.head} * d.head_dim, d.head_dim),
                 pair.want.y_terms.data());
+      if (is_state_rounded(d)) continue;
       const std::vector<double> s = values(
           args_.state, pair.slots.target * args_.state.stride[0] + std::int64_t{pair.head} * d.head_dim * d.dstate,
           d.head_dim * d.dstate);
@@ -93,7 +101,8 @@ class UpdateSpotCheck : public SpotCheck {
                       {s.begin() + std::int64_t{p} * d.dstate, s.begin() + std::int64_t{p + 1} * d.dstate});
     }
     const std::string wrong = judge(y.result(), d.input_dtype, d.dstate, "out");
-    return wrong.empty() ? judge(state.result(), d.state_dtype, d.dstate, "state") : wrong;
+    if (!wrong.empty()) return wrong;
+    return is_state_rounded(d) ? rounded.failure() : judge(state.result(), d.state_dtype, d.dstate, "state");
   }
 
   Description description_;

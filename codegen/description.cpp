@@ -12,6 +12,7 @@
 #include "codegen/digest.h"
 #include "codegen/fail.h"
 #include "codegen/parts.h"
+#include "codegen/rounded.h"
 #include "codegen/update_form.h"
 
 namespace ssmjit {
@@ -24,6 +25,7 @@ constexpr int kMaxDstate = 256;
 constexpr int kSizeStep = 8;
 constexpr int kRingDstateStep = 32;        // a ring kernel contracts 32 columns at a time,
 constexpr int kRingNarrowDstateStep = 64;  // of 8-bit states 64
+constexpr int kBytesDstateStep = 16;       // an update has 16 columns of 8-bit states in a vector
 constexpr int kMostRingTokens = 16;
 constexpr int kMostTokens = 64;        // of an update
 constexpr int kNarrowDstateStep = 64;  // of an update of several tokens with an 8-bit state
@@ -45,32 +47,7 @@ std::string store_text(const Description& d) {
   return d.ring_window() != 0 ? fmt::format("ring:{}:{}", d.ring_window(), d.ring_length()) : "in_place";
 }
 
-// What holds for the update in place of one token alone.
-void check_update(const Description& d, std::vector<std::string>& out) {
-  if (d.token_count != 1) {
-    out.push_back(fmt::format(
-        "tokens: got {}; an update in place takes 1 token a step: more want a ring (store=ring:16)", d.token_count));
-  }
-  check_dtype("input", d.input_dtype, {DType::f32, DType::bf16, DType::f16}, out);
-  if (d.has_state_scale()) {
-    out.push_back(fmt::format("state: got {}; wants fp32, bf16 or fp16: 8-bit states want a ring (store=ring:16)",
-                              name(d.state_dtype)));
-  } else {
-    check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16}, out);
-  }
-  if (std::holds_alternative<Stochastic>(d.rounding_kind)) {
-    out.emplace_back(
-        "rounding: got stochastic; an update in place rounds to nearest: stochastic wants a ring (store=ring:16)");
-  }
-  if (d.is_varlen)
-    out.emplace_back("varlen: got true; wants false: requests of many tokens want a ring (store=ring:16)");
-  if (d.stores_every_token())
-    out.push_back(fmt::format("store: got {}; the update of a layer wants in_place", store_text(d)));
-  if (d.has_accepted) out.emplace_back("accepted: got true; the update of a layer has no accepted counts; wants false");
-  if (d.has_tree) out.emplace_back("tree: got true; the update of a layer has one token; wants false");
-}
-
-void check_rounding(const Description& d, std::vector<std::string>& out) {
+void check_stochastic(const Description& d, std::vector<std::string>& out) {
   const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
   if (stochastic == nullptr) return;
   if (stochastic->philox_rounds < 1 || stochastic->philox_rounds > kMostPhiloxRounds) {
@@ -80,6 +57,34 @@ void check_rounding(const Description& d, std::vector<std::string>& out) {
   if (d.state_dtype == DType::f32) {
     out.emplace_back("rounding: got stochastic with a state of fp32, which is not rounded; wants nearest");
   }
+}
+
+// What holds for the update in place of one token alone.
+void check_update(const Description& d, std::vector<std::string>& out) {
+  if (d.token_count != 1) {
+    out.push_back(fmt::format(
+        "tokens: got {}; an update in place takes 1 token a step: more want a ring (store=ring:16)", d.token_count));
+  }
+  check_dtype("input", d.input_dtype, {DType::f32, DType::bf16, DType::f16}, out);
+  check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8, DType::i16}, out);
+  if (size_bytes(d.state_dtype) == 1 && d.dstate % kBytesDstateStep != 0) {
+    out.push_back(fmt::format("dstate: got {}; an update with a state of {} wants a multiple of {}", d.dstate,
+                              name(d.state_dtype), kBytesDstateStep));
+  }
+  check_stochastic(d, out);
+  if (is_state_rounded(d) && (d.conv || d.norm)) {
+    out.push_back(
+        fmt::format("{}; a layer with its state in place wants fp32, bf16 or fp16, rounded to nearest: others want an "
+                    "update alone or a ring (store=ring:16)",
+                    d.has_state_scale() ? fmt::format("state: got {}", name(d.state_dtype))
+                                        : std::string("rounding: got stochastic")));
+  }
+  if (d.is_varlen)
+    out.emplace_back("varlen: got true; wants false: requests of many tokens want a ring (store=ring:16)");
+  if (d.stores_every_token())
+    out.push_back(fmt::format("store: got {}; the update of a layer wants in_place", store_text(d)));
+  if (d.has_accepted) out.emplace_back("accepted: got true; the update of a layer has no accepted counts; wants false");
+  if (d.has_tree) out.emplace_back("tree: got true; the update of a layer has one token; wants false");
 }
 
 // Those of an update of several tokens, or with snapshots, slots, accepted counts or varlen.
@@ -92,7 +97,7 @@ void check_tokens(const Description& d, std::vector<std::string>& out) {
     out.push_back(fmt::format("dstate: got {}; an update of tokens with a state of {} wants a multiple of {}", d.dstate,
                               name(d.state_dtype), kNarrowDstateStep));
   }
-  check_rounding(d, out);
+  check_stochastic(d, out);
   if (d.has_destination && d.stores_every_token()) {
     out.push_back(fmt::format("destination_slots: got true; with a store of {} wants false: {}", store_text(d),
                               std::holds_alternative<Slots>(d.store_kind)
@@ -118,7 +123,7 @@ void check_rows(const Description& d, const char* store, std::vector<std::string
         "decay: got {}; {} wants exp(A * delta): it keeps delta and rebuilds the decay from sums of A * delta",
         in_quotes(d.decay_expr.text()), store));
   }
-  check_rounding(d, out);
+  check_stochastic(d, out);
   if (d.has_destination)
     out.push_back(fmt::format("destination_slots: got true; {} writes the slot it reads; wants false", store));
   if (!d.aligned_rows)

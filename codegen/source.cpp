@@ -12,6 +12,7 @@
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
 #include "codegen/pieces.h"
+#include "codegen/rounded.h"
 #include "codegen/slots_source.h"
 #include "codegen/update_form.h"
 
@@ -36,6 +37,8 @@ const char* cuda_type(DType dtype) {
       return "i8";
     case DType::f8:
       return "e4m3";
+    case DType::i16:
+      return "i16";
     default:
       break;
   }
@@ -87,6 +90,7 @@ Template template_of(const Description& d) {
   switch (d.op()) {
     case Op::update:
       if (has_token_kernel(d)) return {"update_tokens.cuh", "update_tokens", "UpdateTokensArgs"};
+      if (is_update_rounded(d)) return {"update_rounded.cuh", "update_rounded", "UpdateRoundedArgs"};
       return {"update.cuh", "update", "UpdateArgs"};
     case Op::ring:
       return {"ring.cuh", "ring_step", "RingArgs"};
@@ -284,10 +288,11 @@ std::string fields(const Description& d, const Plan& plan) {
   s += flag("kHasD", d.has_D());
   s += flag("kHasSkip", !d.skip_expr.empty());
   s += flag("kHasGate", !d.gate_expr.empty());
-  if (ring) {
-    s += flag("kVarlen", d.is_varlen);
+  if (ring) s += flag("kVarlen", d.is_varlen);
+  if (ring || is_update_rounded(d)) {
     s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
-  } else if (!layer) {
+  }
+  if (!ring && !layer) {
     s += flag("kDestination", d.has_destination);
     s += flag("kAlignedRows", d.aligned_rows);
   }

@@ -15,6 +15,7 @@
 #include "ring.cuh"
 #include "rounding.cuh"
 #include "update.cuh"
+#include "update_rounded.cuh"
 
 // Mamba-2's usual maths, without a gate.
 struct Maths {
@@ -120,6 +121,36 @@ SSMJIT_CHECK(Direct)
 SSMJIT_CHECK(CpAsync)
 SSMJIT_CHECK(Bulk)
 SSMJIT_CHECK(HeadAhead)
+
+// Stored by chance, the bits drawn ahead; and in units of a factor a row, drawn where they are used.
+struct ByChance : Direct {
+  using State = bf16;
+  static constexpr int kBlockM = 16;
+  static constexpr int kWarps = 1;
+  static constexpr int kStages = 2;
+  static constexpr int kPhiloxRounds = 10;
+};
+struct Bytes : Bulk {
+  using State = e4m3;
+  static constexpr int kPhiloxRounds = 7;
+  static constexpr int kHeadsPerBlock = 1;
+  static constexpr int kStages = 1;
+  static constexpr StatePath kStatePath = StatePath::direct;
+};
+struct Shorts : HeadAhead {
+  using State = i16;
+  static constexpr int kPhiloxRounds = 0;
+  static constexpr int kHeadsPerBlock = 1;
+  static constexpr int kStages = 1;
+};
+#define SSMJIT_CHECK_ROUNDED(Config)                                   \
+  extern "C" __global__ void __launch_bounds__(32 * Config::kWarps)    \
+      check_##Config(const __grid_constant__ UpdateRoundedArgs args) { \
+    update_rounded<Config>(args);                                      \
+  }
+SSMJIT_CHECK_ROUNDED(ByChance)
+SSMJIT_CHECK_ROUNDED(Bytes)
+SSMJIT_CHECK_ROUNDED(Shorts)
 
 // A ring of 22 rows, 6 tokens a step, two heads a block.
 struct RingOfTwoHeads : Maths {
