@@ -41,9 +41,12 @@ def selective_state_update(state, x, dt, A, B, C, D, z=None, dt_bias=None, dt_so
     if backend not in _BACKENDS:
         raise ValueError(f"Unknown backend: {backend}")
     is_packed = cu_seqlens is not None and x.dim() == 3
-    if state.dim() == 3 or x.dim() == 2 or (cache_steps >= 1 and x.dim() == 3 and not is_packed):
-        state, x, dt, A, B, C, D, z, dt_bias = _with_all_dimensions(state, x, dt, A, B, C, D, z, dt_bias,
-                                                                    cache_steps >= 1 and not is_packed)
+    of_tokens = cache_steps >= 1 and not is_packed  # the output then has a dimension of tokens
+    if state.dim() == 3 or x.dim() == 2:
+        state, x, dt, A, B, C, D, z, dt_bias = _with_heads(state, x, dt, A, B, C, D, z, dt_bias)
+    if x.dim() == 4 and x.shape[1] == 1:
+        of_tokens = True
+        x, dt, B, C, z = (each if each is None else each.squeeze(1) for each in (x, dt, B, C, z))
     key = 1 if dt_softplus else 0
     if rand_seed is not None:
         _check_seed(rand_seed, philox_rounds, state_scale)
@@ -59,8 +62,14 @@ def selective_state_update(state, x, dt, A, B, C, D, z=None, dt_bias=None, dt_so
     destinations = dst_state_batch_indices
     if destinations is not None and destinations.dim() == 2 and destinations.shape[1] == 1 and x.dim() == 3:
         destinations = destinations.squeeze(1)
-    output = empty_like(x) if out is None else out
-    written = output if output.dim() == x.dim() else output.reshape(x.shape)
+    output = out
+    if out is None:
+        written = empty_like(x)
+        output = written.unsqueeze(1) if of_tokens and x.dim() == 3 else written
+    elif out.dim() == x.dim():
+        written = out
+    else:
+        written = out.squeeze(1) if out.dim() > x.dim() else out.unsqueeze(1)
     arguments = (key, pad_slot_id, 0, _DISABLE_STATE_UPDATE if disable_state_update else 0, state, state_scale, x, dt, A,
                  B, C, D, dt_bias, z, written, state_batch_indices, destinations, num_accepted_tokens,
                  intermediate_states_buffer, intermediate_state_scales, intermediate_state_indices, None, cu_seqlens,
@@ -89,21 +98,14 @@ def selective_state_update(state, x, dt, A, B, C, D, z=None, dt_bias=None, dt_so
     return output
 
 
-def _with_all_dimensions(state, x, dt, A, B, C, D, z, dt_bias, of_tokens):
-    """Those of heads and, with `of_tokens`, of tokens where they are left out."""
+def _with_heads(state, x, dt, A, B, C, D, z, dt_bias):
+    """As if there were one head, and one group."""
 
-    def full(tensor):
-        if tensor is None:
-            return None
-        if tensor.dim() == 2:
-            tensor = tensor.unsqueeze(1)
-        return tensor.unsqueeze(1) if of_tokens and tensor.dim() == 3 else tensor
+    def head(tensor, dims, at):
+        return tensor.unsqueeze(at) if tensor is not None and tensor.dim() == dims else tensor
 
-    def head(tensor, dims):
-        return tensor.unsqueeze(0) if tensor is not None and tensor.dim() == dims else tensor
-
-    return (state.unsqueeze(1) if state.dim() == 3 else state, full(x), full(dt), head(A, 2), full(B), full(C),
-            head(D, 1), full(z), head(dt_bias, 1))
+    return (head(state, 3, 1), head(x, 2, 1), head(dt, 2, 1), head(A, 2, 0), head(B, 2, 1), head(C, 2, 1),
+            head(D, 1, 0), head(z, 2, 1), head(dt_bias, 1, 0))
 
 
 def _check_seed(rand_seed, philox_rounds, state_scale=None):

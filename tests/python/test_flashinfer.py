@@ -70,68 +70,72 @@ def test_unknown_names_and_pairs_are_refused_as_the_peer_does(session, driver, f
     assert driver.launches == 0
 
 
-class Described(Exception):
-    pass
+def assert_passed_on(driver, given):
+    for name, tensor in given.items():
+        if isinstance(tensor, memory.Tensor):
+            assert tensor.data_ptr() in addresses(driver), name
 
 
-@pytest.fixture
-def describing(session, fresh_calls, monkeypatch):
-    """Calls stop at the description of the kernel that they want."""
-
-    def first(_, description, batch, arguments):
-        raise Described(description, batch, arguments)
-
-    monkeypatch.setattr(flashinfer.Calls, "first", first)
-
-    def described(call, **given):
-        with pytest.raises(Described) as caught:
-            call(**given)
-        return caught.value.args
-
-    return described
+def test_many_tokens_with_snapshots(session, driver, fresh_calls):
+    given = update(**heads(BATCH, TOKENS), disable_state_update=True, cache_steps=TOKENS,
+                   intermediate_states_buffer=memory.empty((BATCH, TOKENS, HEADS, DIM, DSTATE), "fp32"),
+                   intermediate_state_indices=memory.of([0, 1, 2], "int32"))
+    assert flashinfer.selective_state_update(**given).shape == (BATCH, TOKENS, HEADS, DIM)
+    assert session.described["tokens"] == TOKENS and session.described["store"] == {"kind": "snapshots"}
+    assert session.described["pad_output"] == "as_if_zero_state"
+    assert_passed_on(driver, given)
+    flashinfer.selective_state_update(**dict(given, disable_state_update=False))
+    assert len(session.asked) == 1 and driver.launches == 2
 
 
-def test_many_tokens_with_snapshots(describing):
-    buffer = memory.empty((BATCH, TOKENS, HEADS, DIM, DSTATE), "fp32")
-    given = update(**heads(BATCH, TOKENS), intermediate_states_buffer=buffer, disable_state_update=True,
-                   intermediate_state_indices=memory.of([0, 1, 2], "int32"), cache_steps=TOKENS)
-    description, batch, arguments = describing(flashinfer.selective_state_update, **given)
-    assert description["tokens"] == TOKENS and description["store"] == "snapshots" and batch == BATCH
-    assert buffer in arguments and given["intermediate_state_indices"] in arguments
-    assert arguments[3] == 2  # disable_state_update
-
-
-def test_many_tokens_to_slots_from_the_last_accepted_one(describing):
-    targets, sources = memory.of([[1, 2, 3, 4, 5, 6]] * BATCH, "int32"), memory.of([[0, 1]] * BATCH, "int32")
+def test_many_tokens_to_slots_from_the_last_accepted_one(session, driver, fresh_calls):
+    targets, sources = memory.of([[1, 2, 3, 4, 5, 6]] * BATCH, "int32"), memory.of([[0] * TOKENS] * BATCH, "int32")
     given = update(**heads(BATCH, TOKENS), dst_state_batch_indices=targets, state_batch_indices=sources,
                    num_accepted_tokens=memory.of([1, 2, 1], "int32"))
-    description, _, arguments = describing(flashinfer.selective_state_update, **given)
-    assert description["store"] == "slots" and description["accepted"] is True
-    assert targets in arguments and given["num_accepted_tokens"] in arguments
+    flashinfer.selective_state_update(**given)
+    assert session.described["store"] == {"kind": "slots"} and session.described["accepted"] is True
+    assert_passed_on(driver, given)
     with pytest.raises(RuntimeError, match="num_accepted_tokens: wants state_batch_indices of two dimensions"):
         flashinfer.selective_state_update(**dict(given, state_batch_indices=memory.of([0, 1, 2], "int32")))
 
 
-def test_packed_sequences(describing):
-    given = update(**heads(11), cu_seqlens=memory.of([0, 6, 6, 11], "int32"), cache_steps=TOKENS)
-    description, batch, _ = describing(flashinfer.selective_state_update, **given)
-    assert description["varlen"] is True and description["tokens"] == TOKENS and batch == 3
+def test_packed_sequences(session, driver, fresh_calls):
+    for total in (11, 13):
+        given = update(**heads(total), cu_seqlens=memory.of([0, 6, 6, total], "int32"), cache_steps=TOKENS)
+        flashinfer.selective_state_update(**given)
+        assert_passed_on(driver, given)
+    assert session.described["varlen"] is True and session.described["tokens"] == TOKENS
+    assert len(session.asked) == 1 and driver.launches == 2
     with pytest.raises(RuntimeError, match="cache_steps"):
         flashinfer.selective_state_update(**dict(given, cache_steps=0))
     with pytest.raises(NotImplementedError, match="cu_seqlens: got int64"):
-        flashinfer.selective_state_update(**dict(given, cu_seqlens=memory.of([0, 6, 6, 11], "int64")))
+        flashinfer.selective_state_update(**dict(given, cu_seqlens=memory.of([0, 6, 6, 13], "int64")))
 
 
-def test_dimensions_that_are_left_out_are_put_in(describing):
-    given = update(cache_steps=1, intermediate_states_buffer=memory.empty((BATCH, 1, HEADS, DIM, DSTATE), "fp32"))
-    description, _, arguments = describing(flashinfer.selective_state_update, **given)
-    assert description["tokens"] == 1 and arguments[6].shape == (BATCH, 1, HEADS, DIM)
+def test_one_token_may_have_its_dimension_or_not(session, driver, fresh_calls):
+    buffer = memory.empty((BATCH, 1, HEADS, DIM, DSTATE), "fp32")
+    more = dict(cache_steps=1, intermediate_states_buffer=buffer,
+                intermediate_state_indices=memory.of([0, 1, 2], "int32"))
+    for rows in ((BATCH,), (BATCH, 1)):
+        out = flashinfer.selective_state_update(**update(**heads(*rows), **more))
+        assert out.shape == (BATCH, 1, HEADS, DIM)
+    out = memory.empty((BATCH, 1, HEADS, DIM))
+    assert flashinfer.selective_state_update(**update(**heads(BATCH, 1), **more, out=out)) is out
+    assert session.described["tokens"] == 1 and len(session.asked) == 1 and driver.launches == 3
 
 
-def test_rounding_by_chance_has_its_rounds(describing):
+def test_rounding_by_chance_has_its_rounds(session, driver, fresh_calls):
     given = update(**heads(BATCH, state="fp16"), rand_seed=memory.of([7], "int64"), philox_rounds=5)
-    description, _, _ = describing(flashinfer.selective_state_update, **given)
-    assert description["rounding"] == {"kind": "stochastic", "philox_rounds": 5}
+    flashinfer.selective_state_update(**given)
+    assert session.described["rounding"] == {"kind": "stochastic", "philox_rounds": 5}
+    assert_passed_on(driver, given)
+
+
+def test_a_state_of_int16_has_scales(session, driver, fresh_calls):
+    for scale in (memory.empty((SLOTS, HEADS, DIM), "fp32"), memory.empty((SLOTS, HEADS, DIM, 1), "fp32")):
+        flashinfer.selective_state_update(**update(**heads(BATCH, state="int16"), state_scale=scale))
+        assert scale.data_ptr() in addresses(driver)
+    assert session.described["state"] == "int16" and len(session.asked) == 1
 
 
 def ring(rows=(BATCH, TOKENS), window=WINDOW, tokens=TOKENS, state="bf16", **changed):
