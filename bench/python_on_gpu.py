@@ -6,6 +6,7 @@ teacher    a Mamba-2 model of random weights in bf16, convolution, update and no
            logits against the model's own plain PyTorch path, fed the same 256 tokens
 greedy     the same in fp32: the tokens it chooses are the same
 graph      a whole step in torch.cuda.graph equals the step without
+huggingface  teacher and greedy with transformers' Mamba-2 of random weights, where transformers 5 is installed
 ring       tokens verified several at once with the ring, of which varying numbers are kept, against one at a time
 speed      tokens a second of a whole step in a graph: ours, plain PyTorch, and with --triton that update in ours's place
 call       host microseconds of a drop-in's call; of FlashInfer's where it is installed, of --triton's
@@ -273,6 +274,41 @@ def greedy(torch, device, sizes, ops, plain, batch, steps, found):
               distinct=int(chosen[1].unique().numel()))
 
 
+def huggingface(torch, device, is_tiny, layers, ops, plain, batch, steps, found):
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        return found.skip("huggingface", "transformers is not installed")
+    import huggingface_mamba2 as client
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    config = client.tiny() if is_tiny else client.config(layers)
+    model = client.random_model(config, torch.bfloat16, device)
+    truth = torch.randint(config.vocab_size, (steps, batch), device=device,
+                          generator=torch.Generator(device).manual_seed(1))
+
+    def logits(each):
+        with client.replaced(each.conv, each.update):
+            return list(client.decode(model, truth))
+
+    wanted = logits(plain)
+    errors = [relative(*pair) for pair in zip(logits(ops), wanted)]
+    # Its own functions round dt, B * dt and the state to bf16 on the way.
+    own = [relative(*pair) for pair in zip(client.decode(model, truth), wanted)]
+    quarter = max(1, len(errors) // 4)
+    found.say("huggingface", max(errors) <= 1e-2, what="teacher", steps=len(errors), batch=batch, layers=config.num_hidden_layers,
+              worst=float(f"{max(errors):.3g}"), first_quarter=float(f"{statistics.mean(errors[:quarter]):.3g}"),
+              last_quarter=float(f"{statistics.mean(errors[-quarter:]):.3g}"), worst_of_its_own=float(f"{max(own):.3g}"))
+    del model
+    model = client.random_model(config, torch.float32, device)
+    with client.replaced(ops.conv, ops.update):
+        mine = client.greedy(model, batch, steps)
+    theirs = client.greedy(model, batch, steps)
+    different = int((mine != theirs).sum())
+    found.say("huggingface", different == 0, what="greedy", steps=steps, batch=batch, different=different,
+              distinct=int(theirs.unique().numel()))
+
+
 def graph(torch, model, ops, batch, found):
     tokens = torch.arange(batch, device=model.device)
     eager, static = model.caches(batch), model.caches(batch)
@@ -487,6 +523,8 @@ def main():
         "graph": lambda: on_gpu and graph(torch, model(), ours, options.batch, found),
         "ring": lambda: ring(torch, model(), plain, modules, options.batch, max(16, options.steps // 4), found),
         "speed": lambda: on_gpu and speed(torch, model(), all_ops(), batches, found),
+        "huggingface": lambda: (held.clear(), huggingface(torch, options.device, options.sizes == "tiny", sizes.layers,
+                                                          ours, plain, options.batch, options.steps, found)),
         "greedy": lambda: (held.clear(), greedy(torch, options.device, sizes, ours, plain, options.batch, options.steps,
                                                 found)),
     }
