@@ -12,5 +12,6 @@
 #include <ssmjit/plan.h>         // 2 how
 #include <ssmjit/prepare.h>      // A from A_log, once
 #include <ssmjit/ring.h>         // slots of a ring between its steps
+#include <ssmjit/slots.h>        // output slots of verify steps, slots copied
 #include <ssmjit/source.h>       // 3 the CUDA C++ text
 #include <ssmjit/table.h>        // 6 and 7: tables, and the choice from them
