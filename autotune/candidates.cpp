@@ -8,16 +8,15 @@
 
 #include "autotune/compile_pool.h"
 #include "jit/gpu.h"
-#include "jit/module.h"
 
 namespace ssmjit {
 
 namespace {
 
 // 0: the plan has none.
-int clusters_at_once(const Plan& plan, const CompilePool::Result& compiled) {
+int clusters_held(const Plan& plan, const CompilePool::Result& compiled) {
   if (plan.form != PlanForm::fused || plan.cluster <= 1) return 0;
-  return Module(compiled.source, compiled.cubin).clusters_at_once(0, plan.cluster);
+  return clusters_at_once(compiled.source, compiled.cubin, plan.cluster);
 }
 
 }  // namespace
@@ -108,7 +107,7 @@ void Candidates::prepare(const std::vector<std::size_t>& plans) {
     ready_[right[i]] = std::make_unique<Ready>(
         Ready{Kernel::load(description_, right_plans[i], compiled.source, compiled.cubin), compiled.cubin.registers,
               launch_shape(right_plans[i], description_, 1).smem_bytes + compiled.cubin.smem_bytes,
-              clusters_at_once(right_plans[i], compiled)});
+              clusters_held(right_plans[i], compiled)});
   }
 }
 

@@ -41,7 +41,7 @@ std::optional<Plan> plan_between(const TableRow& low, const TableRow& high, cons
   if (at_low == sizes.end() || at_high == sizes.end()) return std::nullopt;
   const Measurement *best_low = nullptr, *best_high = fastest(at_high->second);
   for (const auto& [plan, m] : at_low->second)
-    if (m.outcome == Outcome::ok && m.us > 0 && weight_of_low(m, low, high) > 0 &&
+    if (m.outcome == Outcome::ok && m.us > 0 && weight_of_low(m, low, high) > kEven / 2 &&
         (best_low == nullptr || m.us < best_low->us))
       best_low = &m;
   if (best_low == nullptr) best_low = fastest(at_low->second);

@@ -253,9 +253,11 @@ Wrong read_op(const Json& value) {
 }
 Wrong check_op(const Json& value, const Description& description) {
   if (read_op(value) || value.get_ref<const std::string&>() == name(description.op())) return {};
-  const auto has_store = [](Op op) { return op == Op::update || op == Op::ring; };
+  const auto has_store = [](std::string_view op) {
+    return op == name(Op::update) || op == name(Op::ring) || op == name(Op::replay);
+  };
   const std::string wanted = value.get<std::string>();
-  if (has_store(description.op()) && (wanted == name(Op::update) || wanted == name(Op::ring))) {
+  if (has_store(name(description.op())) && has_store(wanted)) {
     return fmt::format("got {}, but the store makes it {}; leave it out, or give the store of {}", shown(value),
                        name(description.op()), wanted);
   }

@@ -13,6 +13,7 @@
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
 #include "codegen/plan_smem.h"
+#include "codegen/rounded.h"
 #include "codegen/update_form.h"
 
 namespace ssmjit {
@@ -139,13 +140,15 @@ struct Space {
   std::vector<Rule> rules;
 
   static const Space& of(const Description& d) {
-    static const Space ring_layer("ring_layer.json"), update_tokens("update_tokens.json");
+    static const Space ring_layer("ring_layer.json"), update_tokens("update_tokens.json"),
+        update_rounded("update_rounded.json");
     if (has_token_kernel(d)) return update_tokens;
+    if (is_update_rounded(d)) return update_rounded;
     return d.op() == Op::layer && d.ring_window() != 0 ? ring_layer : of(d.op());
   }
   static const Space& of(Op op) {
     static const Space update("update.json"), ring("ring.json"), conv1d("conv1d.json"), norm("norm.json"),
-        layer("layer.json");
+        layer("layer.json"), replay("replay.json");
     switch (op) {
       case Op::ring:
         return ring;
@@ -155,6 +158,8 @@ struct Space {
         return norm;
       case Op::layer:
         return layer;
+      case Op::replay:
+        return replay;
       default:
         return update;
     }
@@ -193,7 +198,8 @@ struct Space {
     v[base + 22] = d.has_destination ? 1 : 0;
     v[base + 23] = d.conv && d.conv->has_accepted ? 1 : 0;
     v[base + 24] = d.is_varlen ? 1 : 0;
-    std::size_t at = base + 26;
+    v[base + 26] = std::holds_alternative<Stochastic>(d.rounding_kind) ? 1 : 0;
+    std::size_t at = base + 27;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -236,7 +242,8 @@ struct Space {
                              "has_destination_slots",
                              "has_accepted_tokens",
                              "has_varlen",
-                             "max_large_cluster"})
+                             "max_large_cluster",
+                             "is_stochastic"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -617,6 +624,7 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
   std::function<double(const Plan&)> distance;
   switch (description.op()) {
     case Op::ring:
+    case Op::replay:
       distance = ring_distance(description, total_heads);
       break;
     case Op::conv1d:

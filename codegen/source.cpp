@@ -12,6 +12,7 @@
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
 #include "codegen/pieces.h"
+#include "codegen/rounded.h"
 #include "codegen/slots_source.h"
 #include "codegen/update_form.h"
 
@@ -36,6 +37,8 @@ const char* cuda_type(DType dtype) {
       return "i8";
     case DType::f8:
       return "e4m3";
+    case DType::i16:
+      return "i16";
     default:
       break;
   }
@@ -87,9 +90,12 @@ Template template_of(const Description& d) {
   switch (d.op()) {
     case Op::update:
       if (has_token_kernel(d)) return {"update_tokens.cuh", "update_tokens", "UpdateTokensArgs"};
+      if (is_update_rounded(d)) return {"update_rounded.cuh", "update_rounded", "UpdateRoundedArgs"};
       return {"update.cuh", "update", "UpdateArgs"};
     case Op::ring:
       return {"ring.cuh", "ring_step", "RingArgs"};
+    case Op::replay:
+      return {"replay.cuh", "replay_step", "RingArgs"};
     case Op::conv1d:
       return {"conv1d.cuh", "conv1d", "Conv1dArgs"};
     case Op::layer:
@@ -251,7 +257,9 @@ const char* store_name(const Description& d) {
 std::string fields(const Description& d, const Plan& plan) {
   if (d.op() == Op::conv1d) return conv1d_fields(d, plan);
   if (d.op() == Op::norm) return norm_fields(d, plan);
-  const bool ring = d.ring_window() != 0, layer = d.op() == Op::layer, tokens = has_token_kernel(d);
+  // A replay is a ring kernel with the last step's tokens as its rows.
+  const bool replay = d.op() == Op::replay, ring = d.ring_window() != 0 || replay, layer = d.op() == Op::layer,
+             tokens = has_token_kernel(d);
   const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
   std::string s;
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
@@ -264,8 +272,9 @@ std::string fields(const Description& d, const Plan& plan) {
   s += constant("kHeadsPerGroup", d.heads_per_group());
   if (ring) {
     s += constant("kTokens", d.token_count);
-    s += constant("kWindow", d.ring_window());
-    s += constant("kRing", d.ring_length());
+    s += constant("kWindow", replay ? d.token_count : d.ring_window());
+    s += constant("kRing", replay ? d.token_count : d.ring_length());
+    s += flag("kReplay", replay);
   }
   if (tokens) {
     s += constant("kTokens", d.token_count);
@@ -279,10 +288,11 @@ std::string fields(const Description& d, const Plan& plan) {
   s += flag("kHasD", d.has_D());
   s += flag("kHasSkip", !d.skip_expr.empty());
   s += flag("kHasGate", !d.gate_expr.empty());
-  if (ring) {
-    s += flag("kVarlen", d.is_varlen);
+  if (ring) s += flag("kVarlen", d.is_varlen);
+  if (ring || is_update_rounded(d)) {
     s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
-  } else if (!layer) {
+  }
+  if (!ring && !layer) {
     s += flag("kDestination", d.has_destination);
     s += flag("kAlignedRows", d.aligned_rows);
   }

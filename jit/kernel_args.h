@@ -6,6 +6,7 @@
 #include <ssmjit/kernel.h>
 #include <ssmjit/ring.h>
 
+#include "codegen/rounded.h"
 #include "codegen/update_form.h"
 
 namespace ssmjit {
@@ -19,6 +20,7 @@ namespace device_args {
 #include "templates/ring_layer_args.cuh"
 #include "templates/ring_slots_args.cuh"
 #include "templates/update_args.cuh"
+#include "templates/update_rounded_args.cuh"
 #include "templates/update_tokens_args.cuh"
 }  // namespace device_args
 
@@ -29,7 +31,10 @@ int device_pdl(Pdl pdl);
 // Of arguments that were found right (Kernel::problems); of a layer, one without a ring. `pdl`: what the launch has,
 // which may be less than args.pdl.
 device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl);
+// Of an update whose state is more than rounded to nearest (codegen/rounded.h).
+device_args::UpdateRoundedArgs rounded_to_device(const UpdateArgs& args, Pdl pdl);
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl);
+device_args::RingArgs to_device(const ReplayArgs& args, Pdl pdl);  // as templates/replay.cuh reads them
 device_args::Conv1dArgs to_device(const Conv1dArgs& args, Pdl pdl);
 device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl);
 device_args::NormArgs to_device(const Description& description, const NormArgs& args, Pdl pdl);
@@ -46,6 +51,7 @@ template <class Args, class Use>
 void with_device_args(const Description& description, const Args& args, Pdl pdl, const Use& use) {
   if constexpr (std::is_same_v<Args, UpdateArgs>) {
     if (has_token_kernel(description)) return use(tokens_to_device(description, args, pdl));
+    if (is_update_rounded(description)) return use(rounded_to_device(args, pdl));
   }
   if constexpr (!std::is_same_v<Args, LayerArgs>)
     use(to_device(description, args, pdl));

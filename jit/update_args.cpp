@@ -10,6 +10,15 @@ namespace ssmjit {
 
 namespace {
 
+constexpr const char* kScaleReader = "a state of int8, fp8 or int16 has a scale for each row";
+
+// One seed, or one a slot.
+template <class Report>
+void check_seeds(const Tensor& seeds, std::int64_t slots, Report& report) {
+  const bool one = seeds.rank == 1 && seeds.shape[0] == 1;
+  check_tensor(seeds, {.name = "rand_seed", .dtype = DType::i64, .rank = 1, .shape = {one ? 1 : slots}}, report);
+}
+
 template <class Report>
 void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
   if (wants.op != Op::update) {
@@ -40,6 +49,20 @@ void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
                       .align = Align::vector_rows,
                       .rows_apart = true,
                       .rows = {"slot", ""}});
+  const std::int64_t slots = args.state.rank == 4 && args.state.shape[0] >= 0 ? args.state.shape[0] : kAny;
+  if (check_given("state_scale", is_given(args.state_scale), wants.has_state_scale, kScaleReader, report))
+    check_tensor(args.state_scale,
+                 {.name = "state_scale",
+                  .dtype = DType::f32,
+                  .rank = 3,
+                  .shape = {slots, wants.nheads, wants.head_dim},
+                  .align = Align::vector_rows,
+                  .rows_apart = true,
+                  .rows = {"slot", ""}},
+                 report);
+  if (check_given("rand_seed", is_given(args.rand_seed), wants.is_stochastic, "stochastic rounding wants a seed",
+                  report))
+    check_seeds(args.rand_seed, slots, report);
   needed(args.x, {"x", wants.input, 3, {batch, wants.nheads, wants.head_dim}, rows, false, 1, {"row", ""}, true});
   needed(in_front_of({wants.head_dim}, args.dt),
          {.name = "dt", .dtype = wants.dt, .rank = 2, .shape = {batch, wants.nheads}, .or_expanded = kOrExpandedHeads});
@@ -178,6 +201,17 @@ device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl) {
   return device;
 }
 
+device_args::UpdateRoundedArgs rounded_to_device(const UpdateArgs& args, Pdl pdl) {
+  device_args::UpdateRoundedArgs device{};
+  device.update = to_device(args, pdl);
+  device.state_scale = static_cast<float*>(const_cast<void*>(args.state_scale.data));
+  device.state_scale_stride = stride_of(args.state_scale, 0);
+  device.rand_seed = static_cast<const long long*>(args.rand_seed.data);
+  device.seed_stride = stride_of(args.rand_seed, 0);
+  device.nheads = args.x.shape[1];
+  return device;
+}
+
 void Kernel::launch(const UpdateArgs& args, void* stream) const {
   if (state_ == nullptr) [[unlikely]]
     State::refuse_empty();
@@ -198,6 +232,11 @@ void Kernel::launch(const UpdateArgs& args, void* stream) const {
   const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
   if (tokens) {
     device_args::UpdateTokensArgs device = tokens_to_device(state.description, args, pdl);
+    state.launch(&device, batch, pdl, cu_stream);
+    return;
+  }
+  if (state.wants.has_state_scale || state.wants.is_stochastic) {
+    device_args::UpdateRoundedArgs device = rounded_to_device(args, pdl);
     state.launch(&device, batch, pdl, cu_stream);
     return;
   }

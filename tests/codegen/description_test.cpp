@@ -225,7 +225,9 @@ TEST(Description, EveryFieldIsCheckedByName) {
   EXPECT_EQ(only(usual().input(DType::i32)), "input: got int32; wants fp32, bf16 or fp16");
   EXPECT_EQ(only(usual().dt(DType::f16)), "dt: got fp16; wants fp32 or bf16");
   EXPECT_EQ(only(usual().weights(DType::f16)), "weights: got fp16; wants fp32 or bf16");
-  EXPECT_EQ(only(usual().state(DType::i64)), "state: got int64; wants fp32, bf16 or fp16");
+  EXPECT_EQ(only(usual().state(DType::i64)), "state: got int64; wants fp32, bf16, fp16, int8, fp8 or int16");
+  EXPECT_EQ(only(usual().state(DType::bf16).rounding(Stochastic{.philox_rounds = 0})),
+            "rounding: got 0 Philox rounds; wants 1 to 32");
   EXPECT_EQ(only(usual().delta(Expr())), "delta: got nothing; wants an expression over dt, dt_bias");
   EXPECT_EQ(only(usual().decay(Expr())), "decay: got nothing; wants an expression over A, dt, delta");
   EXPECT_EQ(only(usual().delta(d::dt * d::x)),
