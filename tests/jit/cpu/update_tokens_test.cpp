@@ -63,6 +63,8 @@ std::vector<Form> forms() {
       {"fp32_inputs_unaligned", small().tokens(3).input(DType::f32).store(Slots{}).unaligned_rows()},
       {"odd_sizes", Description(odd).tokens(3).store(Snapshots{}).unaligned_rows().gate(silu(dsl::z))},
       {"int8", small(DType::i8).tokens(3).store(Slots{})},
+      {"int16", small(DType::i16).tokens(3).store(Snapshots{}).tree()},
+      {"int16_by_chance", small(DType::i16).tokens(3).store(Slots{}).rounding(Stochastic{})},
       {"int8_by_chance", small(DType::i8).tokens(3).store(Snapshots{}).rounding(Stochastic{})},
       {"fp8_by_chance_in_place", small(DType::f8).tokens(3).rounding(Stochastic{.philox_rounds = 7})},
       {"bf16_by_chance", small().tokens(3).store(Slots{}).rounding(Stochastic{})},

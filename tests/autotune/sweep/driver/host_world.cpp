@@ -212,7 +212,7 @@ void tokens_step(const Description& d, const device_args::UpdateTokensArgs& a, s
               double most = 0;
               for (std::int64_t n = 0; n < N; ++n)
                 most = std::max(most, std::abs(state[static_cast<std::size_t>(p * N + n)]));
-              scale = rounded(DType::f32, most / (d.state_dtype == DType::i8 ? 127.0 : 448.0));
+              scale = rounded(DType::f32, most / largest_stored(d.state_dtype));
               encode(DType::f32, bytes_of(to.scales), to.slot * to.scales.stride[0] + h * P + p, scale);
             }
             for (std::int64_t n = 0; n < N; ++n) {
