@@ -27,6 +27,7 @@ std::vector<Golden> goldens() {
   const Description ring = Description(tp8).tokens(6).state(DType::bf16).store(Ring{.window = 16});
   const Description ring_of_bytes =
       Description(ring).state(DType::i8).rounding(Stochastic{}).gate(silu(dsl::z)).varlen();
+  const Description replay = Description(ring).store(Replay{});
   Description norm = gated_norm({.channels = 4096, .group_size = 512, .gate_expr = silu(dsl::z)});
   const Description layer = mamba2({.nheads = 64, .head_dim = 64, .dstate = 128, .ngroups = 8})
                                 .state(DType::bf16)
@@ -57,6 +58,7 @@ std::vector<Golden> goldens() {
             .state_path = StatePath::bulk}},
           {"80x96_fp16_unaligned", odd, default_plan(odd, arch, 128)},
           {"tp8_ring_bf16_default", ring, default_plan(ring, arch, 16)},
+          {"tp8_replay_bf16_default", replay, default_plan(replay, arch, 16)},
           {"tp8_ring_int8_bulk_gate_varlen",
            ring_of_bytes,
            {.block_m = 32,
