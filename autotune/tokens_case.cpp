@@ -6,12 +6,10 @@
 #include <fmt/format.h>
 
 #include "autotune/host_numbers.h"
+#include "autotune/reference/stored_state.h"
 
 namespace ssmjit {
 namespace {
-
-// Relative error of a row's factor.
-constexpr double kScaling = 0x1p-20;
 
 // Columns of an index tensor, by row.
 Tensor with_columns(Tensor flat, std::int64_t columns) {
@@ -60,7 +58,7 @@ TokensMeter::TokensMeter(const Description& description)
     : description_(description),
       y_(description.input_dtype, description.dstate),
       state_(description.state_dtype, description.dstate),
-      flushed_(description, 0) {}
+      rounded_(description) {}
 
 void TokensMeter::add_state(const std::vector<double>& want, const std::vector<double>& slack, const Tensor& states,
                             const Tensor& scales, std::int64_t slot, int head, std::uint32_t token, std::uint64_t seed,
@@ -76,31 +74,10 @@ void TokensMeter::add_state(const std::vector<double>& want, const std::vector<d
     }
     return;
   }
-  RingHead stored;
-  stored.state = want;
-  stored.state_slack = slack;
-  if (d.has_state_scale()) {
-    const double largest = d.state_dtype == DType::i8 ? 127.0 : 448.0;
-    for (int p = 0; p < P; ++p) {
-      const auto row = stored.state.begin() + std::ptrdiff_t{p} * N;
-      const auto peak = std::max_element(row, row + N, [](double a, double b) { return std::abs(a) < std::abs(b); });
-      const double amax = std::abs(*peak);
-      const bool scaled = rounded(DType::f32, amax) > 0;
-      stored.scale.push_back(scaled ? amax / largest : 1.0);
-      if (!scaled) continue;
-      const double off = kScaling + stored.state_slack[static_cast<std::size_t>(peak - stored.state.begin())] / amax;
-      for (int n = 0; n < N; ++n) {
-        const auto i = static_cast<std::size_t>(p * N + n);
-        stored.state_slack[i] += off * std::abs(stored.state[i]);
-      }
-    }
-  }
-  RingRequest of;
-  of.slot = slot;
-  RingArgs got;
-  got.state = states;
-  got.state_scale = scales;
-  flushed_.add_head(stored, of, head, got, read, seed, token);
+  std::vector<double> with_scale = slack;
+  const std::vector<double> scale = row_scales(d, want, with_scale);
+  rounded_.add_head({.state = want, .slack = with_scale, .scale = scale}, states, scales, slot, head, seed, read,
+                    token);
 }
 
 void TokensMeter::add_head(const TokensHead& want, std::int64_t request, const TokensRequest& of, int head,
@@ -121,7 +98,7 @@ void TokensMeter::add_head(const TokensHead& want, std::int64_t request, const T
 
 Nearness TokensMeter::state() const {
   const bool plain = !description_.has_state_scale() && std::holds_alternative<Nearest>(description_.rounding_kind);
-  return plain ? state_.result() : flushed_.result();
+  return plain ? state_.result() : rounded_.result();
 }
 
 std::vector<std::string> TokensMeter::failures() const {
@@ -132,7 +109,7 @@ std::vector<std::string> TokensMeter::failures() const {
   };
   add(judge(y(), d.input_dtype, d.dstate, "out"));
   const bool plain = !d.has_state_scale() && std::holds_alternative<Nearest>(d.rounding_kind);
-  add(plain ? judge(state_.result(), d.state_dtype, d.dstate, "state") : flushed_.failure());
+  add(plain ? judge(state_.result(), d.state_dtype, d.dstate, "state") : rounded_.failure());
   return found;
 }
 
@@ -158,9 +135,11 @@ TokensCase::TokensCase(const Description& description, const CaseLayout& layout,
     if (request.live) {
       double magnitude = layout.strong_decay ? 30.0 : 1.0;
       if (d.has_state_scale()) {
+        const double largest = largest_stored(d.state_dtype);
         for (std::int64_t i = 0; i < rows; ++i)
-          put(host_.state_scale, request.source * host_.state_scale.stride[0] + i, magnitude * uniform({0.02, 0.04}));
-        magnitude = 30.0;  // in units of the scale
+          put(host_.state_scale, request.source * host_.state_scale.stride[0] + i,
+              magnitude * uniform({2.5, 5}) / largest);
+        magnitude = largest / 4;  // in units of the scale
       }
       for (std::int64_t i = 0; i < rows * d.dstate; ++i)
         put(host_.state, request.source * host_.state.stride[0] + i, magnitude * normal());

@@ -9,7 +9,7 @@
 
 #include "autotune/kernel_case.h"
 #include "autotune/reference/tokens_reference.h"
-#include "autotune/ring_case.h"
+#include "autotune/state_meter.h"
 
 namespace ssmjit {
 
@@ -33,7 +33,7 @@ class TokensMeter {
 
   Description description_;
   NearnessMeter y_, state_;
-  FlushMeter flushed_;  // of states that are scaled or rounded by chance
+  StateMeter rounded_;  // of states that are scaled or rounded by chance
 };
 
 // Calls visit(states, scales, slot, token) for every state that a request stores: `states` and `scales` of rank 4 and

@@ -27,8 +27,7 @@ constexpr int kRingDstateStep = 32;        // a ring kernel contracts 32 columns
 constexpr int kRingNarrowDstateStep = 64;  // of 8-bit states 64
 constexpr int kBytesDstateStep = 16;       // an update has 16 columns of 8-bit states in a vector
 constexpr int kMostRingTokens = 16;
-constexpr int kMostTokens = 64;        // of an update
-constexpr int kNarrowDstateStep = 64;  // of an update of several tokens with an 8-bit state
+constexpr int kMostTokens = 64;  // of an update
 constexpr int kMostWindow = 32;
 constexpr int kMostRingLength = 64;
 constexpr int kMostPhiloxRounds = 32;
@@ -92,10 +91,10 @@ void check_tokens(const Description& d, std::vector<std::string>& out) {
   if (d.token_count < 1 || d.token_count > kMostTokens)
     out.push_back(fmt::format("tokens: got {}; an update takes 1 to {} a step", d.token_count, kMostTokens));
   check_dtype("input", d.input_dtype, {DType::f32, DType::bf16, DType::f16}, out);
-  check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8}, out);
-  if (size_bytes(d.state_dtype) == 1 && d.dstate % kNarrowDstateStep != 0) {
+  check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8, DType::i16}, out);
+  if (size_bytes(d.state_dtype) == 1 && d.dstate % kBytesDstateStep != 0) {
     out.push_back(fmt::format("dstate: got {}; an update of tokens with a state of {} wants a multiple of {}", d.dstate,
-                              name(d.state_dtype), kNarrowDstateStep));
+                              name(d.state_dtype), kBytesDstateStep));
   }
   check_stochastic(d, out);
   if (d.has_destination && d.stores_every_token()) {

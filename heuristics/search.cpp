@@ -79,16 +79,13 @@ std::string user_table_dir() {
   return "";
 }
 
-Table load_tables() { return load_tables_behind({}); }
-
-Table load_tables_behind(const std::vector<std::string>& first) {
+Table load_tables() {
   Table table = shipped_tables();
   const std::string user = user_table_dir();
   std::error_code error;
   if (!user.empty() && fs::exists(user, error)) merge_from(table, user);
 
   merge_tables(table, paths_in("SSMJIT_TABLES"));
-  merge_tables(table, first);
   return table;
 }
 

@@ -1,4 +1,4 @@
-// Tables from files and folders, and in which order they win.
+// Tables from files and folders.
 #pragma once
 
 #include <string>
@@ -8,8 +8,6 @@
 
 namespace ssmjit {
 
-// load_tables() with these files and folders in front of it, the first winning.
-Table load_tables_behind(const std::vector<std::string>& first);
 // Puts what stands in files and folders over `table`, the first winning. Unreadable files are warned about and passed
 // over.
 void merge_tables(Table& table, const std::vector<std::string>& paths);

@@ -248,7 +248,10 @@ Session::Session(const SessionOptions& options) : state_(std::make_shared<State>
   State& s = *state_;
   s.options = options;
   const auto tables = std::make_shared<Tables>();
-  tables->all = load_tables_behind(options.tables);
+  Table named;
+  merge_tables(named, options.tables);
+  tables->all = load_tables();
+  tables->all.merge(named);
   std::vector<std::string> seeds = options.seeds;
   const std::vector<std::string> more = paths_in("SSMJIT_SEEDS");
   seeds.insert(seeds.end(), more.begin(), more.end());
@@ -257,7 +260,7 @@ Session::Session(const SessionOptions& options) : state_(std::make_shared<State>
     s.places.seeds.insert(s.places.seeds.begin(), seed->get());
     tables->of_bundles.merge((*seed)->table());
   }
-  merge_tables(tables->of_bundles, options.tables);
+  tables->of_bundles.merge(named);
   s.tables = tables;
   s.places.cache_dir = options.cache_dir.empty() ? default_cache_dir() : options.cache_dir;
   s.places.no_jit = options.no_jit;

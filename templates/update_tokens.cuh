@@ -30,13 +30,6 @@
 
 enum class StateStore { in_place, snapshots, slots };
 
-template <class T>
-constexpr bool kHasScale = false;
-template <>
-constexpr bool kHasScale<i8> = true;
-template <>
-constexpr bool kHasScale<e4m3> = true;
-
 // Sizes that follow from Cfg. Cfg is a struct of constants: kHeadDim, kDstate, kHeadsPerGroup, kTokens, the types
 // State, Input, Dt, Weight, kPadOutput, kStore, kDestination, kAccepted, kTree, kVarlen, kPhiloxRounds, the plan's
 // fields, and the functions delta, decay, skip, gate.
@@ -51,7 +44,7 @@ struct TokensShape {
   static constexpr int kRows = kRowsPerWarp / (32 / kLanes);  // a lane
   static constexpr int kTiles = Cfg::kHeadDim / Cfg::kBlockM;
   static constexpr i64 kHeadSize = Cfg::kHeadDim * Cfg::kDstate;
-  static constexpr bool kScaled = kHasScale<typename Cfg::State>;
+  static constexpr bool kScaled = is_scaled(typename Cfg::State{});
   static constexpr bool kEveryToken = Cfg::kStore != StateStore::in_place;
   static constexpr int kChunk = Cfg::kTokens < 16 ? Cfg::kTokens : 16;  // tokens whose inputs are in shared memory
   static constexpr int kTurn = Cfg::kStages < kChunk ? Cfg::kStages : kChunk;  // tokens that a turn of the loop takes
@@ -285,19 +278,11 @@ struct TokensStep {
     if constexpr (Cfg::kPhiloxRounds == 0) {
       return round_vector(v, State{});
     } else {
-      constexpr int kWords = 8 / kPerWord<State>;  // of a draw
-      Vec16 all;
+      Draw draw[S::kVecElements / 8];
 #pragma unroll
-      for (int d = 0; d < S::kVecElements / 8; ++d) {
-        float eight[8];
-#pragma unroll
-        for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
-        u32 word[kWords];
-        round_stochastic(eight, state_draw<Cfg::kPhiloxRounds>(seed, place + 8 * d, token), word, State{});
-#pragma unroll
-        for (int w = 0; w < kWords; ++w) all.word[d * kWords + w] = word[w];
-      }
-      return all;
+      for (int d = 0; d < S::kVecElements / 8; ++d)
+        draw[d] = state_draw<Cfg::kPhiloxRounds>(seed, place + 8 * d, token);
+      return round_vector_by(v, draw, State{});
     }
   }
   // The lane's part of the head to a slot, after token `token` of those that the launch stores (random bits: contract).
@@ -316,7 +301,7 @@ struct TokensStep {
           for (int e = 0; e < S::kVecElements; ++e)
             if (inside(v)) largest = max_f32(largest, abs_f32(state.v[r][v][e]));
         largest = max_lanes<S::kLanes>(largest);
-        encode = largest > 0.0f ? largest_of(State{}) / largest : 1.0f;
+        encode = encode_of_row(largest, State{});
         if (column == 0) scales[lane_row + r] = 1.0f / encode;
       }
 #pragma unroll
@@ -517,9 +502,15 @@ SSMJIT_DEVICE void update_tokens(const UpdateTokensArgs& args) {
   if constexpr (!Cfg::kEarlyState) request_state();
   u64 seed = 0;
   if constexpr (Cfg::kPhiloxRounds > 0) {
-    const u32* const words = reinterpret_cast<const u32*>(args.rand_seed + (live ? source * args.seed_stride : 0));
-    const u32 low = load_now_b32(words), high = load_now_b32(words + 1);
-    seed = static_cast<u64>(high) << 32 | low;
+    // Of seeds by slot that of the slot that is written, where one is; else of the one that is read.
+    i64 seeded = live ? source : 0;
+    if constexpr (Cfg::kDestination) {
+      if (live && args.dst_state_batch_indices != nullptr && at.usable(target_entry.value(), args.slots))
+        seeded = target_entry.value();
+    }
+    u32 words[2];
+    load_now<2>(args.rand_seed + seeded * args.seed_stride, words);
+    seed = static_cast<u64>(words[1]) << 32 | words[0];
   }
   if constexpr (Cfg::kHasDtBias) dt_bias = widen(dt_bias_stored);
   if constexpr (Cfg::kHasD) D = widen(D_stored);

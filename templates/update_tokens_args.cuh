@@ -48,7 +48,7 @@ struct UpdateTokensArgs {
   long long snapshot_index_stride;
   const void* retrieve_parent_token;  // [batch, tokens], a tree's
   long long parent_stride, parent_token_stride;
-  const long long* rand_seed;  // rounding by chance: one, or one a slot that is read
+  const long long* rand_seed;  // rounding by chance: one, or one a slot of the state
   long long seed_stride;
   int disable_state_update;  // 1: of snapshots, the state that was read stays as it was
 };

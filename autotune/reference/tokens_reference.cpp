@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autotune/reference/stored_state.h"
+
 namespace ssmjit {
 namespace {
 
@@ -85,24 +87,17 @@ TokensHead tokens_reference(const Description& d, const UpdateArgs& args, std::i
   if (d.has_dt_bias()) set(Leaf::dt_bias, stored_value(args.dt_bias, head, read));
   if (d.has_D()) set(Leaf::D, stored_value(args.D, head, read));
 
-  const auto stored = [&](const Tensor& states, std::int64_t head_at, const Tensor& scales, std::int64_t row_at) {
-    std::vector<double> v = stored_values(states, head_at, P * N, read);
-    if (!d.has_state_scale()) return v;
-    const std::vector<double> scale = stored_values(scales, row_at, P, read);
-    for (int i = 0; i < P * N; ++i) v[at(i)] *= scale[at(i / N)];
-    return v;
-  };
   std::vector<double> h(at(P * N), 0.0), slack(at(P * N), 0.0);
   if (of.live)
-    h = stored(args.state, of.source * args.state.stride[0] + std::int64_t{head} * P * N, args.state_scale,
-               of.source * args.state_scale.stride[0] + std::int64_t{head} * P);
+    h = decoded_state(d, args.state, of.source * args.state.stride[0] + std::int64_t{head} * P * N, args.state_scale,
+                      of.source * args.state_scale.stride[0] + std::int64_t{head} * P, read);
 
   TokensHead result;
   for (int t = 0; t < of.tokens; ++t) {
     if (d.has_tree && of.live && of.parents[at(t)] >= 0) {
       const std::int64_t row =
           ((of.snapshot * args.intermediate_states.shape[1] + of.parents[at(t)]) * d.nheads + head) * P;
-      h = stored(args.intermediate_states, row * N, args.intermediate_state_scales, row);
+      h = decoded_state(d, args.intermediate_states, row * N, args.intermediate_state_scales, row, read);
       std::fill(slack.begin(), slack.end(), 0.0);
     }
     const auto of_token = [&](const Tensor& tensor, int part, int width) {
@@ -148,9 +143,8 @@ TokensHead tokens_reference(const Description& d, const UpdateArgs& args, std::i
 }
 
 std::uint64_t tokens_seed(const UpdateArgs& args, const TokensRequest& of, const Reader& read) {
-  if (args.rand_seed.data == nullptr) return 0;
-  const bool by_slot = args.rand_seed.shape[0] > 1;
-  return static_cast<std::uint64_t>(stored_index(args.rand_seed, by_slot ? of.source : 0, read));
+  const bool one = of.targets.empty() && of.snapshot < 0 && of.final_target >= 0;
+  return seed_of_slot(args.rand_seed, one ? of.final_target : of.source, read);
 }
 
 }  // namespace ssmjit

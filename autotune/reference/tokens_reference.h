@@ -43,7 +43,8 @@ struct TokensHead {
 TokensHead tokens_reference(const Description& description, const UpdateArgs& args, std::int64_t request,
                             const TokensRequest& of, int head, const Reader& read);
 
-// The seed of a request's rounding: one, or one a slot that is read.
+// The seed of a live request's rounding: one; or one a slot, that of the slot that an update in place writes, with
+// snapshots and slots of the one that is read.
 std::uint64_t tokens_seed(const UpdateArgs& args, const TokensRequest& of, const Reader& read);
 
 }  // namespace ssmjit

@@ -205,12 +205,12 @@ TEST(Description, ThreeWrongFieldsGiveThreeSentences) {
   Description step = usual();
   step.head_dim = 60;
   step.dstate = 8;
-  step.tokens(6);
+  step.tokens(65);
   EXPECT_EQ(step.problems(),
             (std::vector<std::string>{
                 "head_dim: got 60; wants a multiple of 8 from 8 to 256",
                 "dstate: got 8; wants a multiple of 8 from 16 to 256",
-                "tokens: got 6; an update in place takes 1 token a step: more want a ring (store=ring:16)",
+                "tokens: got 65; an update takes 1 to 64 a step",
             }));
   const std::string sentence = refusal([&] { step.validate(); });
   for (const std::string& problem : step.problems()) EXPECT_TRUE(holds(sentence, problem));

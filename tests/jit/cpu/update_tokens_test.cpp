@@ -1,8 +1,10 @@
 // Emitted update kernels of several tokens on the CPU executor: right by the double reference in every form, the same
 // bits whichever way the states are kept, and wrong kernels found.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <optional>
 #include <random>
 #include <string>
@@ -59,8 +61,10 @@ std::vector<Form> forms() {
       {"packed_tree", small(DType::f8).tokens(4).store(Snapshots{}).tree().varlen()},
       {"20_tokens", small().tokens(20).store(Slots{}).varlen().pad_output(PadOutput::as_if_zero_state)},
       {"fp32_inputs_unaligned", small().tokens(3).input(DType::f32).store(Slots{}).unaligned_rows()},
-      {"odd_sizes", odd.tokens(3).store(Snapshots{}).unaligned_rows().gate(silu(dsl::z))},
+      {"odd_sizes", Description(odd).tokens(3).store(Snapshots{}).unaligned_rows().gate(silu(dsl::z))},
       {"int8", small(DType::i8).tokens(3).store(Slots{})},
+      {"int16", small(DType::i16).tokens(3).store(Snapshots{}).tree()},
+      {"int16_by_chance", small(DType::i16).tokens(3).store(Slots{}).rounding(Stochastic{})},
       {"int8_by_chance", small(DType::i8).tokens(3).store(Snapshots{}).rounding(Stochastic{})},
       {"fp8_by_chance_in_place", small(DType::f8).tokens(3).rounding(Stochastic{.philox_rounds = 7})},
       {"bf16_by_chance", small().tokens(3).store(Slots{}).rounding(Stochastic{})},
@@ -263,36 +267,35 @@ const std::vector<double>& at(const std::vector<std::vector<std::vector<double>>
 TEST(TokenSteps, SnapshotsAndSlotsHoldTheBitsOfSingleStepsWithAnFp32StateRoundedWhereItIsStored) {
   NEEDS_EXECUTOR();
   const SingleSteps want = one_by_one(6);
-  for (const DType state : {DType::f32, DType::bf16, DType::f16})
-    for (const char* plan :
-         {"", "block_m=8,warps=1,lanes_per_row=16", "block_m=16,warps=2,lanes_per_row=8,stages=16"}) {
-      if (plan[0] == 'b' && plan[8] == '8' && state != DType::f32) plan = "block_m=8,warps=1,lanes_per_row=8";
-      Steps snapshots(small(state).tokens(6).store(Snapshots{}), kRequests, plan);
-      snapshots.add_snapshots(kRequests);
-      Steps slots(small(state).tokens(6).store(Slots{}), 7 * kRequests, plan);
-      std::vector<std::int64_t> targets;
-      for (std::int64_t b = 0; b < kRequests; ++b) {
-        snapshots.begin(b, b);
-        slots.begin(b, b);
-        for (std::int64_t t = 0; t < 6; ++t) targets.push_back(kRequests + 6 * b + t);
-      }
-      slots.args().dst_state_batch_indices = slots.indices(targets, {kRequests, 6});
-      snapshots.step({0, 0, 0});
-      slots.step({0, 0, 0});
-      for (std::int64_t b = 0; b < kRequests; ++b) {
-        for (int t = 0; t < 6; ++t) {
-          const std::vector<double> stored = as_stored(state, at(want.state, t, b));
-          ASSERT_EQ(snapshots.snapshot(b, t), stored) << name(state) << " " << plan << ": " << b << ", token " << t;
-          ASSERT_EQ(slots.state(kRequests + 6 * b + t), stored) << name(state) << " " << plan;
-          ASSERT_EQ(snapshots.out(b, t), slots.out(b, t));
-        }
-        ASSERT_EQ(snapshots.state(b), as_stored(state, at(want.state, 5, b)));
-        std::vector<double> before;
-        for (std::size_t i = 0; i < snapshots.state(b).size(); ++i)
-          before.push_back(told("s", b, 0, static_cast<std::int64_t>(i)));
-        ASSERT_EQ(slots.state(b), before) << "a slot that is only read was written";
-      }
+  for (const auto& [state, plan] : {std::pair(DType::f32, "block_m=8,warps=1,lanes_per_row=16"),
+                                    {DType::bf16, "block_m=16,warps=2,lanes_per_row=8"},
+                                    {DType::f16, "block_m=16,warps=1,lanes_per_row=8,stages=16"}}) {
+    Steps snapshots(small(state).tokens(6).store(Snapshots{}), kRequests, plan);
+    snapshots.add_snapshots(kRequests);
+    Steps slots(small(state).tokens(6).store(Slots{}), 7 * kRequests, plan);
+    std::vector<std::int64_t> targets;
+    for (std::int64_t b = 0; b < kRequests; ++b) {
+      snapshots.begin(b, b);
+      slots.begin(b, b);
+      for (std::int64_t t = 0; t < 6; ++t) targets.push_back(kRequests + 6 * b + t);
     }
+    slots.args().dst_state_batch_indices = slots.indices(targets, {kRequests, 6});
+    snapshots.step({0, 0, 0});
+    slots.step({0, 0, 0});
+    for (std::int64_t b = 0; b < kRequests; ++b) {
+      for (int t = 0; t < 6; ++t) {
+        const std::vector<double> stored = as_stored(state, at(want.state, t, b));
+        ASSERT_EQ(snapshots.snapshot(b, t), stored) << name(state) << " " << plan << ": " << b << ", token " << t;
+        ASSERT_EQ(slots.state(kRequests + 6 * b + t), stored) << name(state) << " " << plan;
+        ASSERT_EQ(snapshots.out(b, t), slots.out(b, t));
+      }
+      ASSERT_EQ(snapshots.state(b), as_stored(state, at(want.state, 5, b)));
+      std::vector<double> before;
+      for (std::size_t i = 0; i < snapshots.state(b).size(); ++i)
+        before.push_back(told("s", b, 0, static_cast<std::int64_t>(i)));
+      ASSERT_EQ(slots.state(b), before) << "a slot that is only read was written";
+    }
+  }
 }
 
 TEST(TokenSteps, VerifyAcceptVerifyGivesTheSameBitsBySnapshotsThatAreCopiedAndBySlotsThatAreNot) {
