@@ -221,6 +221,12 @@ Map<String, Function> description_functions() {
                           number_of(tokens, "tokens"), number_of(accepted, "accepted"));
          return Array<std::int64_t>{next.start, next.count};
        })},
+      {"advance_replay", typed([](String json, std::int64_t buffer, std::int64_t before, std::int64_t accepted) {
+         const ReplayCursor next =
+             advance_replay(description_of(json), {number_of(buffer, "buffer"), number_of(before, "accepted before")},
+                            number_of(accepted, "accepted"));
+         return Array<std::int64_t>{next.buffer, next.accepted};
+       })},
       {"ring_slot_bytes", typed([](String json) { return ring_slot_bytes(description_of(json)); })},
   };
 }

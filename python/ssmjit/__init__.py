@@ -8,6 +8,7 @@
 Drop-ins with their peers' signatures: ssmjit.mamba_ssm, ssmjit.causal_conv1d, ssmjit.flashinfer.
 """
 
+from ._dropin import use_session
 from ._ffi import function as _function
 from .description import (Description, Model, conv1d, from_hf, gated_norm, load_model, mamba2, shipped_models)
 from .errors import Error, InternalError, InvalidError, MachineError, MissingError
@@ -18,5 +19,5 @@ __version__ = str(_function("version")())
 __all__ = [
     "Choice", "Description", "Error", "InternalError", "InvalidError", "MachineError", "MissingError", "Model",
     "PrepareA", "Prepared", "RingSlots", "Session", "bundle_problems", "conv1d", "devices", "from_hf", "gated_norm",
-    "is_bundle", "load_model", "mamba2", "set_log", "shipped_models", "write_bundle",
+    "is_bundle", "load_model", "mamba2", "set_log", "shipped_models", "use_session", "write_bundle",
 ]

@@ -16,6 +16,7 @@ _load_model = function("load_model")
 _from_hf = function("from_hf")
 _ring_flushes = function("ring_flushes")
 _advance_ring = function("advance_ring")
+_advance_replay = function("advance_replay")
 _ring_slot_bytes = function("ring_slot_bytes")
 
 
@@ -89,6 +90,10 @@ class Description:
     def advance_ring(self, cursor, tokens, accepted):
         """(start, count) after a step of which the first `accepted` tokens are kept: once a model step, not a layer."""
         return tuple(_advance_ring(self._json, *cursor, tokens, accepted))
+
+    def advance_replay(self, cursor, accepted):
+        """(buffer, accepted) of a replay's slot after a step of which the first `accepted` tokens are kept, likewise."""
+        return tuple(_advance_replay(self._json, *cursor, accepted))
 
     def ring_slot_bytes(self):
         """Device memory of one slot of one layer: state, scales and rings."""

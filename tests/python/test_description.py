@@ -62,6 +62,15 @@ def test_a_ring_s_cursor_moves_as_the_host_keeps_it():
         ring.advance_ring((0, 99), 6, 3)
 
 
+def test_a_replay_s_cursor_takes_the_other_buffer():
+    replay = ssmjit.mamba2(16, 64, 128, store="replay", tokens=6, state="bf16")
+    assert replay.op == "replay" and replay.problems() == []
+    assert replay.advance_replay((0, 0), 4) == (1, 4)
+    assert replay.advance_replay((1, 4), 6) == (0, 6)
+    with pytest.raises(ssmjit.InvalidError):
+        replay.advance_replay((0, 0), 7)
+
+
 def test_a_config_of_hugging_face_becomes_a_model():
     config = {"model_type": "mamba2", "num_heads": 80, "head_dim": 64, "state_size": 128, "n_groups": 1,
               "conv_kernel": 4, "expand": 2, "hidden_size": 2560, "hidden_act": "silu", "use_conv_bias": True,

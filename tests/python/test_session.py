@@ -164,6 +164,29 @@ def test_a_bundle_stands_in_for_the_compiler(session, driver, tmp_path):
     assert driver.launches == 1
 
 
+def test_a_replay_is_launched(session, driver):
+    tokens = 4
+    replay = ssmjit.mamba2(HEADS, DIM, DSTATE, GROUPS, store="replay", tokens=tokens, state="bf16")
+    step = session.prepare(replay, 8)
+    rows = (BATCH, tokens)
+    given = dict(state=memory.empty((SLOTS, HEADS, DIM, DSTATE)), old_x=memory.empty((SLOTS, tokens, HEADS, DIM)),
+                 old_B=memory.empty((SLOTS, 2, tokens, GROUPS, DSTATE)),
+                 old_dt=memory.empty((SLOTS, 2, HEADS, tokens), "fp32"),
+                 old_cumAdt=memory.empty((SLOTS, 2, HEADS, tokens), "fp32"),
+                 cache_buf_idx=memory.empty((SLOTS,), "int32"),
+                 prev_num_accepted_tokens=memory.empty((SLOTS,), "int32"), x=memory.empty((*rows, HEADS, DIM)),
+                 dt=memory.empty((*rows, HEADS), "fp32"), A=memory.empty((HEADS,), "fp32"),
+                 B=memory.empty((*rows, GROUPS, DSTATE)), C=memory.empty((*rows, GROUPS, DSTATE)),
+                 D=memory.empty((HEADS,), "fp32"), dt_bias=memory.empty((HEADS,), "fp32"),
+                 out=memory.empty((*rows, HEADS, DIM)), state_batch_indices=memory.of([2, 5, -1], "int32"))
+    if step.scratch_bytes():
+        given["scratch"] = memory.empty((step.scratch_bytes(),), "int8")
+    step.launch(**given)
+    assert driver.launches >= 1
+    for name in ("old_x", "old_cumAdt", "cache_buf_idx"):
+        assert given[name].data_ptr() in addresses(driver), name
+
+
 def test_a_is_prepared_from_a_log(session, driver):
     prepare_A = session.prepare_A()
     A_log, A = memory.empty((HEADS,), "bf16"), memory.empty((HEADS,), "fp32")
