@@ -222,8 +222,8 @@ def main():
             continue
         takes = inspect.signature(modules[kind].replay_selective_state_update).parameters
         if wanted not in takes:
-            parser.error(f"--{kind} {paths[kind]}: got replay_selective_state_update({', '.join(takes)}), wants one that "
-                         f"takes {wanted}; there are two files of that name, for --replay and for --wrapped")
+            parser.error(f"--{kind} {paths[kind]}: got replay_selective_state_update({', '.join(takes)}), wants one "
+                         f"that takes {wanted}; there are two files of that name, for --replay and for --wrapped")
     spies = {kind: Launches(module) for kind, module in modules.items()}
     heads, groups, tokens = options.heads, options.groups, options.tokens
     other = torch.ones(2 * torch.cuda.get_device_properties(0).L2_cache_size // 4, device="cuda")
