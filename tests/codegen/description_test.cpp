@@ -229,7 +229,7 @@ TEST(Description, AllWrongFieldsOfAFileAreNamedAtOnce) {
   for (const char* part : {"schema: got 2", "op: got \"scan\"", "nheads: got \"16\"", "head_dim: got 64.5",
                            "dstate: missing", "unknown field \"colour\"", "state: unknown dtype \"fp4\"",
                            "delta: unknown name \"sofplus\" at column 1 of \"sofplus(dt)\"; known functions are",
-                           "store: got \"replay:16\"; wants in_place or ring",
+                           "store: got \"replay:16\"; wants replay alone",
                            "rounding: got \"upwards\"; wants nearest or stochastic", "gate: got 3"}) {
     EXPECT_TRUE(holds(sentence, part)) << part << "\n" << sentence;
   }
