@@ -14,8 +14,10 @@
 #include "autotune/norm_case.h"
 #include "autotune/replay_case.h"
 #include "autotune/ring_case.h"
+#include "autotune/tokens_case.h"
 #include "autotune/update_case.h"
 #include "codegen/fail.h"
+#include "codegen/update_form.h"
 
 namespace ssmjit {
 namespace {
@@ -80,6 +82,7 @@ std::unique_ptr<KernelCase> make_case(const Description& description, const Case
   if (description.op() == Op::replay) return std::make_unique<ReplayCase>(description, layout, seed);
   if (description.op() == Op::conv1d) return std::make_unique<Conv1dCase>(description, layout, seed);
   if (description.op() == Op::norm) return std::make_unique<NormCase>(description, layout, seed);
+  if (has_token_kernel(description)) return std::make_unique<TokensCase>(description, layout, seed);
   return std::make_unique<UpdateCase>(description, layout, seed);
 }
 
@@ -174,7 +177,9 @@ Tensor KernelCase::add_pool(std::string name, DType dtype, const std::vector<std
 }
 
 std::int64_t KernelCase::pool_slots() const {
-  const bool by_token = description_.conv && description_.conv->keep == ConvKeep::slots;
+  const bool by_token = description_.conv
+                            ? description_.conv->keep == ConvKeep::slots
+                            : std::holds_alternative<Slots>(description_.store_kind) || description_.has_accepted;
   const int others = by_token ? description_.token_count : layout_.indexed ? 1 : 0;  // beside the one that a row reads
   return std::int64_t{layout_.batch} * (1 + others) + (layout_.indexed ? 3 : 0);
 }

@@ -1,5 +1,5 @@
 // One test of a kernel: its memory, laid out as an engine might, and what it must hold after a launch. UpdateCase,
-// RingCase, Conv1dCase, NormCase, LayerCase and ReplayCase are the tests of the ops.
+// TokensCase, RingCase, Conv1dCase, NormCase, LayerCase and ReplayCase are the tests of the ops.
 #pragma once
 
 #include <cstddef>

@@ -646,7 +646,7 @@ struct RingStep {
 #pragma unroll
             for (int e = 0; e < S::kSpan; ++e) largest = max_f32(largest, abs_f32(v[c][r][e]));
           largest = max_lanes<4>(largest);
-          const float encode = largest > 0.0f ? largest_of(State{}) / largest : 1.0f;
+          const float encode = encode_of_row(largest, State{});
           const float decoded = 1.0f / encode;
           if (q == 0)
             args.state_scale[wide(slot, args.state_scale_stride) + (h * Cfg::kHeadDim + first + 8 * (i + r) + g)] =

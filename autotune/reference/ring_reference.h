@@ -12,6 +12,7 @@
 #include <ssmjit/description.h>
 #include <ssmjit/kernel.h>
 
+#include "autotune/reference/stored_state.h"
 #include "autotune/reference/stored_values.h"
 
 namespace ssmjit {
@@ -61,10 +62,5 @@ struct RingHead {
 };
 RingHead ring_reference(const Description& description, const RingArgs& args, std::int64_t request,
                         const RingRequest& of, int head, const RingOperands& operands, const Reader& read);
-
-// `value`, in units of its scale, as a stochastic flush stores it: element `n` of row `p` of the head. Magnitudes are
-// rounded by chance, but int8 downwards by chance; contract section 6.
-double stored_stochastically(const Description& description, double value, std::uint64_t seed, std::int64_t slot,
-                             int head, int p, int n);
 
 }  // namespace ssmjit
