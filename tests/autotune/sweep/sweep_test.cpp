@@ -565,12 +565,11 @@ TEST_F(Sweep, AnUpdateOfSeveralTokensOfEveryKindIsVerifiedTimedAndCheckedInBothM
 TEST_F(Sweep, AReplayIsVerifiedTimedInOnePhaseAndCheckedInBothModes) {
   for (const Description& d : {ring().store(Replay{}), ring().store(Replay{}).tokens(1).gate(silu(dsl::z)),
                                ring().store(Replay{}).state(DType::f16).rounding(Stochastic{})}) {
-    use(d, {{3, 0}, {2, 0}});
+    use(d, {{2, 0}});
     options_.modes = {PdlMode::off, PdlMode::chain};
     const std::vector<Measurement> all = run();
-    ASSERT_THAT(all, SizeIs(4));
     for (const Measurement& m : all) {
-      EXPECT_TRUE(m.outcome == Outcome::ok || m.outcome == Outcome::dropped) << d.summary() << ": " << m.reason;
+      EXPECT_EQ(m.outcome, Outcome::ok) << d.summary() << ": " << m.reason;
       EXPECT_EQ(m.op, Op::replay);
       EXPECT_EQ(m.phase, "step");
       EXPECT_EQ(m.total_heads(), kBatch * 4);
@@ -582,7 +581,7 @@ TEST_F(Sweep, AReplayIsVerifiedTimedInOnePhaseAndCheckedInBothModes) {
     ASSERT_THAT(table.rows, SizeIs(2));
     for (const TableRow& row : table.rows) {
       EXPECT_EQ(row.op, Op::replay);
-      EXPECT_EQ(row.plan, options_.plans[1]);
+      EXPECT_EQ(row.plan, options_.plans[0]);
     }
     EXPECT_EQ(lookup(table, d, all[0].device, Arch{}, kBatch, PdlMode::off).why, Why::exact);
     EXPECT_EQ(Table::from_json(table.json()).json(), table.json());
