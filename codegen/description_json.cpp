@@ -247,7 +247,7 @@ Wrong read_op(const Json& value) {
   std::string known;
   for (Op each : kOps) {
     if (value.is_string() && value.get_ref<const std::string&>() == name(each)) return {};
-    known += fmt::format("{}{}", known.empty() ? "" : each == Op::layer ? " and " : ", ", name(each));
+    known += fmt::format("{}{}", known.empty() ? "" : each == std::end(kOps)[-1] ? " and " : ", ", name(each));
   }
   return got(value, fmt::format("not available in this version; {} are", known));
 }

@@ -445,6 +445,24 @@ Source emit_prepare_A(const Arch& arch) {
   return source;
 }
 
+Source emit_slot_copies(const Arch& arch) {
+  constexpr const char* kEntry = "ssmjit_slot_copies";
+  Source source;
+  source.arch = arch;
+  source.text =
+      fmt::format("// ssmjit {}: slots of pools copied\n// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n",
+                  kVersion, arch.text());
+  Pieces(source.text).add("slot_copies.cuh");
+  source.text += fmt::format(
+      "\nextern \"C\" __global__ void __launch_bounds__({0}) {1}(const __grid_constant__ SlotCopiesArgs args) {{\n"
+      "  slot_copies<{0}>(args);\n}}\n",
+      kSlotThreads, kEntry);
+  source.entries.push_back({kEntry, kSlotThreads, 0});
+  source.digest = digest16(without_banner(source.text));
+  source.options = kOptions;
+  return source;
+}
+
 std::int64_t materialise_blocks(const Description& description) {
   return std::int64_t{description.nheads} * (description.head_dim / slot_block_m(description));
 }

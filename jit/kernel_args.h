@@ -5,6 +5,7 @@
 
 #include <ssmjit/kernel.h>
 #include <ssmjit/ring.h>
+#include <ssmjit/slots.h>
 
 #include "codegen/rounded.h"
 #include "codegen/update_form.h"
@@ -19,6 +20,7 @@ namespace device_args {
 #include "templates/ring_args.cuh"
 #include "templates/ring_layer_args.cuh"
 #include "templates/ring_slots_args.cuh"
+#include "templates/slot_copies_args.cuh"
 #include "templates/update_args.cuh"
 #include "templates/update_rounded_args.cuh"
 #include "templates/update_tokens_args.cuh"
@@ -64,6 +66,8 @@ void with_device_args(const Description& description, const Args& args, Pdl pdl,
 device_args::MaterialiseArgs to_device(const Description& description, const MaterialiseArgs& args);
 device_args::ResetSlotsArgs to_device(const Description& description, const ResetSlotsArgs& args);
 device_args::CopySlotsArgs to_device(const Description& description, const CopySlotsArgs& args);
+// Likewise of what SlotCopies::problems finds right.
+device_args::SlotCopiesArgs to_device(const SlotCopiesArgs& args);
 // Likewise of what PrepareA::problems finds right.
 device_args::PrepareAArgs prepare_to_device(const Tensor& A_log, const Tensor& A);
 

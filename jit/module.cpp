@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <ssmjit/device.h>
 #include <ssmjit/error.h>
 
 #include "codegen/fail.h"
@@ -52,14 +51,22 @@ class RelaxedCapture {
 
 }  // namespace
 
-Arch arch_to_load_for(CUstream stream) {
+LoadPlace place_to_load(CUstream stream) {
   const Driver& the_driver = driver();
-  context_to_load_in(the_driver);
-  if (is_captured(the_driver, stream))
+  LoadPlace place;
+  place.context = context_to_load_in(the_driver);
+  place.captured = is_captured(the_driver, stream);
+  place.device = facts_of_current_context(the_driver);
+  return place;
+}
+
+Arch arch_to_load_for(CUstream stream) {
+  const LoadPlace place = place_to_load(stream);
+  if (place.captured)
     fail(ErrorKind::invalid,
          "kernel: a load (compile, module load) was asked for while the stream is being captured; load every kernel "
          "before the capture begins");
-  return facts_of_current_context(the_driver).arch();
+  return place.device.arch();
 }
 
 Module::Module(const Source& source, const Cubin& cubin)

@@ -14,6 +14,7 @@
 #include "replay.cuh"
 #include "ring.cuh"
 #include "rounding.cuh"
+#include "slot_copies.cuh"
 #include "update.cuh"
 #include "update_rounded.cuh"
 #include "update_tokens.cuh"
@@ -434,3 +435,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) check_norm_of_rows(const __
   norm<NormOfRows>(args);
 }
 extern "C" __global__ void check_prepare_A(const __grid_constant__ PrepareAArgs args) { prepare_A<bf16>(args); }
+
+extern "C" __global__ void __launch_bounds__(128) check_slot_copies(const __grid_constant__ SlotCopiesArgs args) {
+  slot_copies<128>(args);
+}

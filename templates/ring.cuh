@@ -1014,10 +1014,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   const RingCursors<Cfg> at{start, count, tokens, Cfg::kReplay || count + tokens > Cfg::kWindow, buffer};
   float old_delta[S::kBuffers][kHeadsMine][S::kLaneRows];
   float old_sum[S::kBuffers][Cfg::kReplay ? kHeadsMine : 1];
+  float* const first_deltas = step.ring_delta(slot, head, S::kBuffers == 2 ? 0 : buffer);
 #pragma unroll
   for (int i = 0; i < S::kBuffers; ++i) {
     const int from = S::kBuffers == 2 ? i : buffer;
-    const float* const deltas = step.ring_delta(slot, head, from);
+    const float* const deltas = i == 0 ? first_deltas : step.ring_delta(slot, head, from);
 #pragma unroll
     for (int r = 0; r < S::kLaneRows; ++r) {
       const int place = at.place_of_old(lane + 32 * r);
@@ -1155,7 +1156,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 
   // delta of the new rows into the ring.
   if (block_x() % S::kBlocks == 0) {
-    float* const deltas = step.ring_delta(slot, head, 1 - buffer);
+    float* const deltas = Cfg::kReplay ? step.ring_delta(slot, head, 1 - buffer) : first_deltas;
 #pragma unroll
     for (int k = 0; k < kHeadsMine; ++k)
 #pragma unroll

@@ -33,6 +33,12 @@ std::vector<Description> descriptions() {
 
 Description ring_model(DType state = DType::bf16) { return model(state).tokens(6).store(Ring{.window = 16}); }
 
+Description replay_model(DType state = DType::bf16) { return model(state).tokens(6).store(Replay{}); }
+std::vector<Description> replays() {
+  return {replay_model(), replay_model(DType::f32).tokens(1).gate(silu(dsl::z)),
+          replay_model(DType::f16).tokens(16).rounding(Stochastic{.philox_rounds = 7}).no_skip()};
+}
+
 std::vector<Description> rings() {
   return {ring_model(),
           ring_model(DType::f32).tokens(1).gate(silu(dsl::z)),
@@ -58,6 +64,7 @@ std::vector<Description> all_descriptions() {
   std::vector<Description> all = descriptions();
   for (const Description& d : of_tokens()) all.push_back(d);
   for (const Description& ring : rings()) all.push_back(ring);
+  for (const Description& replay : replays()) all.push_back(replay);
   return all;
 }
 
@@ -108,7 +115,7 @@ TEST(Emit, SourceStandsAloneWithOneEntry) {
       std::size_t entries = 0;
       for (const Line& line : code_of(source.text)) entries += line.text.find("extern \"C\"") != std::string::npos;
       EXPECT_EQ(entries, 1u);
-      const char* const args = d.op() == Op::ring                                        ? "RingArgs"
+      const char* const args = d.op() != Op::update                                      ? "RingArgs"
                                : source.text.find("update_tokens<") != std::string::npos ? "UpdateTokensArgs"
                                                                                          : "UpdateArgs";
       EXPECT_THAT(source.text, HasSubstr(source.entries[0].name + "(const __grid_constant__ " + args + " args)"));
@@ -226,6 +233,7 @@ TEST(Emit, ARingsConfigHoldsItsConstants) {
   static constexpr int kTokens = 6;
   static constexpr int kWindow = 16;
   static constexpr int kRing = 22;
+  static constexpr bool kReplay = false;
   static constexpr bool kHasDtBias = true;
   static constexpr bool kHasD = true;
   static constexpr bool kHasSkip = true;
@@ -290,6 +298,19 @@ TEST(Emit, ConfigsOfTokensHoldTheirConstantsAndComeFromTheirOwnTemplate) {
                                                                                 : "StateStore::in_place;";
     EXPECT_THAT(config, HasSubstr(std::string("kStore = ") + store));
   }
+}
+
+TEST(Emit, AReplayIsTheStepOfARingOfTheLastTokens) {
+  const Source source = emit(replay_model(), default_plan(replay_model(), Arch{}, 16), Arch{});
+  EXPECT_THAT(source.entries[0].name, testing::StartsWith("ssmjit_replay_"));
+  EXPECT_THAT(source.text,
+              AllOf(HasSubstr("// ---- ring.cuh ----"), HasSubstr("// ---- replay.cuh ----"),
+                    HasSubstr("kTokens = 6;\n  static constexpr int kWindow = 6;\n  static constexpr int kRing = 6;\n"
+                              "  static constexpr bool kReplay = true;\n"),
+                    HasSubstr("  replay_step<Config>(args);\n"), Not(HasSubstr("// ---- update.cuh ----"))));
+  const std::string banner = source.text.substr(0, source.text.find("\n\n"));
+  EXPECT_THAT(banner, Not(HasSubstr("With a flush")));
+  for (const Tunable& t : tunables(Op::replay)) EXPECT_THAT(banner, HasSubstr("//   " + t.name + ": " + t.meaning));
 }
 
 // ---- the plan space ----

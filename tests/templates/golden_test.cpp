@@ -37,6 +37,7 @@ std::vector<Golden> goldens() {
                                 .gate(silu(dsl::z))
                                 .accepted_counts()
                                 .varlen();
+  const Description replay = Description(ring).store(Replay{});
   Description norm = gated_norm({.channels = 4096, .group_size = 512, .gate_expr = silu(dsl::z)});
   const Description layer = mamba2({.nheads = 64, .head_dim = 64, .dstate = 128, .ngroups = 8})
                                 .state(DType::bf16)
@@ -73,6 +74,7 @@ std::vector<Golden> goldens() {
           {"tp8_int8_20_tokens_slots", slots, default_plan(slots, arch, 16)},
           {"80x96_fp16_unaligned", odd, default_plan(odd, arch, 128)},
           {"tp8_ring_bf16_default", ring, default_plan(ring, arch, 16)},
+          {"tp8_replay_bf16_default", replay, default_plan(replay, arch, 16)},
           {"tp8_ring_int8_bulk_gate_varlen",
            ring_of_bytes,
            {.block_m = 32,

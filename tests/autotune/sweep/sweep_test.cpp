@@ -561,6 +561,59 @@ TEST_F(Sweep, AnUpdateOfSeveralTokensOfEveryKindIsVerifiedTimedAndChecked) {
   }
 }
 
+TEST_F(Sweep, AReplayIsVerifiedTimedInOnePhaseAndCheckedInBothModes) {
+  for (const Description& d : {ring().store(Replay{}), ring().store(Replay{}).tokens(1).gate(silu(dsl::z)),
+                               ring().store(Replay{}).state(DType::f16).rounding(Stochastic{})}) {
+    use(d, {{3, 0}, {2, 0}});
+    options_.modes = {PdlMode::off, PdlMode::chain};
+    const std::vector<Measurement> all = run();
+    ASSERT_THAT(all, SizeIs(4));
+    for (const Measurement& m : all) {
+      EXPECT_TRUE(m.outcome == Outcome::ok || m.outcome == Outcome::dropped) << d.summary() << ": " << m.reason;
+      EXPECT_EQ(m.op, Op::replay);
+      EXPECT_EQ(m.phase, "step");
+      EXPECT_EQ(m.total_heads(), kBatch * 4);
+      EXPECT_EQ(m.bytes, bytes_moved(d, kBatch));
+      EXPECT_EQ(Measurement::from_json(m.json()).key(), m.key());
+      EXPECT_EQ(Measurement::from_json(m.json()).op, Op::replay);
+    }
+    const Table table = fit_table(all);
+    ASSERT_THAT(table.rows, SizeIs(2));
+    for (const TableRow& row : table.rows) {
+      EXPECT_EQ(row.op, Op::replay);
+      EXPECT_EQ(row.plan, options_.plans[1]);
+    }
+    EXPECT_EQ(lookup(table, d, all[0].device, Arch{}, kBatch, PdlMode::off).why, Why::exact);
+    EXPECT_EQ(Table::from_json(table.json()).json(), table.json());
+  }
+}
+
+TEST_F(Sweep, AReplayThatIsWrongAtTheSizeItIsTimedAtIsFound) {
+  const auto all_of = [](const Tensor& t, int slot_elements) {
+    for (std::int64_t slot = 0; slot < kBatch; ++slot)
+      for (std::int64_t i = 0; i < slot_elements; ++i) encode(t.dtype, bytes_of(t), slot * t.stride[0] + i, 77);
+  };
+  struct {
+    const char* name;
+    Tensor RingArgs::*tensor;  // of the struct that both kernels take
+    int elements;              // of a slot
+  } const spoiled[] = {{"state", &RingArgs::state, 4 * 16 * 64},
+                       {"out", &RingArgs::out, 3 * 4 * 16},
+                       {"old_x", &RingArgs::x_ring, 3 * 4 * 16},
+                       {"old_B", &RingArgs::B_ring, 2 * 3 * 2 * 64},
+                       {"old_dt", &RingArgs::dt_ring, 2 * 4 * 3}};
+  for (const auto& [name, tensor, elements] : spoiled) {
+    use(ring().store(Replay{}), {{2, 0}});
+    world_.spoil = [&, tensor = tensor, elements = elements](const RingArgs& args, std::int64_t batch) {
+      if (batch == kBatch) all_of(args.*tensor, elements);
+    };
+    const std::vector<Measurement> all = run();
+    ASSERT_THAT(all, SizeIs(1));
+    EXPECT_EQ(all[0].outcome, Outcome::wrong) << name << ": " << all[0].reason;
+    EXPECT_THAT(all[0].reason, HasSubstr(name));
+  }
+}
+
 TEST_F(Sweep, AConvolutionOfEveryKindIsVerifiedTimedAndCheckedInBothModes) {
   const auto of = [](Conv conv) {
     conv.channels = 64;

@@ -8,6 +8,7 @@
 #include "autotune/host_numbers.h"
 #include "autotune/reference/conv1d_reference.h"
 #include "autotune/reference/norm_reference.h"
+#include "autotune/reference/replay_reference.h"
 #include "autotune/reference/ring_reference.h"
 #include "autotune/reference/update_reference.h"
 #include "autotune/tokens_case.h"
@@ -121,6 +122,73 @@ double ring_step(const Description& d, const RingArgs& a, std::int64_t batch) {
         copy(a.B_ring, ring_offset(a.B_ring, of, g, of.count + t), a.B, row(a.B, t) + g * N, N);
   }
   return flushes / static_cast<double>(batch);
+}
+
+// One head's new state to where it lies.
+void write_state(const Description& d, const Tensor& state, const Tensor& rand_seed, std::int64_t slot, int h,
+                 const std::vector<double>& values) {
+  const int P = d.head_dim, N = d.dstate;
+  for (int p = 0; p < P; ++p)
+    for (int n = 0; n < N; ++n) {
+      double v = values[static_cast<std::size_t>(p * N + n)];
+      if (std::holds_alternative<Stochastic>(d.rounding_kind))
+        v = stored_stochastically(d, v, static_cast<std::uint64_t>(stored_index(rand_seed, 0, read_host)), slot, h, p,
+                                  n);
+      encode(d.state_dtype, bytes_of(state), slot * state.stride[0] + (std::int64_t{h} * P + p) * N + n, v);
+    }
+}
+
+void replay_step(const Description& d, const device_args::RingArgs& a, std::int64_t batch) {
+  const std::int64_t S = a.slots, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, T = d.token_count;
+  const RingArgs common = of_device(d, a, batch);
+  ReplayArgs r;
+  r.state = common.state;
+  r.old_x = strided(a.x_ring, d.input_dtype, {S, T, H, P}, {a.x_ring_stride, H * P, P, 1});
+  r.old_B = strided(a.B_ring, d.input_dtype, {S, 2, T, G, N}, {a.B_ring_stride, T * G * N, G * N, N, 1});
+  r.old_dt = strided(a.dt_ring, DType::f32, {S, 2, H, T}, {a.dt_ring_stride, H * T, T, 1});
+  r.old_cumAdt = strided(a.sum_ring, DType::f32, {S, 2, H, T}, {a.sum_ring_stride, H * T, T, 1});
+  r.cache_buf_idx = common.ring_start;
+  r.prev_num_accepted_tokens = common.ring_count;
+  r.x = common.x;
+  r.z = common.z;
+  r.B = common.B;
+  r.C = common.C;
+  r.dt = common.dt;
+  r.A = common.A;
+  r.D = common.D;
+  r.dt_bias = common.dt_bias;
+  r.out = common.out;
+  r.state_batch_indices = common.state_batch_indices;
+  r.pad_slot_id = common.pad_slot_id;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const ReplayRequest of = replay_request(d, r, b, read_host);
+    const std::int64_t slot = of.rows.slot;
+    const int other = 1 - of.buffer;
+    const auto row = [&](const Tensor& t, int token) { return token_offset(d, t, 2, b, of.rows, token); };
+    const auto copy = [&](const Tensor& to, std::int64_t to_at, const Tensor& from, std::int64_t from_at,
+                          std::int64_t count) {
+      const std::int64_t size = size_bytes(to.dtype);
+      std::memcpy(bytes_of(to) + to_at * size, bytes_of(from) + from_at * size, static_cast<std::size_t>(count * size));
+    };
+    for (int h = 0; h < H; ++h) {
+      const RingHead head = of.rows.live ? replay_reference(d, r, b, of, h, read_host) : RingHead{};
+      double sum = 0;
+      for (int t = 0; t < T; ++t) {
+        for (int p = 0; p < P; ++p)
+          encode(d.input_dtype, bytes_of(r.out), row(r.out, t) + h * P + p,
+                 of.rows.live ? head.y_operands[static_cast<std::size_t>(t * P + p)] : 0.0);
+        if (!of.rows.live) continue;
+        copy(r.old_x, old_x_at(r, slot, t, h), r.x, row(r.x, t) + h * P, P);
+        const double delta = head.delta[static_cast<std::size_t>(t)];
+        sum += stored_value(r.A, h, read_host) * delta;
+        encode(DType::f32, bytes_of(r.old_dt), old_sum_at(r.old_dt, slot, other, h, t), delta);
+        encode(DType::f32, bytes_of(r.old_cumAdt), old_sum_at(r.old_cumAdt, slot, other, h, t), sum);
+      }
+      if (of.rows.live) write_state(d, r.state, common.rand_seed, slot, h, head.state);
+    }
+    for (int g = 0; of.rows.live && g < G; ++g)
+      for (int t = 0; t < T; ++t) copy(r.old_B, old_B_at(r, slot, other, t, g), r.B, row(r.B, t) + g * N, N);
+  }
 }
 
 void update_step(const Description& d, const device_args::UpdateArgs& a, std::int64_t batch) {
@@ -331,7 +399,8 @@ std::size_t argument_bytes(const char* name) {
   if (op_of(kernel) == "conv1d") return sizeof(device_args::Conv1dArgs);
   if (op_of(kernel) == "norm") return sizeof(device_args::NormArgs);
   if (op_of(kernel) == "update" && has_token_kernel(world->description)) return sizeof(device_args::UpdateTokensArgs);
-  return op_of(kernel) == "ring" ? sizeof(device_args::RingArgs) : sizeof(device_args::UpdateArgs);
+  return op_of(kernel) == "ring" || op_of(kernel) == "replay" ? sizeof(device_args::RingArgs)
+                                                              : sizeof(device_args::UpdateArgs);
 }
 
 double launch(const char* name, const CUlaunchConfig& config, const void* argument) {
@@ -395,6 +464,11 @@ double launch(const char* name, const CUlaunchConfig& config, const void* argume
   const auto device = read_argument<device_args::RingArgs>(argument);
   d.ngroups = device.nheads / d.heads_per_group();
   d.nheads = device.nheads;
+  if (d.op() == Op::replay) {
+    replay_step(d, device, batch);
+    if (world->spoil) world->spoil(of_device(d, device, batch), batch);
+    return cost.no_flush;
+  }
   const RingArgs args = of_device(d, device, batch);
   const double flushed = ring_step(d, args, batch);
   if (world->spoil) world->spoil(args, batch);
