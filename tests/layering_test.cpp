@@ -26,6 +26,7 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"autotune", {"jit", "heuristics", "codegen"}},
     {"cli", {"autotune", "jit", "heuristics", "codegen"}},
     {"templates", {}},
+    {"python", {}},
 };
 // Of the templates the host may read the arguments, which are plain C++.
 const std::set<std::string> kTemplatesForTheHost = {
