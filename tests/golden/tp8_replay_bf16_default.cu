@@ -1171,6 +1171,10 @@ struct RingShape {
   using Operand = typename Either<is_same<State, Input> || kScaled, Input, bf16>::Type;
   static constexpr bool kDirect = Cfg::kStatePath == StatePath::direct;
   static constexpr int kWarpSize = kWarpRows * Cfg::kDstate;  // state elements of a warp and head
+  // Whether a replay brings the state up to date, in registers, before it waits for the launch in front: where the new
+  // state as it is stored is the operand of y, too.
+  static constexpr bool kReplaysEarly = Cfg::kReplay && Cfg::kEarlyState && kDirect && Cfg::kPhiloxRounds == 0 &&
+                                        (sizeof(State) == 4 || is_same<State, Operand>);
   // Rows of x in shared memory lie so that eight of them meet no bank twice.
   static constexpr int kXRow = kWarpRows + (kWarpRows > 8 ? 8 : 0);
 
@@ -1350,6 +1354,12 @@ struct RingState {
     else
       return load_shared(stages() + (stage + element(i, c)));
   }
+  SSMJIT_DEVICE void store() const {
+#pragma unroll
+    for (int i = 0; i < S::kTiles; ++i)
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) put(i, c, raw[i][c]);
+  }
   SSMJIT_DEVICE void put(int i, int c, const Vec16& v) const {
     if constexpr (S::kDirect)
       store_global<Cfg::kStreaming>(memory + element(i, c), v);
@@ -1521,17 +1531,24 @@ struct RingStep {
     }
     if (lane == 0) shared.all_old[i] = all_old;
   }
-  // The same of a replay: sums of old rows are given, those of new ones begin anew. Returns that of the lane's row, as
-  // it is kept.
-  SSMJIT_DEVICE float sum_new_rows(int i, float delta, float old_sum, float A, const Cursors& at) const {
-    const float new_sum = scan_lanes(lane < S::kFirstNew ? 0.0f : delta * A);
-    const float sum = lane >= S::kFirstNew ? new_sum : lane < at.count ? old_sum : 0.0f;
+  // The same of a replay, whose old rows' sums are given.
+  SSMJIT_DEVICE void take_old_sums(int i, float delta, float old_sum, const Cursors& at) const {
+    const bool used = lane < at.count;
+    const float sum = used ? old_sum * 1.442695041f : 0.0f;
     const float all_old = shuffle(sum, at.count > 0 ? at.count - 1 : 0);
-    if (8 * S::kRowTiles == 32 || lane < 8 * S::kRowTiles) {
+    if (lane < S::kFirstNew) {
+      shared.row[i][lane][0] = sum;
+      shared.row[i][lane][1] = used ? delta : 0.0f;
+    }
+    if (lane == 0) shared.all_old[i] = all_old;
+  }
+  // Those of the new ones begin anew. Returns that of the lane's row, as it is kept.
+  SSMJIT_DEVICE float sum_new_rows(int i, float delta, float A) const {
+    const float sum = scan_lanes(lane < S::kFirstNew ? 0.0f : delta * A);
+    if (lane >= S::kFirstNew && (8 * S::kRowTiles == 32 || lane < 8 * S::kRowTiles)) {
       shared.row[i][lane][0] = sum * 1.442695041f;
       shared.row[i][lane][1] = delta;
     }
-    if (lane == 0) shared.all_old[i] = all_old * 1.442695041f;
     return sum;
   }
   struct RowPair {
@@ -1596,7 +1613,7 @@ struct RingStep {
   // h' to where h was; y += C . h' as stored to nearest, not yet scaled. x[i][j]: the columns of tile i by the rows of
   // tile j.
   SSMJIT_DEVICE void flush(RingSums<Cfg> (&y)[S::kTiles], float (&scale)[S::kScaled ? S::kTiles : 1][2],
-                           const RingState<Cfg>& state, const RingTokens<Cfg, Operand>& C,
+                           RingState<Cfg>& state, const RingTokens<Cfg, Operand>& C,
                            const u32 (&x)[S::kTiles][S::kRowTiles], float all_old, int slot, int i_head) const {
     int place_of_head = i_head;
     if constexpr (S::kAside > 1) place_of_head = warp / S::kHeadWarps;
@@ -1724,10 +1741,14 @@ struct RingStep {
     return g % 2 == 0 ? even : odd;
   }
   // The lane's columns of a chunk and row: to where they were, rounded to nearest or by chance, and into y to nearest;
-  // of a replay into y as they are, but for an operand's digits.
-  SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, const RingState<Cfg>& state, u64 place,
+  // of a replay into y as they are, but for an operand's digits. One that replays early keeps them for both.
+  SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, RingState<Cfg>& state, u64 place,
                          u64 seed, int i, int c, const float (&v)[S::kSpan]) const {
     const RingSpan<Cfg> nearest{round_vector(v, State{})};
+    if constexpr (S::kReplaysEarly) {
+      state.raw[i][c] = nearest.raw;
+      return;
+    }
     if constexpr (Cfg::kPhiloxRounds == 0) state.put(i, c, nearest.raw);
     const auto operand = [&](int w) {
       if constexpr (Cfg::kReplay && !is_same<State, Operand>) {
@@ -2086,10 +2107,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   const RingCursors<Cfg> at{start, count, tokens, Cfg::kReplay || count + tokens > Cfg::kWindow, buffer};
   float old_delta[S::kBuffers][kHeadsMine][S::kLaneRows];
   float old_sum[S::kBuffers][Cfg::kReplay ? kHeadsMine : 1];
+  float* const first_deltas = step.ring_delta(slot, head, S::kBuffers == 2 ? 0 : buffer);
 #pragma unroll
   for (int i = 0; i < S::kBuffers; ++i) {
     const int from = S::kBuffers == 2 ? i : buffer;
-    const float* const deltas = step.ring_delta(slot, head, from);
+    const float* const deltas = i == 0 ? first_deltas : step.ring_delta(slot, head, from);
 #pragma unroll
     for (int r = 0; r < S::kLaneRows; ++r) {
       const int place = at.place_of_old(lane + 32 * r);
@@ -2118,13 +2140,72 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     if constexpr (!S::kAll) streams.copy_old(shared, i, stage);
     if constexpr (S::kScaled) step.copy_scale(slot, head + i, stage);
   };
+  // Of a replay: what the old rows weigh by, and B, to shared memory.
+  const auto take_old = [&] {
+#pragma unroll
+    for (int k = 0; k < kHeadsMine; ++k) {
+      float delta = old_delta[0][k][0], sum = old_sum[0][Cfg::kReplay ? k : 0];
+      if constexpr (S::kBuffers == 2) {
+        delta = at.of_buffer(delta, old_delta[1][k][0]);
+        sum = at.of_buffer(sum, old_sum[1][k]);
+      }
+      if (has_head(k)) step.take_old_sums(head_mine(k), delta, sum, at);
+    }
+  };
+  const auto take_old_B = [&] {
+#pragma unroll
+    for (int k = 0; k < kOldMine; ++k) {
+      const int tile = warp + k * Cfg::kWarps, j = 8 * tile + g;
+      if (S::kOldTiles % Cfg::kWarps != 0 && tile >= S::kOldTiles) continue;
+      const bool used = at.old_in_use(j);
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c)
+#pragma unroll
+        for (int w = 0; w < S::kSpan / 2; ++w) {
+          u32 word = old_B[0][k].word[c * (S::kSpan / 2) + w];
+          if constexpr (S::kBuffers == 2) word = at.of_buffer(word, old_B[1][k].word[c * (S::kSpan / 2) + w]);
+          *reinterpret_cast<u32*>(&shared.B[j][4 * c * S::kSpan + 8 * w + 2 * q]) = used ? word : 0u;
+        }
+    }
+  };
   if constexpr (Cfg::kEarlyState) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) copy_early(i, i);
     copy_states();
+    if constexpr (S::kReplaysEarly) {
+      take_old();
+      take_old_B();
+      if constexpr (S::kAll) {
+        streams.store_masked(shared, old_x);
+      } else {
+        copy_async_commit();
+        copy_async_wait<0>();
+      }
+      if constexpr (Cfg::kWarps > 1)
+        sync_block();
+      else
+        sync_warp();
+      u32 x[S::kTiles][S::kRowTiles] = {};
+      constexpr int kMatrices = S::kOldTiles * S::kTiles;
+#pragma unroll
+      for (int k = 0; k < (kMatrices + 3) / 4; ++k) {
+        const int n = 4 * k + lane / 8 < kMatrices ? 4 * k + lane / 8 : kMatrices - 1;
+        u32 got[4];
+        load_matrix_transposed(got, streams.all_x(shared) + (streams.x_row(warp, 8 * (n % S::kOldTiles) + lane % 8) +
+                                                             8 * (n / S::kOldTiles)));
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (4 * k + e < kMatrices) x[(4 * k + e) / S::kOldTiles][(4 * k + e) % S::kOldTiles] = got[e];
+      }
+      RingSums<Cfg> no_sums[S::kTiles];
+      float no_scale[1][2];
+      const RingTokens<Cfg, typename S::Operand> no_tokens = {};
+      step.flush(no_sums, no_scale, state, no_tokens, x, shared.all_old[0], slot, 0);
+    }
     grid_dependency_wait();
     if constexpr (kIsLayer) around.copy_tokens(step);
     load_inputs();
+    if constexpr (S::kReplaysEarly) state.store();
   }
   // No load may move down past here, behind arithmetic that waits for another.
   if constexpr (kIsLayer) sync_warp();
@@ -2142,6 +2223,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   // delta of the new rows, while the ring's are on their way; then the sums of the heads.
   float fresh[kHeadsMine][S::kLaneRows];
   float sums[Cfg::kReplay ? kHeadsMine : 1];  // of the lane's row, as a replay keeps them
+  if constexpr (Cfg::kReplay && !S::kReplaysEarly) take_old();
 #pragma unroll
   for (int k = 0; k < kHeadsMine; ++k) {
     if (kIsLayer && !has_head(k)) continue;
@@ -2157,15 +2239,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
     for (int r = 0; r < S::kLaneRows; ++r) {
       const int j = lane + 32 * r;
-      float old = old_delta[0][k][r];
-      if constexpr (S::kBuffers == 2) old = at.of_buffer(old, old_delta[1][k][r]);
-      delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old : fresh[k][r]) : 0.0f;
+      delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old_delta[0][k][r] : fresh[k][r]) : 0.0f;
     }
     const float A_mine = of_head(A, head_mine(k));
     if constexpr (Cfg::kReplay) {
-      float old = old_sum[0][k];
-      if constexpr (S::kBuffers == 2) old = at.of_buffer(old, old_sum[1][k]);
-      if (has_head(k)) sums[k] = step.sum_new_rows(head_mine(k), delta[0], old, A_mine, at);
+      if (has_head(k)) sums[k] = step.sum_new_rows(head_mine(k), delta[0], A_mine);
     } else if constexpr (S::kAside > 1) {
       if (has_head(k)) step.sum_rows(warp / S::kHeadWarps, delta, A_mine, at);
     } else {
@@ -2219,7 +2297,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     for (int k = 0; !kIsLayer && !Cfg::kReplay && k < kOldMine; ++k)
       C.contract(old_CB[k], i, old_B[0][k].word[2 * i], old_B[0][k].word[2 * i + 1]);
 #pragma unroll
-    for (int p = 0; S::kDirect && !Cfg::kReplay && p < S::kTiles; ++p) {
+    for (int p = 0; S::kDirect && (!Cfg::kReplay || S::kReplaysEarly) && p < S::kTiles; ++p) {
       const RingSpan<Cfg> h{state.get(p, i / S::kSteps)};
       C_state.contract(y[p], i, h.operand(i % S::kSteps * 2), h.operand(i % S::kSteps * 2 + 1));
     }
@@ -2227,7 +2305,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 
   // delta of the new rows into the ring.
   if (block_x() % S::kBlocks == 0) {
-    float* const deltas = step.ring_delta(slot, head, 1 - buffer);
+    float* const deltas = Cfg::kReplay ? step.ring_delta(slot, head, 1 - buffer) : first_deltas;
 #pragma unroll
     for (int k = 0; k < kHeadsMine; ++k)
 #pragma unroll
@@ -2249,22 +2327,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       if (keeps_B && tile < S::kNewTiles && t < tokens)
         new_B[k].store(step.ring_B_row(slot, at.place_of_new(t), 1 - buffer));
     }
-    if (at.flush) {
-#pragma unroll
-      for (int k = 0; k < kOldMine; ++k) {
-        const int tile = warp + k * Cfg::kWarps, j = 8 * tile + g;
-        if (S::kOldTiles % Cfg::kWarps != 0 && tile >= S::kOldTiles) continue;
-        const bool used = at.old_in_use(j);
-#pragma unroll
-        for (int c = 0; c < S::kChunks; ++c)
-#pragma unroll
-          for (int w = 0; w < S::kSpan / 2; ++w) {
-            u32 word = old_B[0][k].word[c * (S::kSpan / 2) + w];
-            if constexpr (S::kBuffers == 2) word = at.of_buffer(word, old_B[1][k].word[c * (S::kSpan / 2) + w]);
-            *reinterpret_cast<u32*>(&shared.B[j][4 * c * S::kSpan + 8 * w + 2 * q]) = used ? word : 0u;
-          }
-      }
-    }
+    if (!S::kReplaysEarly && at.flush) take_old_B();
     if constexpr (Cfg::kWarps == 1) {
 #pragma unroll
       for (int e = 0; e < 2 * S::kNewTiles; ++e) {
@@ -2303,7 +2366,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       const bool does = old ? !at.flush && at.old_in_use(j) : j - S::kFirstNew <= t && j - S::kFirstNew < tokens;
       weighs |= (does ? 1u : 0u) << (4 * i + e);
     }
-  if constexpr (S::kAll) streams.store_masked(shared, old_x);
+  if constexpr (S::kAll && !S::kReplaysEarly) streams.store_masked(shared, old_x);
 
   if constexpr (Cfg::kHeadsPerBlock > 1) streams.keep_all();
   // The lane's places for operands of x, four matrices at once, and for its own outputs. Matrix n is of tile
@@ -2384,11 +2447,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       barrier_wait(&shared.full[warp][stage], parity);
     }
     const float all_old = shared.all_old[place];
-    if (at.flush || !S::kDirect) {
+    if ((at.flush || !S::kDirect) && !S::kReplaysEarly) {
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p) y[p].clear();
     }
-    if (at.flush) {
+    if (at.flush && !S::kReplaysEarly) {
       step.flush(y, scale, state, C_state, x, all_old, slot, i);
       if constexpr (!S::kDirect) store_state(i, stage);
     } else if constexpr (!S::kDirect) {
@@ -2491,6 +2554,8 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 // rounded to be stored.
 //
 // ring_rows: all: both buffers are read while it is not yet known which counts; live: that one.
+// Asked for early (kEarlyState), a state in registers is brought up to date before the wait for the launch in front, and
+// written after it: nothing of that needs the step's own tokens.
 
 // Grid: x = nheads / heads_per_block * (head_dim / block_m), y = batch. Block: 32 * warps threads.
 template <class Cfg>

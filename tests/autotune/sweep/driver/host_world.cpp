@@ -125,15 +125,13 @@ double ring_step(const Description& d, const RingArgs& a, std::int64_t batch) {
 }
 
 // One head's new state to where it lies.
-void write_state(const Description& d, const Tensor& state, const Tensor& rand_seed, std::int64_t slot, int h,
+void write_state(const Description& d, const Tensor& state, std::uint64_t seed, std::int64_t slot, int h,
                  const std::vector<double>& values) {
   const int P = d.head_dim, N = d.dstate;
   for (int p = 0; p < P; ++p)
     for (int n = 0; n < N; ++n) {
       double v = values[static_cast<std::size_t>(p * N + n)];
-      if (std::holds_alternative<Stochastic>(d.rounding_kind))
-        v = stored_stochastically(d, v, static_cast<std::uint64_t>(stored_index(rand_seed, 0, read_host)), slot, h, p,
-                                  n);
+      if (std::holds_alternative<Stochastic>(d.rounding_kind)) v = stored_stochastically(d, v, seed, slot, h, p, n);
       encode(d.state_dtype, bytes_of(state), slot * state.stride[0] + (std::int64_t{h} * P + p) * N + n, v);
     }
 }
@@ -184,7 +182,10 @@ void replay_step(const Description& d, const device_args::RingArgs& a, std::int6
         encode(DType::f32, bytes_of(r.old_dt), old_sum_at(r.old_dt, slot, other, h, t), delta);
         encode(DType::f32, bytes_of(r.old_cumAdt), old_sum_at(r.old_cumAdt, slot, other, h, t), sum);
       }
-      if (of.rows.live) write_state(d, r.state, common.rand_seed, slot, h, head.state);
+      if (!of.rows.live) continue;
+      const std::uint64_t seed =
+          a.rand_seed == nullptr ? 0 : static_cast<std::uint64_t>(a.rand_seed[slot * a.rand_seed_stride]);
+      write_state(d, r.state, seed, slot, h, head.state);
     }
     for (int g = 0; of.rows.live && g < G; ++g)
       for (int t = 0; t < T; ++t) copy(r.old_B, old_B_at(r, slot, other, t, g), r.B, row(r.B, t) + g * N, N);
