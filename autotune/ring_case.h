@@ -22,7 +22,6 @@ class RingCase : public KernelCase {
  private:
   void judge(const std::vector<std::byte*>& want, const std::vector<std::byte*>& got,
              CaseResult& result) const override;
-  void add_tokens();
 
   RingArgs host_;  // pointers into blocks()
   std::vector<RingRequest> requests_;
@@ -31,15 +30,23 @@ class RingCase : public KernelCase {
 
 // Relative error of a delta in the ring, infinite where it is not finite; and what is wrong with the worst one.
 double delta_error(double got, double want);
-std::string judge_delta(double worst);
+std::string judge_delta(double worst, const char* tensor = "dt_ring");
 
 // How near the states come that flushes of a ring stored.
 class FlushMeter {
  public:
   FlushMeter(const Description& description, std::uint64_t seed) : meter_(description), seed_(seed) {}
+  // Of the requests that are added next.
+  void use_seed(std::uint64_t seed) { seed_ = seed; }
   // One head of a request, where it lies in state and scales of a launch.
   void add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got, const Reader& read) {
-    meter_.add_head({want.state, want.state_slack, want.scale}, got.state, got.state_scale, of.slot, head, seed_, read);
+    add_head(want, of, head, got, read, seed_, 0);
+  }
+  // The same with the random bits of another seed, of the state after a token.
+  void add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got, const Reader& read,
+                std::uint64_t seed, std::uint32_t token) {
+    meter_.add_head({want.state, want.state_slack, want.scale}, got.state, got.state_scale, of.slot, head, seed, read,
+                    token);
   }
   Nearness result() const { return meter_.result(); }
   std::string failure() const { return meter_.failure(); }

@@ -1,4 +1,4 @@
-// What the host costs: a compile, a cache hit, the host's part of a launch.
+// What the host costs: a compile, a cache hit, a model load, the host's part of a launch.
 //
 // No GPU is needed. Launches go to the stub driver of tests/jit, whose own cost is the "bare call" that launch() is
 // compared with.
@@ -124,6 +124,20 @@ void launch(benchmark::State& state) {
 }
 BENCHMARK(launch);
 
+// The same through a Session's handle, which picks among the kernels of batches up to 256.
+void prepared_launch(benchmark::State& state) {
+  const StubKernel on_stub;
+  if (!on_stub.stub.ready()) return state.SkipWithError(kNoStub);
+  try {
+    const Prepared step = Session().prepare(description(), {.max_batch = 256});
+    for (auto _ : state) step.launch(on_stub.args, nullptr);
+    state.SetLabel(std::to_string(step.kernels().size()) + " kernels");
+  } catch (const Error& error) {
+    state.SkipWithError(error.what());
+  }
+}
+BENCHMARK(prepared_launch);
+
 void ring_launch(benchmark::State& state) {
   const StubKernel on_stub(description().tokens(6).store(Ring{.window = 16}));
   if (!on_stub.stub.ready()) return state.SkipWithError(kNoStub);
@@ -145,6 +159,43 @@ void bare_launch(benchmark::State& state) {
   }
 }
 BENCHMARK(bare_launch);
+
+// A model load: every kernel that the tables can choose, loaded on the stub; from the cache with NVRTC, from a bundle
+// without. What is compiled first is not timed.
+void model_load(benchmark::State& state, bool bundled) {
+  const StubKernel on_stub;
+  if (!on_stub.stub.ready()) return state.SkipWithError(kNoStub);
+  const std::string folder = scratch_folder();
+  const Model model = load_model("nemotron3-super-tp8");
+  const CompileOptions cache{.cache_dir = folder + "/cache"};
+  std::size_t kernels = 0;
+  const auto load = [&](const SessionOptions& options) {
+    const Session session(options);
+    kernels = 0;
+    for (const auto& [name, kernel] : model.kernels) kernels += session.prepare(kernel).kernels().size();
+  };
+  try {
+    SessionOptions options{.cache_dir = cache.cache_dir};
+    if (bundled) {
+      std::vector<BundleItem> items;
+      for (const auto& [name, kernel] : model.kernels) items.push_back({name, kernel});
+      write_bundle(folder + "/bundle", items, load_tables(), {.archs = {kArch}, .compile = cache});
+      options = {.seeds = {folder + "/bundle"}, .cache_dir = folder + "/none", .no_jit = true};
+    } else {
+      load(options);
+    }
+    for (auto _ : state) {
+      forget_compiled();
+      load(options);
+    }
+    state.SetLabel(std::to_string(kernels) + " kernels");
+  } catch (const Error& error) {
+    state.SkipWithError(error.what());
+  }
+  std::filesystem::remove_all(folder);
+}
+BENCHMARK_CAPTURE(model_load, cache, false)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(model_load, bundle, true)->Unit(benchmark::kMillisecond);
 
 }  // namespace
 }  // namespace ssmjit

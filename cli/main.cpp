@@ -1,4 +1,4 @@
-// ssmjit: describe, emit, compile, verify, bench, tune, table, report, doctor.
+// ssmjit: describe, emit, compile, verify, bench, tune, table, report, bundle, cache, doctor.
 #include <cstdio>
 #include <exception>
 #include <vector>
@@ -31,7 +31,7 @@ int main(int argc, char** argv) {
   app.failure_message(CLI::FailureMessage::help);
   std::vector<Verb> verbs;
   for (const auto& verb : {describe_verb, emit_verb, compile_verb, verify_verb, bench_verb, tune_verb, table_verb,
-                           report_verb, doctor_verb, worker_verb})
+                           report_verb, bundle_verb, cache_verb, doctor_verb, worker_verb})
     verbs.push_back(verb(app));
   ssmjit::set_log([](ssmjit::LogLevel level, std::string_view text) {
     if (level == ssmjit::LogLevel::warning) say(fmt::format("warning: {}", text));

@@ -32,6 +32,8 @@ Verb bench_verb(CLI::App& root);
 Verb tune_verb(CLI::App& root);
 Verb table_verb(CLI::App& root);
 Verb report_verb(CLI::App& root);
+Verb bundle_verb(CLI::App& root);
+Verb cache_verb(CLI::App& root);
 Verb doctor_verb(CLI::App& root);
 Verb worker_verb(CLI::App& root);
 

@@ -2,7 +2,7 @@
 include(CMakePackageConfigHelpers)
 
 set(ssmjit_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/ssmjit")
-install(TARGETS libssmjit libssmjit_cpu libssmjit_autotune EXPORT ssmjitTargets)
+install(TARGETS libssmjit libssmjit_c libssmjit_cpu libssmjit_autotune EXPORT ssmjitTargets)
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/ssmjit" DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT ssmjitTargets NAMESPACE ssmjit:: DESTINATION ${ssmjit_package_dir})
 

@@ -14,6 +14,7 @@
 #include "codegen/pieces.h"
 #include "codegen/rounded.h"
 #include "codegen/slots_source.h"
+#include "codegen/update_form.h"
 
 namespace ssmjit {
 namespace {
@@ -88,10 +89,13 @@ struct Template {
 Template template_of(const Description& d) {
   switch (d.op()) {
     case Op::update:
+      if (has_token_kernel(d)) return {"update_tokens.cuh", "update_tokens", "UpdateTokensArgs"};
       if (is_update_rounded(d)) return {"update_rounded.cuh", "update_rounded", "UpdateRoundedArgs"};
       return {"update.cuh", "update", "UpdateArgs"};
     case Op::ring:
       return {"ring.cuh", "ring_step", "RingArgs"};
+    case Op::replay:
+      return {"replay.cuh", "replay_step", "RingArgs"};
     case Op::conv1d:
       return {"conv1d.cuh", "conv1d", "Conv1dArgs"};
     case Op::layer:
@@ -244,10 +248,19 @@ std::string norm_fields(const Description& d, const Plan& plan) {
   return s;
 }
 
+// As templates/update_tokens.cuh numbers them.
+const char* store_name(const Description& d) {
+  if (std::holds_alternative<Snapshots>(d.store_kind)) return "snapshots";
+  return std::holds_alternative<Slots>(d.store_kind) ? "slots" : "in_place";
+}
+
 std::string fields(const Description& d, const Plan& plan) {
   if (d.op() == Op::conv1d) return conv1d_fields(d, plan);
   if (d.op() == Op::norm) return norm_fields(d, plan);
-  const bool ring = d.ring_window() != 0, layer = d.op() == Op::layer;
+  // A replay is a ring kernel with the last step's tokens as its rows.
+  const bool replay = d.op() == Op::replay, ring = d.ring_window() != 0 || replay, layer = d.op() == Op::layer,
+             tokens = has_token_kernel(d);
+  const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
   std::string s;
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
   s += fmt::format("  using Input = {};  // x, z, B, C, out{}\n", cuda_type(d.input_dtype),
@@ -259,8 +272,17 @@ std::string fields(const Description& d, const Plan& plan) {
   s += constant("kHeadsPerGroup", d.heads_per_group());
   if (ring) {
     s += constant("kTokens", d.token_count);
-    s += constant("kWindow", d.ring_window());
-    s += constant("kRing", d.ring_length());
+    s += constant("kWindow", replay ? d.token_count : d.ring_window());
+    s += constant("kRing", replay ? d.token_count : d.ring_length());
+    s += flag("kReplay", replay);
+  }
+  if (tokens) {
+    s += constant("kTokens", d.token_count);
+    s += choice("StateStore", "kStore", store_name(d));
+    s += flag("kAccepted", d.has_accepted);
+    s += flag("kTree", d.has_tree);
+    s += flag("kVarlen", d.is_varlen);
+    s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
   }
   s += flag("kHasDtBias", d.has_dt_bias());
   s += flag("kHasD", d.has_D());
@@ -268,7 +290,6 @@ std::string fields(const Description& d, const Plan& plan) {
   s += flag("kHasGate", !d.gate_expr.empty());
   if (ring) s += flag("kVarlen", d.is_varlen);
   if (ring || is_update_rounded(d)) {
-    const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
     s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
   }
   if (!ring && !layer) {

@@ -2,6 +2,7 @@
 #include <array>
 #include <cmath>
 #include <deque>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -10,6 +11,7 @@
 #include <ssmjit/table.h>
 
 #include "codegen/fail.h"
+#include "heuristics/plan_ranges.h"
 #include "heuristics/row_lookup.h"
 
 namespace ssmjit {
@@ -52,6 +54,16 @@ const TableRow& nearest(const Rows& rows, std::int64_t total_heads) {
   return nearer_to_low(low.total_heads, total_heads, high.total_heads) ? low : high;
 }
 
+// The plan of a size: of its row, between rows, or of the nearest.
+const Plan& plan_from(const Rows& rows, std::int64_t total_heads) {
+  const auto above = std::lower_bound(rows.begin(), rows.end(), total_heads,
+                                      [](const TableRow* row, std::int64_t value) { return row->total_heads < value; });
+  if (above != rows.end() && above != rows.begin() && (*above)->total_heads != total_heads &&
+      (*std::prev(above))->between)
+    return *(*std::prev(above))->between;
+  return nearest(rows, total_heads).plan;
+}
+
 Choice from_rows(const Rows& rows, std::int64_t total_heads) {
   const auto above = std::lower_bound(rows.begin(), rows.end(), total_heads,
                                       [](const TableRow* row, std::int64_t value) { return row->total_heads < value; });
@@ -65,7 +77,7 @@ Choice from_rows(const Rows& rows, std::int64_t total_heads) {
   if (above != rows.end() && above != rows.begin()) {
     const TableRow &low = **std::prev(above), &high = **above;
     const double weight = log_distance(total_heads, low.total_heads) / log_distance(high.total_heads, low.total_heads);
-    return {low.between.value_or(near.plan), Why::interpolated,
+    return {plan_from(rows, total_heads), Why::interpolated,
             fmt::format("{} heads lie between the rows of {} and {} on {}; the plan is {}", total_heads,
                         low.total_heads, high.total_heads, low.device,
                         low.between ? "the one for sizes between them" : fmt::format("that of {}", near.total_heads)),
@@ -97,37 +109,42 @@ TableRow for_mode(TableRow row, PdlMode mode, bool has_pdl, const std::function<
   return row;
 }
 
-}  // namespace
+// The rows that answer a question at any size, and how far they are from it.
+struct Answering {
+  std::deque<TableRow> candidates;  // what `rows` points to
+  Rows rows;                        // empty: none answers
+  bool other_device = false, other_kernel = false, other_mode = false;
+  int passed_over = 0;
+};
 
-std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& question,
-                                   const std::function<bool(const Plan&)>& legal, int* illegal) {
-  const std::int64_t total_heads = question.total_heads;
+Answering answering_rows(const Table& table, const RowQuestion& question,
+                         const std::function<bool(const Plan&)>& legal) {
   // Rows by how far they are from the question, the nearest first: measured here before predicted here before measured
   // on another GPU, this kernel before one of the same cost, this mode before the other. What was predicted for another
   // GPU answers nothing.
   constexpr std::size_t kPredicted = 4, kOtherDevice = 8;
   std::array<Rows, 12> classes;
-  std::deque<TableRow> candidates;
-  int passed_over = 0;
+  Answering answering;
   for (const TableRow& row : table.rows) {
     const bool same_kernel = row.kernel_digest == question.kernel_digest, here = row.device == question.device;
     if (!same_kernel && row.cost_digest != question.cost_digest) continue;
     if (row.predicted && !here) continue;
     TableRow candidate = for_mode(row, question.mode, question.has_pdl, legal);
     if (!legal(candidate.plan)) {
-      ++passed_over;
+      ++answering.passed_over;
       continue;
     }
     classes[(here ? row.predicted * kPredicted : kOtherDevice) + !same_kernel * 2U + (row.pdl != question.mode)]
-        .push_back(&candidates.emplace_back(std::move(candidate)));
+        .push_back(&answering.candidates.emplace_back(std::move(candidate)));
   }
-  if (illegal != nullptr) *illegal = passed_over;
   const auto found = std::find_if(classes.begin(), classes.end(), [](const Rows& rows) { return !rows.empty(); });
-  if (found == classes.end()) return std::nullopt;
+  if (found == classes.end()) return answering;
 
   const auto distance = static_cast<std::size_t>(found - classes.begin());
-  const bool other_device = distance >= kOtherDevice, other_kernel = distance & 2, other_mode = distance & 1;
-  Rows& rows = *found;
+  answering.other_device = distance >= kOtherDevice;
+  answering.other_kernel = distance & 2;
+  answering.other_mode = distance & 1;
+  Rows& rows = answering.rows = std::move(*found);
   // The order of the table's rows must not matter: every rank has to come to the same plan.
   std::sort(rows.begin(), rows.end(), [](const TableRow* a, const TableRow* b) {
     return std::tie(a->total_heads, a->device, a->kernel_digest) <
@@ -136,9 +153,21 @@ std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& questi
   rows.erase(std::unique(rows.begin(), rows.end(),
                          [](const TableRow* a, const TableRow* b) { return a->total_heads == b->total_heads; }),
              rows.end());
+  return answering;
+}
+
+}  // namespace
+
+std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& question,
+                                   const std::function<bool(const Plan&)>& legal, int* illegal) {
+  const std::int64_t total_heads = question.total_heads;
+  const Answering answering = answering_rows(table, question, legal);
+  if (illegal != nullptr) *illegal = answering.passed_over;
+  const Rows& rows = answering.rows;
+  if (rows.empty()) return std::nullopt;
   const TableRow& near = nearest(rows, total_heads);
   Choice choice;
-  if (other_device) {
+  if (answering.other_device) {
     const Choice there = from_rows(rows, total_heads);
     choice = {there.plan, Why::other_device,
               fmt::format("no row of this kernel on {}; {}", question.device.empty() ? "this device" : question.device,
@@ -146,19 +175,29 @@ std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& questi
               0, 0};
   } else {
     choice = from_rows(rows, total_heads);
-    if (other_mode) choice.why = Why::nearest;
-    if (other_kernel) choice.why = Why::similar;
+    if (answering.other_mode) choice.why = Why::nearest;
+    if (answering.other_kernel) choice.why = Why::similar;
     if (near.predicted) choice.why = Why::predicted;
   }
   const char* how = near.predicted ? "predicted" : "measured";
-  if (other_kernel) choice.reason += fmt::format("; {} with a kernel of the same cost, {}", how, near.kernel);
-  if (other_mode) {
+  if (answering.other_kernel) choice.reason += fmt::format("; {} with a kernel of the same cost, {}", how, near.kernel);
+  if (answering.other_mode) {
     choice.reason +=
         fmt::format("; {} with PDL mode {}, as there is no row for {}", how, name(near.pdl), name(question.mode));
   }
   if (near.predicted) choice.reason += "; predicted from facts of the GPU, not measured";
   return choice;
 }
+
+namespace {
+
+Plan fallback_plan(const Description& description, const Arch& arch, std::int64_t total_heads, PdlMode mode) {
+  Plan plan = default_plan(description, arch, total_heads);
+  if (plan.form == PlanForm::fused) plan.early_state = mode == PdlMode::chain && arch.has_pdl();
+  return plan;
+}
+
+}  // namespace
 
 Choice lookup(const Table& table, const Description& description, std::string_view device_key, const Arch& arch,
               std::int64_t batch, PdlMode mode) {
@@ -173,15 +212,51 @@ Choice lookup(const Table& table, const Description& description, std::string_vi
   if (found) {
     choice = *found;
   } else {
-    choice = {default_plan(description, arch, total_heads), Why::fallback,
+    choice = {fallback_plan(description, arch, total_heads, mode), Why::fallback,
               fmt::format("no row of this kernel ({}) or of one of its cost ({})", kernel, cost), 0, 0};
-    if (choice.plan.form == PlanForm::fused) choice.plan.early_state = mode == PdlMode::chain && arch.has_pdl();
   }
   if (illegal > 0) {
     choice.reason += fmt::format("; passed over {} with a plan that is not legal on {}",
                                  illegal == 1 ? "a row" : fmt::format("{} rows", illegal), arch.text());
   }
   return choice;
+}
+
+std::vector<PlanRange> plan_ranges(const Table& table, const Description& description, std::string_view device_key,
+                                   const Arch& arch, int max_batch, PdlMode mode) {
+  const std::string kernel = description.kernel_digest(), cost = description.cost_digest();
+  const auto total_heads = [&](int batch) { return work_items(description, batch); };
+  const Answering answering =
+      answering_rows(table, {device_key, kernel, cost, 1, mode, arch.has_pdl()},
+                     [&](const Plan& plan) { return plan_problems(plan, description, arch).empty(); });
+  std::vector<PlanRange> ranges;
+  const auto add = [&](int batch, const Plan& plan) {
+    if (ranges.empty() || !(ranges.back().plan == plan)) ranges.push_back({batch, plan});
+  };
+  if (!answering.rows.empty()) {
+    const Plan* last = nullptr;
+    for (int batch = 1; batch <= max_batch; ++batch) {
+      const Plan& plan = plan_from(answering.rows, total_heads(batch));
+      if (&plan != last) add(batch, *(last = &plan));
+    }
+    return ranges;
+  }
+  // The default plan takes a walk over the space. It changes at a few sizes and never back, so what is chosen at both
+  // ends of a span is chosen within it.
+  const auto fallback = [&](int batch) { return fallback_plan(description, arch, total_heads(batch), mode); };
+  const std::function<void(int, const Plan&, int, const Plan&)> between = [&](int low, const Plan& at_low, int high,
+                                                                              const Plan& at_high) {
+    if (at_low == at_high) return;
+    if (high - low == 1) return add(high, at_high);
+    const int middle = low + (high - low) / 2;
+    const Plan at_middle = fallback(middle);
+    between(low, at_low, middle, at_middle);
+    between(middle, at_middle, high, at_high);
+  };
+  const Plan first = fallback(1);
+  add(1, first);
+  if (max_batch > 1) between(1, first, max_batch, fallback(max_batch));
+  return ranges;
 }
 
 Plan lookup_chain(const Table& table, PlanForm form, const Description& description, std::string_view device_key,

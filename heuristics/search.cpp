@@ -10,6 +10,7 @@
 #include "codegen/log.h"
 #include "heuristics/embedded_tables.h"
 #include "heuristics/files.h"
+#include "heuristics/table_files.h"
 
 namespace ssmjit {
 namespace {
@@ -84,15 +85,23 @@ Table load_tables() {
   std::error_code error;
   if (!user.empty() && fs::exists(user, error)) merge_from(table, user);
 
-  std::vector<std::string> named;
-  const std::string list = environment("SSMJIT_TABLES");
+  merge_tables(table, paths_in("SSMJIT_TABLES"));
+  return table;
+}
+
+void merge_tables(Table& table, const std::vector<std::string>& paths) {
+  std::for_each(paths.rbegin(), paths.rend(), [&](const std::string& path) { merge_from(table, path); });
+}
+
+std::vector<std::string> paths_in(const char* variable) {
+  std::vector<std::string> paths;
+  const std::string list = environment(variable);
   for (std::size_t begin = 0; begin <= list.size();) {
     const std::size_t end = std::min(list.find(':', begin), list.size());
-    if (end > begin) named.push_back(list.substr(begin, end - begin));
+    if (end > begin) paths.push_back(list.substr(begin, end - begin));
     begin = end + 1;
   }
-  std::for_each(named.rbegin(), named.rend(), [&](const std::string& path) { merge_from(table, path); });
-  return table;
+  return paths;
 }
 
 FloorModel floor_model(std::string_view device_key) {

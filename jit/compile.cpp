@@ -6,6 +6,7 @@
 #include <future>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 
@@ -18,6 +19,7 @@
 #include "codegen/log.h"
 #include "jit/cubin_cache.h"
 #include "jit/nvrtc.h"
+#include "jit/seeds.h"
 
 namespace ssmjit {
 namespace {
@@ -36,6 +38,12 @@ class Memory {
     std::shared_future<SharedCubin> coming;
     std::shared_ptr<std::promise<SharedCubin>> mine;
   };
+
+  SharedCubin find(const std::string& key) {
+    const std::lock_guard lock(mutex_);
+    const auto found = done_.find(key);
+    return found == done_.end() ? nullptr : found->second;
+  }
 
   Ticket ask(const std::string& key) {
     const std::lock_guard lock(mutex_);
@@ -78,6 +86,16 @@ class Memory {
 Memory& memory() {
   static auto& the_memory = *new Memory;
   return the_memory;
+}
+
+// Per folder, so that each folder that is asked for gets its file.
+std::string memory_key(const CubinCache& disk, const std::string& key) { return disk.folder() + '\n' + key; }
+
+Cubin as_cached(const Cubin& cubin) {
+  Cubin copy = cubin;
+  copy.from_cache = true;
+  copy.compile_ms = 0;
+  return copy;
 }
 
 std::string file_in_log(const Source& source) {
@@ -133,33 +151,52 @@ Cubin compile(const Source& source, const CompileOptions& options) {
 
   const CubinCache disk(options.cache_dir.empty() ? default_cache_dir() : options.cache_dir);
   const std::string key = cubin_key(source, arguments, nvrtc.version());
-  // Per folder, so that each folder that is asked for gets its file.
-  const std::string memory_key = disk.folder() + '\n' + key;
-  const auto from_cache = [](const Cubin& cubin) {
-    Cubin copy = cubin;
-    copy.from_cache = true;
-    copy.compile_ms = 0;
-    return copy;
-  };
-
-  Memory::Ticket ticket = memory().ask(memory_key);
-  if (ticket.cubin != nullptr) return from_cache(*ticket.cubin);
-  if (ticket.mine == nullptr) return from_cache(*ticket.coming.get());
+  const std::string kept_as = memory_key(disk, key);
+  Memory::Ticket ticket = memory().ask(kept_as);
+  if (ticket.cubin != nullptr) return as_cached(*ticket.cubin);
+  if (ticket.mine == nullptr) return as_cached(*ticket.coming.get());
   try {
     std::optional<Cubin> cubin = disk.find(key, source.arch);
     if (!cubin) {
-      cubin = compile_now(nvrtc, source, arguments);
-      disk.keep(key, *cubin, nvrtc.version());
+      const CompileTurn turn(disk, key, source.arch);
+      cubin = disk.find(key, source.arch, /*quiet=*/true);
+      if (!cubin) {
+        cubin = compile_now(nvrtc, source, arguments);
+        disk.keep(key, *cubin, nvrtc.version(), source_key(source, arguments));
+      }
     }
     const auto shared = std::make_shared<const Cubin>(*cubin);
-    memory().settle(memory_key, shared);
+    memory().settle(kept_as, shared);
     ticket.mine->set_value(shared);
     return *std::move(cubin);
   } catch (...) {
-    memory().settle(memory_key, nullptr);
+    memory().settle(kept_as, nullptr);
     ticket.mine->set_exception(std::current_exception());
     throw;
   }
+}
+
+Compiled find_compiled(const Source& source, const CompilePlaces& places) {
+  const std::vector<std::string> arguments = compiler_options(source);
+  const std::string of_source = source_key(source, arguments);
+  for (const Seed* seed : places.seeds)
+    if (std::optional<Cubin> cubin = seed->find(of_source, source.arch)) return {std::move(cubin), false, {}};
+  Compiled compiled;
+  if (!places.no_jit) {
+    try {
+      const Nvrtc& nvrtc = Nvrtc::get();
+      const CubinCache disk(places.cache_dir);
+      const std::string key = cubin_key(source, arguments, nvrtc.version());
+      if (const SharedCubin cubin = memory().find(memory_key(disk, key))) return {as_cached(*cubin), false, {}};
+      // A bad file is warned about by compile(), which looks again.
+      return {disk.find(key, source.arch, /*quiet=*/true), true, {}};
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::missing) throw;
+      compiled.why_not = error.what();
+    }
+  }
+  compiled.cubin = places.cache->find(of_source, source.arch);
+  return compiled;
 }
 
 std::string nvrtc_version() { return Nvrtc::get().version(); }

@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -9,12 +10,16 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <ctime>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <string_view>
+#include <thread>
+#include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -37,9 +42,11 @@ constexpr char kMagic[8] = {'s', 's', 'm', 'j', 'i', 't', 'C', 'B'};
 constexpr std::uint32_t kFormat = 1;
 constexpr const char* kSuffix = ".ssmjit";
 constexpr const char* kTemporarySuffix = ".tmp";
+constexpr const char* kLockSuffix = ".lock";
 constexpr std::size_t kKeyDigits = 32;
 constexpr std::uint64_t kLargestFile = std::uint64_t{256} << 20;
 constexpr std::time_t kStaleSeconds = 3600;  // a writer needs milliseconds
+constexpr std::chrono::milliseconds kLockPoll{3};
 
 struct Header {
   char magic[8];
@@ -77,7 +84,8 @@ bool ends_with(std::string_view text, std::string_view end) {
 
 bool is_entry_name(std::string_view name) { return name.rfind("sm_", 0) == 0 && ends_with(name, kSuffix); }
 bool is_temporary_name(std::string_view name) {
-  return name.rfind(".sm_", 0) == 0 && ends_with(name, kTemporarySuffix) && name.find(kSuffix) != name.npos;
+  return name.rfind(".sm_", 0) == 0 && (ends_with(name, kTemporarySuffix) || ends_with(name, kLockSuffix)) &&
+         name.find(kSuffix) != name.npos;
 }
 
 std::uint64_t checksum(const char* summed_header, std::string_view payload) {
@@ -92,6 +100,7 @@ struct StoredCubin {
   Cubin cubin;
   std::string key;
   std::string nvrtc_version;
+  std::string source;
 };
 
 // What is wrong with the content of a file, or nothing and the entry.
@@ -111,6 +120,7 @@ std::string parse_file(std::string_view content, StoredCubin& entry) {
   try {
     entry.key.assign(header.key, sizeof header.key);
     entry.nvrtc_version = facts.at("nvrtc").get<std::string>();
+    entry.source = facts.value("source", std::string());
     Cubin& cubin = entry.cubin;
     cubin.arch = {facts.at("major").get<int>(), facts.at("minor").get<int>(),
                   static_cast<char>(facts.at("suffix").get<int>())};
@@ -219,9 +229,7 @@ void remove_stale(int folder) {
 
 std::string file_name(const std::string& key, const Arch& arch) { return arch.text() + "-" + key + kSuffix; }
 
-}  // namespace
-
-std::string cubin_key(const Source& source, const std::vector<std::string>& options, const std::string& nvrtc_version) {
+std::string key_of(const Source& source, const std::vector<std::string>& options, const std::string* nvrtc_version) {
   XXH3_state_t state;
   XXH3_128bits_reset(&state);
   const auto add = [&](std::string_view text) {
@@ -231,36 +239,116 @@ std::string cubin_key(const Source& source, const std::vector<std::string>& opti
   };
   add(fmt::format("ssmjit cubin {}", kFormat));
   add(source.arch.text());
-  add(nvrtc_version);
+  if (nvrtc_version != nullptr) add(*nvrtc_version);
   for (const std::string& option : options) add(option);
   add(without_banner(source.text));
   const XXH128_hash_t hash = XXH3_128bits_digest(&state);
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
+}  // namespace
+
+std::string cubin_key(const Source& source, const std::vector<std::string>& options, const std::string& nvrtc_version) {
+  return key_of(source, options, &nvrtc_version);
+}
+
+std::string source_key(const Source& source, const std::vector<std::string>& options) {
+  return key_of(source, options, nullptr);
+}
+
 std::string CubinCache::file_of(const std::string& key, const Arch& arch) const {
   return folder_ + "/" + file_name(key, arch);
 }
 
-std::optional<Cubin> CubinCache::find(const std::string& key, const Arch& arch) const {
-  if (folder_.empty()) return std::nullopt;
-  const File folder(open_folder(folder_));
+namespace {
+
+// A file of a folder, if it is for `arch` and `belongs`; else nothing, with a warning unless it is absent.
+std::optional<Cubin> find_in(const std::string& folder_name, const std::string& name, const Arch& arch,
+                             const std::function<bool(const StoredCubin&)>& belongs, bool quiet = false) {
+  if (folder_name.empty()) return std::nullopt;
+  const File folder(open_folder(folder_name));
   if (!folder.is_open()) return std::nullopt;
   std::string content;
   bool absent = false;
-  std::string problem = read_file(folder.get(), file_name(key, arch), content, absent);
+  std::string problem = read_file(folder.get(), name, content, absent);
   if (absent) return std::nullopt;
   StoredCubin entry;
   if (problem.empty()) problem = parse_file(content, entry);
-  if (problem.empty() && entry.key != key) problem = "it belongs to another kernel";
+  if (problem.empty() && !belongs(entry)) problem = "it belongs to another kernel";
   if (problem.empty() && !(entry.cubin.arch == arch))
     problem = fmt::format("it is for {}, not {}", entry.cubin.arch.text(), arch.text());
   if (problem.empty()) return std::move(entry.cubin);
-  warn(fmt::format("cubin cache: {} is passed over: {}; the kernel is compiled again", file_of(key, arch), problem));
+  if (!quiet)
+    warn(
+        fmt::format("cubin cache: {}/{} is passed over: {}; the kernel is compiled again", folder_name, name, problem));
   return std::nullopt;
 }
 
-bool CubinCache::keep(const std::string& key, const Cubin& cubin, const std::string& nvrtc_version) const {
+}  // namespace
+
+std::optional<Cubin> CubinCache::find(const std::string& key, const Arch& arch, bool quiet) const {
+  return find_in(
+      folder_, file_name(key, arch), arch, [&](const StoredCubin& entry) { return entry.key == key; }, quiet);
+}
+
+std::optional<Cubin> CubinCache::find_source(const std::string& file, const std::string& source,
+                                             const Arch& arch) const {
+  return find_in(folder_, file, arch, [&](const StoredCubin& entry) { return entry.source == source; });
+}
+
+std::map<std::string, std::string> CubinCache::names_by_source() const {
+  std::map<std::string, std::string> names;
+  std::map<std::string, std::string> versions;
+  if (folder_.empty()) return names;
+  for (const CacheFile& file : list_cache(folder_)) {
+    if (!file.problem.empty() || file.source.empty()) continue;
+    std::string& version = versions[file.source];
+    if (version.empty() || version < file.nvrtc_version) {
+      version = file.nvrtc_version;
+      names[file.source] = file.name;
+    }
+  }
+  return names;
+}
+
+CompileTurn::CompileTurn(const CubinCache& cache, const std::string& key, const Arch& arch, double timeout_s) {
+  if (cache.folder().empty() || !make_folders(cache.folder())) return;
+  file_ = fmt::format("{}/.{}{}", cache.folder(), file_name(key, arch), kLockSuffix);
+  const int descriptor = open(file_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (descriptor < 0) return;
+  const auto start = std::chrono::steady_clock::now();
+  while (flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
+    const bool taken = errno == EWOULDBLOCK || errno == EINTR;
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+    if (!taken || passed.count() > timeout_s) {
+      if (taken) {
+        char owner[128] = {};
+        if (pread(descriptor, owner, sizeof owner - 1, 0) <= 0) owner[0] = '\0';
+        warn(fmt::format("cubin cache: {} has been held for {:.0f} s by {}; the kernel is compiled here too", file_,
+                         passed.count(), owner[0] != '\0' ? owner : "another process"));
+      }
+      ::close(descriptor);
+      return;
+    }
+    std::this_thread::sleep_for(kLockPoll);
+  }
+  descriptor_ = descriptor;
+  char host[64] = {};
+  gethostname(host, sizeof host - 1);
+  const std::string owner = fmt::format("process {} of {}", getpid(), host);
+  // For people who look; a disk too full for it does no harm.
+  if (ftruncate(descriptor, 0) != 0 || pwrite(descriptor, owner.data(), owner.size(), 0) < 0) return;
+}
+
+CompileTurn::~CompileTurn() {
+  if (descriptor_ < 0) return;
+  // Before the lock goes, so that whoever waits for it has the only file of this name, or finds the kernel.
+  unlink(file_.c_str());
+  ::close(descriptor_);
+}
+
+bool CubinCache::keep(const std::string& key, const Cubin& cubin, const std::string& nvrtc_version,
+                      const std::string& source) const {
   const auto give_up = [&](const std::string& reason) {
     if (first_time(folder_))
       warn(
@@ -274,12 +362,18 @@ bool CubinCache::keep(const std::string& key, const Cubin& cubin, const std::str
   const File folder(open_folder(folder_));
   if (!folder.is_open()) return give_up(error_text(errno));
 
-  const std::string facts = json{{"arch", cubin.arch.text()},        {"major", cubin.arch.major},
-                                 {"minor", cubin.arch.minor},        {"suffix", static_cast<int>(cubin.arch.suffix)},
-                                 {"nvrtc", nvrtc_version},           {"registers", cubin.registers},
-                                 {"spill_bytes", cubin.spill_bytes}, {"smem_bytes", cubin.smem_bytes},
-                                 {"compile_ms", cubin.compile_ms},   {"log", cubin.log}}
-                                .dump(-1, ' ', false, json::error_handler_t::replace);
+  const std::string facts = json{
+      {"arch", cubin.arch.text()},
+      {"major", cubin.arch.major},
+      {"minor", cubin.arch.minor},
+      {"suffix", static_cast<int>(cubin.arch.suffix)},
+      {"nvrtc", nvrtc_version},
+      {"registers", cubin.registers},
+      {"spill_bytes", cubin.spill_bytes},
+      {"smem_bytes", cubin.smem_bytes},
+      {"compile_ms", cubin.compile_ms},
+      {"log", cubin.log},
+      {"source", source}}.dump(-1, ' ', false, json::error_handler_t::replace);
   std::string content(sizeof(Header), '\0');
   content += facts;
   content.append(cubin.image.begin(), cubin.image.end());
@@ -343,6 +437,8 @@ std::vector<CacheFile> list_cache(const std::string& folder_name) {
     file.arch = entry.cubin.arch.text();
     file.nvrtc_version = entry.nvrtc_version;
     file.registers = entry.cubin.registers;
+    file.spill_bytes = entry.cubin.spill_bytes;
+    file.source = entry.source;
     if (name != file_name(entry.key, entry.cubin.arch)) file.problem = "its name is not that of its content";
   }
   return files;

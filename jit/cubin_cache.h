@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,14 +18,24 @@ namespace ssmjit {
 // 32 hex digits over all that shapes the machine code and nothing of where anything is installed.
 std::string cubin_key(const Source& source, const std::vector<std::string>& options, const std::string& nvrtc_version);
 
+// The same without the compiler's version: what a reader without a compiler knows of a kernel.
+std::string source_key(const Source& source, const std::vector<std::string>& options);
+
 class CubinCache {
  public:
   // An empty folder: nothing is found and nothing is kept. Touches no disk yet.
   explicit CubinCache(std::string folder) : folder_(std::move(folder)) {}
 
-  std::optional<Cubin> find(const std::string& key, const Arch& arch) const;
+  // A file that is there but not sound is a warning, unless `quiet`.
+  std::optional<Cubin> find(const std::string& key, const Arch& arch, bool quiet = false) const;
   // Makes the folder where it is missing. False, with one warning a folder and process, where it can't be written.
-  bool keep(const std::string& key, const Cubin& cubin, const std::string& nvrtc_version) const;
+  // `source`: source_key(), by which find_source() finds it.
+  bool keep(const std::string& key, const Cubin& cubin, const std::string& nvrtc_version,
+            const std::string& source = {}) const;
+  // A file of this folder, if it is the kernel of that source_key(); else nothing, with a warning.
+  std::optional<Cubin> find_source(const std::string& file, const std::string& source, const Arch& arch) const;
+  // The names of the folder's sound files by source_key(); reads all of them. Of several compilers' the newest's.
+  std::map<std::string, std::string> names_by_source() const;
 
   const std::string& folder() const { return folder_; }
   std::string file_of(const std::string& key, const Arch& arch) const;
@@ -33,13 +44,31 @@ class CubinCache {
   std::string folder_;
 };
 
+// The right to compile a kernel into a folder, so that of many processes on one folder one compiles and the others take
+// what it kept: whoever has it looks once more. Held until destroyed or the process ends, however it ends.
+class CompileTurn {
+ public:
+  // Waits until no other process has it: for `timeout_s`, then with one warning no longer. Where the folder can't be
+  // written, or its file system has no locks, it is not waited for.
+  CompileTurn(const CubinCache& cache, const std::string& key, const Arch& arch, double timeout_s = 60);
+  CompileTurn(const CompileTurn&) = delete;
+  CompileTurn& operator=(const CompileTurn&) = delete;
+  ~CompileTurn();
+
+ private:
+  std::string file_;
+  int descriptor_ = -1;
+};
+
 // One file of a cache folder, as `cache list` and `cache verify` show it.
 struct CacheFile {
   std::string name;
   std::uint64_t bytes = 0;
   std::string arch;  // empty unless the file is sound
   std::string nvrtc_version;
+  std::string source;  // source_key()
   int registers = 0;
+  int spill_bytes = 0;
   std::int64_t modified = 0;  // seconds since 1970
   std::string problem;        // empty: sound
 };

@@ -8,6 +8,7 @@
 #include <ssmjit/slots.h>
 
 #include "codegen/rounded.h"
+#include "codegen/update_form.h"
 
 namespace ssmjit {
 
@@ -22,6 +23,7 @@ namespace device_args {
 #include "templates/slot_copies_args.cuh"
 #include "templates/update_args.cuh"
 #include "templates/update_rounded_args.cuh"
+#include "templates/update_tokens_args.cuh"
 }  // namespace device_args
 
 // How the kernels number the modes (templates/launch.cuh).
@@ -34,24 +36,26 @@ device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl);
 // Of an update whose state is more than rounded to nearest (codegen/rounded.h).
 device_args::UpdateRoundedArgs rounded_to_device(const UpdateArgs& args, Pdl pdl);
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl);
+device_args::RingArgs to_device(const ReplayArgs& args, Pdl pdl);  // as templates/replay.cuh reads them
 device_args::Conv1dArgs to_device(const Conv1dArgs& args, Pdl pdl);
 device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl);
 device_args::NormArgs to_device(const Description& description, const NormArgs& args, Pdl pdl);
+// Of an update of several tokens (has_token_kernel()).
+device_args::UpdateTokensArgs tokens_to_device(const Description& description, const UpdateArgs& args, Pdl pdl);
 device_args::RingLayerArgs ring_to_device(const LayerArgs& args, Pdl pdl);
 // Likewise of any op's but a layer's, which has two structs.
 template <class Args>
 requires(!std::is_same_v<Args, LayerArgs>) auto to_device(const Description&, const Args& args, Pdl pdl) {
   return to_device(args, pdl);
 }
-// Calls `use` with what any kernel reads, of a layer with a ring or not.
+// Calls `use` with what any kernel reads, of a layer with a ring or not, of an update of several tokens or not.
 template <class Args, class Use>
 void with_device_args(const Description& description, const Args& args, Pdl pdl, const Use& use) {
   if constexpr (std::is_same_v<Args, UpdateArgs>) {
-    if (is_update_rounded(description))
-      use(rounded_to_device(args, pdl));
-    else
-      use(to_device(args, pdl));
-  } else if constexpr (!std::is_same_v<Args, LayerArgs>)
+    if (has_token_kernel(description)) return use(tokens_to_device(description, args, pdl));
+    if (is_update_rounded(description)) return use(rounded_to_device(args, pdl));
+  }
+  if constexpr (!std::is_same_v<Args, LayerArgs>)
     use(to_device(description, args, pdl));
   else if (description.ring_window() != 0)
     use(ring_to_device(args, pdl));

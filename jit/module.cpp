@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <ssmjit/device.h>
 #include <ssmjit/error.h>
 
 #include "codegen/fail.h"
@@ -52,14 +51,22 @@ class RelaxedCapture {
 
 }  // namespace
 
-Arch arch_to_load_for(CUstream stream) {
+LoadPlace place_to_load(CUstream stream) {
   const Driver& the_driver = driver();
-  context_to_load_in(the_driver);
-  if (is_captured(the_driver, stream))
+  LoadPlace place;
+  place.context = context_to_load_in(the_driver);
+  place.captured = is_captured(the_driver, stream);
+  place.device = facts_of_current_context(the_driver);
+  return place;
+}
+
+Arch arch_to_load_for(CUstream stream) {
+  const LoadPlace place = place_to_load(stream);
+  if (place.captured)
     fail(ErrorKind::invalid,
          "kernel: a load (compile, module load) was asked for while the stream is being captured; load every kernel "
          "before the capture begins");
-  return facts_of_current_context(the_driver).arch();
+  return place.device.arch();
 }
 
 Module::Module(const Source& source, const Cubin& cubin)
@@ -120,6 +127,24 @@ void Module::launch(std::size_t entry, std::int64_t grid_x, std::int64_t grid_y,
   config.numAttrs = dependent ? 1 : 0;
   void* parameters[] = {device_args};
   driver_.check(driver_.launch(&config, function.handle, parameters, nullptr), "cuLaunchKernelEx");
+}
+
+int Module::clusters_at_once(std::size_t entry, int cluster) const {
+  const Function& function = functions_[entry];
+  CUlaunchAttribute attribute{};
+  attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+  attribute.value.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  CUlaunchConfig config{};
+  config.gridDimX = static_cast<unsigned>(cluster);
+  config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = function.block_threads;
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = function.smem_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  driver_.check(driver_.clusters_at_once(&clusters, function.handle, &config), "cuOccupancyMaxActiveClusters");
+  return clusters;
 }
 
 }  // namespace ssmjit

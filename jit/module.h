@@ -8,6 +8,7 @@
 #include <cuda.h>
 
 #include <ssmjit/cubin.h>
+#include <ssmjit/device.h>
 #include <ssmjit/plan.h>
 #include <ssmjit/source.h>
 
@@ -19,6 +20,14 @@ namespace ssmjit {
 // primary one, which then becomes current for this thread (as the CUDA runtime does). Fails: ErrorKind::invalid while
 // the stream is being captured, as a load then has no place; as driver() does.
 Arch arch_to_load_for(CUstream stream);
+
+// Where a kernel for `stream` is loaded: the context of the same words, its device, and whether a capture forbids it.
+struct LoadPlace {
+  CUcontext context = nullptr;
+  DeviceFacts device;
+  bool captured = false;
+};
+LoadPlace place_to_load(CUstream stream);
 
 class Module {
  public:
@@ -32,6 +41,10 @@ class Module {
   // Allocates nothing. Fails: ErrorKind::machine when the driver refuses.
   void launch(std::size_t entry, std::int64_t grid_x, std::int64_t grid_y, void* device_args, bool dependent,
               CUstream stream) const;
+
+  // How many clusters of `cluster` blocks of entry `entry` the device holds at once. Fails: ErrorKind::machine when the
+  // driver refuses.
+  int clusters_at_once(std::size_t entry, int cluster) const;
 
   const Driver& driver() const { return driver_; }
 

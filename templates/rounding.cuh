@@ -46,14 +46,12 @@ SSMJIT_DEVICE u32 nearest_e5m2(float v) { return nearest_fp8<2, 15, 0x7b>(v); }
 // 0x7f (e4m3). fp16: 13 random bits; 2^16 and more is infinity, as is what rounds up to it.
 SSMJIT_DEVICE u32 stochastic_f16(float v, u32 random) {
   const u32 bits = float_bits(v), magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
-  random &= 0x1fffu;
-  if (magnitude > 0x7f800000u) return 0x7fffu;
-  u32 r;
-  if (magnitude >= 0x38800000u)  // 2^-14
-    r = magnitude < 0x47800000u ? (magnitude - 0x38000000u + random) >> 13 : 0x7c00u;
-  else  // in units of 2^-37, 2^-13 of the last place
-    r = (static_cast<u32>(floor_to_int(bits_float(magnitude) * 0x1p37f)) + random) >> 13;
-  return sign | r;
+  // Below 2^-14 in units of 2^-37, 2^-13 of the last place. Selected, not branched to: one of a warp's lanes often has
+  // such an element.
+  const u32 subnormal = floor_below_2_23(bits_float(magnitude) * 0x1p37f);
+  const u32 units = magnitude >= 0x38800000u ? magnitude - 0x38000000u : subnormal;
+  const u32 finite = (units + (random & 0x1fffu)) >> 13;
+  return magnitude > 0x7f800000u ? 0x7fffu : sign | (magnitude < 0x47800000u ? finite : 0x7c00u);
 }
 // bf16: 16 random bits; what rounds up past the largest is infinity.
 SSMJIT_DEVICE u32 stochastic_bf16(float v, u32 random) {
@@ -188,7 +186,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
-                             bits_float(float_bits(v[2 * i + 1]) + (draw.word[i] >> 16 & 0x1fffu)));
+                             bits_float(float_bits(v[2 * i + 1]) + ((draw.word[i] & 0x1fff0000u) >> 16)));
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)

@@ -173,15 +173,20 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
         units[i] = rounded(d.state_dtype, exact);
         const double high = rounded(d.state_dtype, exact + slack), low = rounded(d.state_dtype, exact - slack);
         flips[i] = std::max(high - low, rounded(operands.state, high) - rounded(operands.state, low)) * scale[at(p)];
+        if (!operands.stored_first)
+          flips[i] = rounded(operands.state, now[i] + result.state_slack[i]) -
+                     rounded(operands.state, now[i] - result.state_slack[i]);
       }
-    now = decoded();
+    if (operands.stored_first) now = decoded();
   }
   result.stored = decoded();
 
   // From here on in both forms. `first`: the oldest row that the stored state does not hold.
   const int first = of.flush ? of.count : 0, count = of.count + of.tokens;
   std::vector<double> operand_state = units;
-  for (int i = 0; i < P * N; ++i) operand_state[at(i)] = rounded(operands.state, units[at(i)]) * scale[at(i / N)];
+  for (int i = 0; i < P * N; ++i)
+    operand_state[at(i)] = operands.stored_first ? rounded(operands.state, units[at(i)]) * scale[at(i / N)]
+                                                 : rounded(operands.state, now[at(i)]);
   std::vector<double> s(at(count), 0.0);
   double sum = 0;
   for (int j = first; j < count; ++j) s[at(j)] = sum += A * rows[at(j)].delta;

@@ -42,6 +42,7 @@ std::int64_t ring_offset(const Tensor& ring, const RingRequest& of, std::int64_t
 struct RingOperands {
   DType state;
   DType input;
+  bool stored_first = true;  // of a flush: whether y comes from the state as stored, or from that before it is rounded
 };
 RingOperands ring_operands(const Description& description);
 

@@ -1,0 +1,41 @@
+// Folders of compiled kernels that are read by what they were compiled from, without a compiler: bundles, and caches.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+
+#include <ssmjit/cubin.h>
+#include <ssmjit/table.h>
+
+#include "jit/cubin_cache.h"
+
+namespace ssmjit {
+
+class Seed {
+ public:
+  // Of a bundle the manifest and the table are read at once, of a cache nothing yet. Fails: ErrorKind::invalid for a
+  // bundle whose manifest or table can't be read or is of another schema.
+  explicit Seed(const std::string& folder);
+
+  // By source_key(). A file that is not sound is a miss with one warning. Thread-safe.
+  std::optional<Cubin> find(const std::string& source_key, const Arch& arch) const;
+
+  const std::string& folder() const { return files_.folder(); }
+  bool is_bundle() const { return is_bundle_; }
+  // Of a bundle: its table, and the descriptions' kernel digests that it was made for. Else empty.
+  const Table& table() const { return table_; }
+  bool holds(const std::string& kernel_digest) const { return digests_.count(kernel_digest) != 0; }
+
+ private:
+  CubinCache files_;
+  bool is_bundle_ = false;
+  Table table_;
+  std::set<std::string> digests_;
+  mutable std::once_flag read_;
+  mutable std::map<std::string, std::string> names_;  // by source_key()
+};
+
+}  // namespace ssmjit

@@ -1,0 +1,16 @@
+# cmake -DNM=nm -DLIBRARY=libssmjit_c.so -DHEADER=ssmjit_c.h -P exports.cmake
+# The library exports each function that the header declares, and nothing else.
+execute_process(COMMAND "${NM}" -D --defined-only "${LIBRARY}" OUTPUT_VARIABLE symbols RESULT_VARIABLE result)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "${NM} can't read ${LIBRARY}")
+endif()
+string(REGEX MATCHALL "[^ \n]+\n" exported "${symbols}")
+list(TRANSFORM exported STRIP)
+file(READ "${HEADER}" text)
+string(REGEX MATCHALL "SSMJIT_API [^(]*[ *](ssmjit_[A-Za-z0-9_]+)\\(" declarations "${text}")
+list(TRANSFORM declarations REPLACE ".*[ *](ssmjit_[A-Za-z0-9_]+)\\(" "\\1" OUTPUT_VARIABLE declared)
+list(SORT exported)
+list(SORT declared)
+if(NOT exported STREQUAL declared)
+  message(FATAL_ERROR "exported: ${exported}\ndeclared: ${declared}")
+endif()
