@@ -12,6 +12,8 @@
 #include <ssmjit/source.h>
 #include <ssmjit/tune.h>
 
+#include "autotune/kernel_case.h"
+
 namespace ssmjit {
 namespace {
 
