@@ -11,6 +11,16 @@
 
 namespace ssmjit {
 
+namespace {
+
+// 0: the plan has none.
+int clusters_held(const Plan& plan, const CompilePool::Result& compiled) {
+  if (plan.form != PlanForm::fused || plan.cluster <= 1) return 0;
+  return clusters_at_once(compiled.source, compiled.cubin, plan.cluster);
+}
+
+}  // namespace
+
 Candidates::Candidates(const Description& description, const SweepLines& lines, const TuneOptions& options,
                        const DeviceFacts& gpu, KnownLines& known, std::function<void(const Measurement&)> record)
     : description_(description),
@@ -96,7 +106,8 @@ void Candidates::prepare(const std::vector<std::size_t>& plans) {
     if (options_.on_doing) options_.on_doing({"load", &line, pool.busy()});
     ready_[right[i]] = std::make_unique<Ready>(
         Ready{Kernel::load(description_, right_plans[i], compiled.source, compiled.cubin), compiled.cubin.registers,
-              launch_shape(right_plans[i], description_, 1).smem_bytes + compiled.cubin.smem_bytes});
+              launch_shape(right_plans[i], description_, 1).smem_bytes + compiled.cubin.smem_bytes,
+              clusters_held(right_plans[i], compiled)});
   }
 }
 

@@ -20,6 +20,7 @@ class Candidates {
     Kernel kernel;
     int registers = 0;
     int smem_bytes = 0;
+    int clusters_at_once = 0;  // of a plan of clusters, on this GPU
   };
 
   // `record` takes the lines of verification; `known` hears of those that are right. All that is given outlives it.

@@ -30,6 +30,8 @@ CpuLaunch cpu_launch(const LaunchShape& shape, const Args& args, std::vector<Cpu
   launch.buffers = std::move(buffers);
   if constexpr (requires { args.ring; })
     launch.dependent = args.ring.pdl != 0;
+  else if constexpr (requires { args.update; })
+    launch.dependent = args.update.pdl != 0;
   else
     launch.dependent = args.pdl != 0;
   return launch;

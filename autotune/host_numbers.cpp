@@ -18,7 +18,9 @@ constexpr Format kFloat{0x1p-23, 0x1p-126, 0x1.fffffep127};
 constexpr Format kBfloat{0x1p-7, 0x1p-126, 0x1.fep127};
 constexpr Format kHalf{0x1p-10, 0x1p-14, 65504.0};
 constexpr Format kE4m3{0x1p-3, 0x1p-6, 448.0};
-constexpr double kLargestInt8 = 127;
+
+// Of a whole-number dtype, which holds as many below zero; 0: none.
+double largest_int(DType dtype) { return dtype == DType::i8 ? 127 : dtype == DType::i16 ? 32767 : 0; }
 
 const Format& format(DType dtype) {
   switch (dtype) {
@@ -47,13 +49,15 @@ double quantum(const Format& f, double magnitude) { return power_below(magnitude
 
 }  // namespace
 
+double largest_stored(DType dtype) { return largest_int(dtype) > 0 ? largest_int(dtype) : format(dtype).largest; }
+
 double ulp(DType dtype, double magnitude) {
-  return dtype == DType::i8 ? 1.0 : quantum(format(dtype), std::abs(magnitude));
+  return largest_int(dtype) > 0 ? 1.0 : quantum(format(dtype), std::abs(magnitude));
 }
 
 double rounded(DType dtype, double value) {
-  if (dtype == DType::i8)
-    return std::isnan(value) ? 0.0 : std::clamp(std::nearbyint(value), -kLargestInt8, kLargestInt8);
+  if (const double most = largest_int(dtype); most > 0)
+    return std::isnan(value) ? 0.0 : std::clamp(std::nearbyint(value), -most, most);
   if (dtype == DType::f8 && std::isinf(value)) return std::copysign(kE4m3.largest, value);
   if (!std::isfinite(value) || value == 0) return value;
   const Format& f = format(dtype);
@@ -80,6 +84,7 @@ double decode(DType dtype, const std::byte* data, std::int64_t index) {
   }
   std::uint16_t bits;
   std::memcpy(&bits, data + index * 2, 2);
+  if (dtype == DType::i16) return static_cast<std::int16_t>(bits);
   if (dtype == DType::bf16) {
     const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
     float v;
@@ -100,6 +105,11 @@ void encode(DType dtype, std::byte* data, std::int64_t index, double value) {
   const double r = rounded(dtype, value);
   if (dtype == DType::i8) {
     data[index] = static_cast<std::byte>(static_cast<int>(r));
+    return;
+  }
+  if (dtype == DType::i16) {
+    const auto whole = static_cast<std::int16_t>(r);
+    std::memcpy(data + index * 2, &whole, 2);
     return;
   }
   if (dtype == DType::f8) {

@@ -189,6 +189,7 @@ std::string Measurement::json() const {
   }
   json["registers"] = registers;
   json["smem_bytes"] = smem_bytes;
+  if (waves > 0) json["waves"] = std::round(waves * 1e4) / 1e4;
   json["measured"] = measured;
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
@@ -255,6 +256,7 @@ Measurement Measurement::from_json(std::string_view line) {
     }
     get("registers", m.registers);
     get("smem_bytes", m.smem_bytes);
+    if (json.contains("waves")) get("waves", m.waves);
     get("measured", m.measured);
   } catch (const Json::exception&) {
     fail(ErrorKind::invalid, "journal: {}: missing or of the wrong type in {}", field, in_quotes(line));

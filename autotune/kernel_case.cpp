@@ -12,9 +12,12 @@
 #include "autotune/host_numbers.h"
 #include "autotune/layer_case.h"
 #include "autotune/norm_case.h"
+#include "autotune/replay_case.h"
 #include "autotune/ring_case.h"
+#include "autotune/tokens_case.h"
 #include "autotune/update_case.h"
 #include "codegen/fail.h"
+#include "codegen/update_form.h"
 
 namespace ssmjit {
 namespace {
@@ -76,8 +79,10 @@ Description few_groups(const Description& description, int groups) {
 std::unique_ptr<KernelCase> make_case(const Description& description, const CaseLayout& layout, std::uint64_t seed) {
   if (description.op() == Op::layer) return std::make_unique<LayerCase>(description, layout, seed);
   if (description.op() == Op::ring) return std::make_unique<RingCase>(description, layout, seed);
+  if (description.op() == Op::replay) return std::make_unique<ReplayCase>(description, layout, seed);
   if (description.op() == Op::conv1d) return std::make_unique<Conv1dCase>(description, layout, seed);
   if (description.op() == Op::norm) return std::make_unique<NormCase>(description, layout, seed);
+  if (has_token_kernel(description)) return std::make_unique<TokensCase>(description, layout, seed);
   return std::make_unique<UpdateCase>(description, layout, seed);
 }
 
@@ -172,7 +177,9 @@ Tensor KernelCase::add_pool(std::string name, DType dtype, const std::vector<std
 }
 
 std::int64_t KernelCase::pool_slots() const {
-  const bool by_token = description_.conv && description_.conv->keep == ConvKeep::slots;
+  const bool by_token = description_.conv
+                            ? description_.conv->keep == ConvKeep::slots
+                            : std::holds_alternative<Slots>(description_.store_kind) || description_.has_accepted;
   const int others = by_token ? description_.token_count : layout_.indexed ? 1 : 0;  // beside the one that a row reads
   return std::int64_t{layout_.batch} * (1 + others) + (layout_.indexed ? 3 : 0);
 }
@@ -301,6 +308,76 @@ void KernelCase::judge(const Windows& windows, CaseResult& result) const {
       failed(result, fmt::format("{}: {} of {} elements that the step writes are no copies of what they should be",
                                  name, meter.wrong, meter.count));
 }
+
+template <class Args>
+void KernelCase::add_step_tokens(Args& args) {
+  const Description& d = description_;
+  const std::int64_t H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, T = d.token_count;
+  const std::int64_t batch = layout_.batch, gap = layout_.packed_rows && !d.is_varlen ? 1 : 0;
+  std::vector<std::int64_t> first = {0};
+  for (std::int64_t b = 0; b < batch; ++b) {
+    std::int64_t tokens = T;
+    if (d.is_varlen && b % 4 != 0)
+      tokens = 1 + static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(T));
+    else if (d.is_varlen && b % 8 == 4)
+      tokens = 0;
+    first.push_back(first.back() + tokens + gap);
+  }
+  if constexpr (requires { args.cu_seqlens; })
+    if (d.is_varlen) args.cu_seqlens = add_indices("cu_seqlens", first, DType::i32);
+  const std::int64_t rows = first.back();
+  // [batch, tokens, ...], [total, ...] or [1, total, ...].
+  const auto tensor = [&](std::byte* data, DType dtype, std::int64_t row_stride,
+                          std::initializer_list<std::int64_t> inner) {
+    Tensor t;
+    t.data = data;
+    t.dtype = dtype;
+    const auto dimension = [&](std::int64_t shape, std::int64_t stride) {
+      t.shape[static_cast<std::size_t>(t.rank)] = shape;
+      t.stride[static_cast<std::size_t>(t.rank++)] = stride;
+    };
+    if (!d.is_varlen) dimension(batch, (T + gap) * row_stride);
+    if (d.is_varlen && layout_.packed_rows) dimension(1, rows * row_stride);
+    dimension(d.is_varlen ? rows : T, row_stride);
+    std::int64_t stride = 1;
+    for (std::int64_t i : inner) stride *= i;
+    for (std::int64_t i : inner) {
+      stride /= i;
+      dimension(i, stride);
+    }
+    return t;
+  };
+  const InputRows input = add_input_rows(rows);
+  const auto of_rows = [&](const Rows& r, std::int64_t count, std::int64_t width) {
+    return r.first == nullptr ? Tensor{} : tensor(r.first, d.input_dtype, r.stride, {count, width});
+  };
+  args.x = of_rows(input.x, H, P);
+  args.B = of_rows(input.B, G, N);
+  args.C = of_rows(input.C, G, N);
+  args.z = of_rows(input.z, H, P);
+  const std::int64_t dt_stride = layout_.packed_rows ? H + 1 : H;
+  args.dt = tensor(at(add("dt", rows * dt_stride * size_bytes(d.dt_dtype), Use::produced)), d.dt_dtype, dt_stride, {H});
+  const std::int64_t out_stride = H * P + (layout_.packed_rows ? 8 : 0);
+  args.out = tensor(at(add("out", rows * out_stride * size_bytes(d.input_dtype), Use::output)), d.input_dtype,
+                    out_stride, {H, P});
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (std::int64_t row = first[static_cast<std::size_t>(b)]; row < first[static_cast<std::size_t>(b + 1)] - gap;
+         ++row) {
+      for (std::int64_t h = 0; h < H; ++h)
+        put(args.dt, row * dt_stride + h, exact_in_sums(layout_.strong_decay ? uniform({-12, 8}) : normal()));
+      const auto fill = [&](const Tensor& t, const Rows& r, std::int64_t width) {
+        if (r.first == nullptr) return;
+        for (std::int64_t i = 0; i < width; ++i) put(t, row * r.stride + i, normal());
+      };
+      fill(args.x, input.x, H * P);
+      fill(args.B, input.B, G * N);
+      fill(args.C, input.C, G * N);
+      fill(args.z, input.z, H * P);
+    }
+  }
+}
+template void KernelCase::add_step_tokens(RingArgs&);
+template void KernelCase::add_step_tokens(ReplayArgs&);
 
 template <class Args>
 void KernelCase::add_ring_pools(Args& args) {

@@ -1,5 +1,5 @@
 // One test of a kernel: its memory, laid out as an engine might, and what it must hold after a launch. UpdateCase,
-// RingCase, Conv1dCase, NormCase and LayerCase are the tests of the ops.
+// TokensCase, RingCase, Conv1dCase, NormCase, LayerCase and ReplayCase are the tests of the ops.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +33,7 @@ struct CaseLayout {
 };
 
 // What one launch is given.
-using CaseArgs = std::variant<UpdateArgs, RingArgs, Conv1dArgs, NormArgs, LayerArgs>;
+using CaseArgs = std::variant<UpdateArgs, RingArgs, Conv1dArgs, NormArgs, LayerArgs, ReplayArgs>;
 
 // Elements that were written beside the output against what they are copies of: how many are not, of how many.
 struct WindowMeter {
@@ -125,6 +125,12 @@ class KernelCase {
   static void judge_windows(const Description& conv, const Conv1dArgs& host, const Conv1dArgs& want,
                             const Conv1dArgs& got, std::int64_t row, const ConvRequest& request, Windows& windows);
   void judge(const Windows& windows, CaseResult& result) const;
+
+  // ---- of a step of several tokens that may be varlen ----
+  // x, B, C, z, dt and out: a request's tokens one after the other, between requests a gap where rows are packed; with
+  // varlen from 0 to all tokens a request, without gaps.
+  template <class Args>
+  void add_step_tokens(Args& args);
 
   // ---- of a ring, alone or in a layer ----
   // States, scales, rings and cursors, and the seed of a stochastic rounding.

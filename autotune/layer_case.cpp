@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -58,7 +59,7 @@ LayerCase::LayerCase(const Description& description, const CaseLayout& layout, s
       const Conv1dArgs args = layer_conv1d_args(d, host_);
       windows_.push_back(conv_request(conv, args, b, read_host));
       fill_window(conv, args, windows_.back(), 1);
-      make_sums_sure(b);
+      if (windows_.back().live) make_sums_sure(b, [&] { fill_window(conv, args, windows_.back(), 1); });
     }
     const int groups = d.nheads / layer_group_heads(d);
     if (ring) {
@@ -87,12 +88,14 @@ LayerCase::LayerCase(const Description& description, const CaseLayout& layout, s
 }
 
 // No sum of a convolution next to halfway between two values of the input's dtype: another x for the first token of a
-// channel whose sum is.
-void LayerCase::make_sums_sure(std::int64_t row) {
+// channel whose sum is; where its weight is so small that this changes nothing, another window.
+void LayerCase::make_sums_sure(std::int64_t row, const std::function<void()>& refill_window) {
   const Description& d = description();
   const std::int64_t channels = d.conv_channels();
-  for (bool sure = false; !sure;) {
+  constexpr int kTries = 8;
+  for (auto [sure, tries] = std::pair(false, 1); !sure; ++tries) {
     sure = true;
+    if (tries % kTries == 0) refill_window();
     const LayerChannels sums = layer_channels(d, host_, row, 0, channels, read_host);
     for (std::int64_t c = 0; c < channels; ++c)
       for (int t = 0; t < d.token_count; ++t)

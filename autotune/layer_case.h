@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "autotune/kernel_case.h"
@@ -25,7 +26,7 @@ class LayerCase : public KernelCase {
   static void want_zeros(const LayerArgs& want, const LayerArgs& got, std::int64_t at, std::int64_t count);
   void add_inputs();
   void add_layer_weights();
-  void make_sums_sure(std::int64_t row);
+  void make_sums_sure(std::int64_t row, const std::function<void()>& refill_window);
 
   LayerArgs host_;  // pointers into blocks()
   std::vector<ConvRequest> windows_;

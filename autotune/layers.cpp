@@ -9,6 +9,7 @@
 #include "codegen/bench_source.h"
 #include "codegen/chain_scratch.h"
 #include "codegen/fail.h"
+#include "codegen/update_form.h"
 
 namespace ssmjit {
 namespace {
@@ -62,6 +63,8 @@ int fill_code(DType dtype) {
       return 3;
     case DType::f8:
       return 4;
+    case DType::i16:
+      return 5;
     default:
       break;
   }
@@ -132,21 +135,24 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
          "(layer_parts())");
   const std::int64_t B = batch, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
   const std::int64_t rows = B * d.token_count, in = size_bytes(d.input_dtype);
-  const bool ring = d.ring_window() != 0, layer = d.op() == Op::layer;
-  const std::int64_t ring_rows = ring ? B * d.ring_length() : 0;
+  const bool ring = d.ring_window() != 0, layer = d.op() == Op::layer, replay = d.op() == Op::replay;
+  const std::int64_t ring_rows = ring ? B * d.ring_length() : replay ? rows : 0;
+  const std::int64_t buffers = replay ? 2 : 1;  // of B and deltas
   // In this order, so that what a step reads of all is one stretch: state, inputs, and as much of a ring as is in use.
   const auto place = [&](std::int64_t bytes) {
     const Part part{layer_bytes_, bytes};
     layer_bytes_ += round_up(bytes, kPartAlign);
     return part;
   };
-  const bool conv = d.op() == Op::conv1d, by_token = conv && d.conv->keep == ConvKeep::slots;
+  const bool conv = d.op() == Op::conv1d;
+  const bool by_token = conv ? d.conv->keep == ConvKeep::slots : std::holds_alternative<Slots>(d.store_kind);
   const std::int64_t channels = conv ? d.conv_channels() : d.op() == Op::norm ? d.norm_channels() : H * P;
   const std::int64_t window = conv ? channels * d.conv_state_len() : H * P * N;
   const bool gated = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
   state_ = place(B * window * size_bytes(d.state_dtype) * (by_token ? 1 + d.token_count : d.has_destination ? 2 : 1));
   windows_ = place(layer ? B * d.conv_channels() * d.conv_state_len() * in : 0);
-  scale_ = place(d.has_state_scale() ? B * H * P * size_bytes(DType::f32) : 0);
+  const std::int64_t scales = d.has_state_scale() ? B * H * P * size_bytes(DType::f32) : 0;
+  scale_ = place(scales * (by_token ? 1 + d.token_count : d.has_destination ? 2 : 1));
   const std::int64_t inputs = layer_bytes_;
   x_ = place(rows * channels * in);
   B_ = place(rows * G * N * in);
@@ -155,20 +161,29 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   dt_ = place(rows * H * size_bytes(d.dt_dtype));
   input_bytes_ = layer_bytes_ - inputs;
   x_ring_ = place(ring_rows * H * P * in);
-  B_ring_ = place(ring_rows * G * N * in);
-  dt_ring_ = place(ring_rows * H * size_bytes(DType::f32));
+  B_ring_ = place(buffers * ring_rows * G * N * in);
+  dt_ring_ = place(buffers * ring_rows * H * size_bytes(DType::f32));
+  sum_ring_ = place(replay ? dt_ring_.bytes : 0);
   if (conv) kept_ = place(by_token ? 0 : bytes_moved(d, batch).written_new - x_.bytes);
   if (layer && d.conv && d.conv->keep == ConvKeep::snapshots)
     kept_ = place(rows * d.conv_channels() * d.conv_snapshot_len() * in);
-  cold_bytes_ = state_.bytes + windows_.bytes + scale_.bytes + x_ring_.bytes + B_ring_.bytes + dt_ring_.bytes;
+  if (std::holds_alternative<Snapshots>(d.store_kind)) {
+    kept_ = place(rows * window * size_bytes(d.state_dtype));
+    kept_scale_ = place(d.token_count * scales);
+  }
+  cold_bytes_ =
+      state_.bytes + windows_.bytes + scale_.bytes + x_ring_.bytes + B_ring_.bytes + dt_ring_.bytes + sum_ring_.bytes;
   if (d.op() == Op::norm) cold_bytes_ = x_.bytes + z_.bytes;
+  // What is read of them alone: what is only written may leave the L2 first.
+  if (!conv && by_token) cold_bytes_ /= 1 + d.token_count;
 
   const std::int64_t cold = 4 * gpu.l2_bytes;
   count_ = static_cast<int>(std::max<std::int64_t>(8, cold / cold_bytes_ + 1));
   const bool small = (d.op() == Op::norm || conv) && count_ > kMostSmallLayers;
   if (small) count_ = kMostSmallLayers;
   // A plan that lets state lines leave the L2 first keeps rings and inputs there from one replay to the next.
-  if (small || ring) displacing_ = DeviceBuffer(static_cast<std::size_t>(round_up(2 * gpu.l2_bytes, kPartAlign)));
+  if (small || ring || replay)
+    displacing_ = DeviceBuffer(static_cast<std::size_t>(round_up(2 * gpu.l2_bytes, kPartAlign)));
   const std::int64_t room = free_device_bytes() * 9 / 10;
   if (count_ * (layer_bytes_ + input_bytes_) > room) count_ = static_cast<int>(room / (layer_bytes_ + input_bytes_));
   if (count_ < 2 || (!small && cold_bytes_in_all() < 2 * gpu.l2_bytes))
@@ -177,6 +192,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
          "(twice the L2) and two layers",
          count_, cold_bytes_,
          ring                 ? "state and rings"
+         : replay             ? "state and buffers"
          : d.op() == Op::norm ? "inputs"
                               : "state",
          2 * gpu.l2_bytes);
@@ -191,9 +207,9 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   const std::int64_t norm_bytes = layer ? 2 * d.norm_channels() * in : 0;
   const std::int64_t head_bytes = conv ? 0 : 3 * round_up(4 * weights_of, kWeightAlign);
   weights_ = DeviceBuffer(static_cast<std::size_t>(head_bytes + conv_bytes + norm_bytes));
-  index_bytes_ = round_up(4 * ((by_token ? rows : B) + 1), kPartAlign);
+  index_bytes_ = round_up(4 * (std::max(by_token ? rows : B, std::int64_t{d.token_count}) + 1), kPartAlign);
   indices_ = DeviceBuffer(static_cast<std::size_t>(4 * index_bytes_));
-  if (ring) cursors_ = DeviceBuffer(static_cast<std::size_t>(2 * index_bytes_));
+  if (ring || replay) cursors_ = DeviceBuffer(static_cast<std::size_t>(2 * index_bytes_));
   hash_ = DeviceBuffer(8);
 
   std::vector<std::int32_t> numbers(static_cast<std::size_t>(B));
@@ -205,6 +221,12 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   if (by_token) numbers.resize(static_cast<std::size_t>(rows));
   std::iota(numbers.begin(), numbers.end(), static_cast<std::int32_t>(B));
   upload(1);
+  if (d.has_tree) {
+    // Each token follows the one before it.
+    std::vector<std::int32_t> parents(static_cast<std::size_t>(d.token_count));
+    std::iota(parents.begin(), parents.end(), -1);
+    indices_.upload(parents.data(), 4 * parents.size(), static_cast<std::size_t>(index_bytes_));
+  }
   numbers.resize(static_cast<std::size_t>(B + 1));
   for (std::size_t b = 0; b < numbers.size(); ++b)
     numbers[b] = static_cast<std::int32_t>(b) * static_cast<std::int32_t>(d.token_count);
@@ -232,12 +254,40 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
     kernels_.fill(d.dt_dtype, p + dt_at, (input_bytes_ - dt_at) / size_bytes(d.dt_dtype), seed_of(layer) + 2, 0, 1,
                   stream_);
   }
+  if (replay) fill_old_sums();
   refill_all();
   stream_.synchronize();
   if (ring)
     enter(Phase::no_flush);
   else
     bytes_ = bytes_moved(d, batch_);
+}
+
+// Of a replay: deltas, the sums of A times them, and cursors: either buffer, all tokens accepted.
+void Layers::fill_old_sums() {
+  const Description& d = description_;
+  const std::int64_t H = d.nheads, T = d.token_count;
+  stream_.synchronize();
+  std::vector<float> A(static_cast<std::size_t>(H));
+  weights_.download(A.data(), 4 * A.size());
+  const std::int64_t bytes = layer_bytes_ - dt_ring_.at;
+  std::vector<float> floats(static_cast<std::size_t>(bytes / 4), 0.0f);
+  float* const deltas = floats.data();
+  float* const sums = floats.data() + (sum_ring_.at - dt_ring_.at) / 4;
+  for (std::int64_t row = 0; row < std::int64_t{2} * batch_ * H; ++row) {
+    float sum = 0;
+    for (std::int64_t at = row * T; at < (row + 1) * T; ++at) {
+      deltas[at] = 0.03f + 0.001f * static_cast<float>(at * 7 % 40);
+      sums[at] = sum += A[static_cast<std::size_t>(row % H)] * deltas[at];
+    }
+  }
+  old_sums_ = DeviceBuffer(static_cast<std::size_t>(bytes));
+  old_sums_.upload(floats.data(), static_cast<std::size_t>(bytes));
+  std::vector<RingCursor> cursors(static_cast<std::size_t>(batch_));
+  for (std::size_t slot = 0; slot < cursors.size(); ++slot)
+    cursors[slot] = {.start = static_cast<int>(slot % 2), .count = static_cast<int>(T)};
+  const std::vector<std::byte> packed = pack_cursors(cursors);
+  cursors_.upload(packed.data(), packed.size());
 }
 
 void Layers::enter(Phase phase) {
@@ -265,6 +315,7 @@ void Layers::take_cursors(const std::byte* packed) const {
 CaseArgs Layers::args(int layer, Pdl pdl) const {
   if (description_.op() == Op::layer) return layer_args(layer, pdl);
   if (description_.op() == Op::ring) return ring_args(layer, pdl);
+  if (description_.op() == Op::replay) return replay_args(layer, pdl);
   if (description_.op() == Op::conv1d) return conv1d_args(layer, pdl);
   if (description_.op() == Op::norm) return norm_args(layer, pdl);
   return update_args(layer, pdl);
@@ -290,7 +341,10 @@ Args Layers::common_args(int layer, Pdl pdl, const std::vector<std::int64_t>& of
   };
   const std::byte* p = at(layer);
   Args a;
-  a.state = contiguous(p + state_.at, d.state_dtype, {d.has_destination ? 2 * B : B, H, P, N});
+  const std::int64_t slots = std::holds_alternative<Slots>(d.store_kind) ? B * (1 + d.token_count)
+                             : d.has_destination                         ? 2 * B
+                                                                         : B;
+  a.state = contiguous(p + state_.at, d.state_dtype, {slots, H, P, N});
   a.x = tensor(p + x_.at, d.input_dtype, {H, P});
   a.B = tensor(p + B_.at, d.input_dtype, {G, N});
   a.C = tensor(p + C_.at, d.input_dtype, {G, N});
@@ -306,11 +360,55 @@ Args Layers::common_args(int layer, Pdl pdl, const std::vector<std::int64_t>& of
   return a;
 }
 
+// Of several tokens, or with snapshots, slots, accepted counts or varlen.
+UpdateArgs Layers::token_args(int layer, Pdl pdl) const {
+  const Description& d = description_;
+  const std::int64_t B = batch_, T = d.token_count, H = d.nheads, P = d.head_dim, N = d.dstate;
+  auto a = common_args<UpdateArgs>(layer, pdl,
+                                   d.is_varlen ? std::vector{B * T}
+                                   : T == 1    ? std::vector{B}
+                                               : std::vector{B, T});
+  const std::byte* p = at(layer);
+  if (d.has_state_scale()) a.state_scale = contiguous(p + scale_.at, DType::f32, {a.state.shape[0], H, P});
+  if (d.has_accepted) {
+    // Every column is the row's slot, so that any count will do.
+    a.state_batch_indices = strided(indices_.data(), DType::i32, {B, T}, {1, 0});
+    a.num_accepted_tokens = contiguous(indices_.data(), DType::i32, {B});
+  }
+  const std::byte* const targets = indices_.data() + index_bytes_;
+  if (std::holds_alternative<Slots>(d.store_kind))
+    a.dst_state_batch_indices = contiguous(targets, DType::i32, {B, T});
+  else if (d.has_destination)
+    a.dst_state_batch_indices = contiguous(targets, DType::i32, {B});
+  if (std::holds_alternative<Snapshots>(d.store_kind)) {
+    a.intermediate_states = contiguous(p + kept_.at, d.state_dtype, {B, T, H, P, N});
+    if (d.has_state_scale()) a.intermediate_state_scales = contiguous(p + kept_scale_.at, DType::f32, {B, T, H, P});
+    a.disable_state_update = true;  // as an engine does, which knows later how many of the tokens it keeps
+  }
+  if (d.has_tree) a.retrieve_parent_token = strided(targets, DType::i32, {B, T}, {0, 1});
+  if (d.is_varlen) a.cu_seqlens = contiguous(indices_.data() + 2 * index_bytes_, DType::i32, {B + 1});
+  if (std::holds_alternative<Stochastic>(d.rounding_kind))
+    a.rand_seed = contiguous(indices_.data() + 3 * index_bytes_, DType::i64, {1});
+  return a;
+}
+
 UpdateArgs Layers::update_args(int layer, Pdl pdl) const {
+  if (has_token_kernel(description_)) return token_args(layer, pdl);
   auto a = common_args<UpdateArgs>(layer, pdl, {batch_});
   if (description_.has_destination)
     a.dst_state_batch_indices = contiguous(indices_.data() + index_bytes_, DType::i32, {batch_});
+  add_rounding(layer, a);
   return a;
+}
+
+// Scales and the seed.
+template <class Args>
+void Layers::add_rounding(int layer, Args& a) const {
+  const Description& d = description_;
+  if (d.has_state_scale())
+    a.state_scale = contiguous(at(layer) + scale_.at, DType::f32, {a.state.shape[0], d.nheads, d.head_dim});
+  if (std::holds_alternative<Stochastic>(d.rounding_kind))
+    a.rand_seed = contiguous(indices_.data() + 3 * index_bytes_, DType::i64, {1});
 }
 
 LayerArgs Layers::layer_args(int layer, Pdl pdl) const {
@@ -364,14 +462,12 @@ void Layers::add_ring(int layer, Args& a) const {
   const Description& d = description_;
   const std::int64_t B = batch_, H = d.nheads, P = d.head_dim, L = d.ring_length();
   const std::byte* p = at(layer);
-  if (d.has_state_scale()) a.state_scale = contiguous(p + scale_.at, DType::f32, {B, H, P});
+  add_rounding(layer, a);
   a.x_ring = contiguous(p + x_ring_.at, d.input_dtype, {B, H, L, P});
   a.B_ring = contiguous(p + B_ring_.at, d.input_dtype, {B, d.ngroups, L, d.dstate});
   a.dt_ring = contiguous(p + dt_ring_.at, DType::f32, {B, H, L});
   a.ring_start = contiguous(cursors_.data(), DType::i32, {B});
   a.ring_count = contiguous(cursors_.data() + index_bytes_, DType::i32, {B});
-  if (std::holds_alternative<Stochastic>(d.rounding_kind))
-    a.rand_seed = contiguous(indices_.data() + 3 * index_bytes_, DType::i64, {1});
 }
 
 RingArgs Layers::ring_args(int layer, Pdl pdl) const {
@@ -380,6 +476,22 @@ RingArgs Layers::ring_args(int layer, Pdl pdl) const {
   auto a = d.is_varlen ? common_args<RingArgs>(layer, pdl, {B * T}) : common_args<RingArgs>(layer, pdl, {B, T});
   add_ring(layer, a);
   if (d.is_varlen) a.cu_seqlens = contiguous(indices_.data() + 2 * index_bytes_, DType::i32, {B + 1});
+  return a;
+}
+
+ReplayArgs Layers::replay_args(int layer, Pdl pdl) const {
+  const Description& d = description_;
+  const std::int64_t B = batch_, T = d.token_count, H = d.nheads;
+  const std::byte* p = at(layer);
+  auto a = common_args<ReplayArgs>(layer, pdl, {B, T});
+  a.old_x = contiguous(p + x_ring_.at, d.input_dtype, {B, T, H, d.head_dim});
+  a.old_B = contiguous(p + B_ring_.at, d.input_dtype, {B, 2, T, d.ngroups, d.dstate});
+  a.old_dt = contiguous(p + dt_ring_.at, DType::f32, {B, 2, H, T});
+  a.old_cumAdt = contiguous(p + sum_ring_.at, DType::f32, {B, 2, H, T});
+  a.cache_buf_idx = contiguous(cursors_.data(), DType::i32, {B});
+  a.prev_num_accepted_tokens = contiguous(cursors_.data() + index_bytes_, DType::i32, {B});
+  if (std::holds_alternative<Stochastic>(d.rounding_kind))
+    a.rand_seed = contiguous(indices_.data() + 3 * index_bytes_, DType::i64, {1});
   return a;
 }
 
@@ -438,14 +550,18 @@ void Layers::refill(int layer) const {
     if (part.bytes > 0)
       kernels_.fill(dtype, p + part.at, part.bytes / size_bytes(dtype), seed, mean, deviation, stream_);
   };
-  // 8-bit states are in units of their scale.
-  fill(state_, d.state_dtype, s, 0, d.has_state_scale() ? 30 : 1);
+  // Of states with scales, in units of these: values of about 1.
+  const bool int16 = d.state_dtype == DType::i16;
+  fill(state_, d.state_dtype, s, 0, int16 ? 8000 : d.has_state_scale() ? 30 : 1);
   fill(windows_, d.input_dtype, s + 7, 0, 1);
-  fill(scale_, DType::f32, s + 3, 0.03, 0.005);
+  fill(scale_, DType::f32, s + 3, int16 ? 1.2e-4 : 0.03, int16 ? 2e-5 : 0.005);
   // Deltas above 0, so that a flush again and again of the same rows leaves a state that is bounded.
   fill(x_ring_, d.input_dtype, s + 4, 0, 1);
   fill(B_ring_, d.input_dtype, s + 5, 0, 1);
-  fill(dt_ring_, DType::f32, s + 6, 0.05, 0.012);
+  if (old_sums_.size() > 0)
+    kernels_.produce(old_sums_.data(), p + dt_ring_.at, static_cast<std::int64_t>(old_sums_.size()), stream_);
+  else
+    fill(dt_ring_, DType::f32, s + 6, 0.05, 0.012);
   produce(layer);
 }
 
@@ -475,7 +591,12 @@ void Layers::pass(int layer, const BenchKernels::Pass& how, bool dependent) cons
     moved.appended = bytes_.written_new - x_.bytes;
     moved.rows = kept_.bytes > 0 ? at(layer) + kept_.at : at(layer) + state_.bytes / (1 + description_.token_count);
   }
-  if (description_.op() == Op::ring || description_.op() == Op::layer) {
+  if (description_.stores_every_token()) {
+    moved.written_new = x_.bytes;
+    moved.appended = bytes_.written_new - x_.bytes;
+    moved.rows = kept_.bytes > 0 ? at(layer) + kept_.at : at(layer) + state_.bytes / (1 + description_.token_count);
+  }
+  if (description_.op() == Op::ring || description_.op() == Op::layer || description_.op() == Op::replay) {
     // Behind the rows in use, at the end.
     moved.written_new = x_.bytes;
     moved.appended = bytes_.written_new - x_.bytes;

@@ -101,8 +101,13 @@ class Layers {
   template <class Args>
   Args common_args(int layer, Pdl pdl, const std::vector<std::int64_t>& of_rows) const;
   UpdateArgs update_args(int layer, Pdl pdl) const;
+  UpdateArgs token_args(int layer, Pdl pdl) const;
   NormArgs norm_args(int layer, Pdl pdl) const;
   RingArgs ring_args(int layer, Pdl pdl) const;
+  ReplayArgs replay_args(int layer, Pdl pdl) const;
+  void fill_old_sums();
+  template <class Args>
+  void add_rounding(int layer, Args& args) const;
   template <class Args>
   void add_ring(int layer, Args& args) const;
   template <class Args>
@@ -122,13 +127,16 @@ class Layers {
   struct Part {
     std::int64_t at = 0, bytes = 0;
   };
-  Part state_, windows_, scale_, x_, B_, C_, z_, dt_, x_ring_, B_ring_, dt_ring_;
-  Part kept_;  // of a convolution: what it writes beside its windows and its output; of a layer its snapshots
+  Part state_, windows_, scale_, x_, B_, C_, z_, dt_, x_ring_, B_ring_, dt_ring_;  // a replay's old_x, old_B, old_dt
+  Part sum_ring_;                                                                  // and its old_cumAdt
+  Part kept_;  // of a convolution: what it writes beside its windows and its output; of a layer or update its snapshots
+  Part kept_scale_;
   std::int64_t input_bytes_ = 0, layer_bytes_ = 0, cold_bytes_ = 0;
-  // Of each of: slots, destination slots (of a convolution of each token), cu_seqlens (a convolution's counts), the
-  // seed; and of starts and counts.
+  // Of each of: slots, destination slots (of each token, where it has one) or parents, cu_seqlens (a convolution's
+  // counts), the seed; and of starts and counts.
   std::int64_t index_bytes_ = 0;
   DeviceBuffer memory_, sources_, out_, scratch_, weights_, indices_, cursors_, hash_, displacing_;
+  DeviceBuffer old_sums_;  // what a replay's deltas and sums are before a step, the same in every layer
 };
 
 }  // namespace ssmjit

@@ -10,12 +10,22 @@ namespace ssmjit {
 namespace {
 
 constexpr double kNotTimed = 1;
+constexpr double kEven = 0.5;
 
 // What a plan costs more than the best of the size, as a fraction.
 double loss(const std::string& plan, const Cell& cell, double best_us) {
   const auto at = cell.find(plan);
   if (at == cell.end() || !has_time(at->second)) return kNotTimed;
   return std::max(at->second.us / best_us - 1, 0.0);
+}
+
+// Of the sizes between two, by ratio, the part that a plan's time at the smaller one stands for: half, or, where its
+// clusters go from so many waves to more, those before that.
+double weight_of_low(const Measurement& at_low, const TableRow& low, const TableRow& high) {
+  if (at_low.waves <= 0) return kEven;
+  const double ratio = static_cast<double>(high.total_heads) / static_cast<double>(low.total_heads);
+  const double full = std::ceil(at_low.waves) / at_low.waves;  // the ratio up to which there is room
+  return full < ratio ? std::min(kEven, std::log(full) / std::log(ratio)) : kEven;
 }
 
 // A sweep checks the outputs of whatever it races, so of what was timed more often than at first.
@@ -29,11 +39,19 @@ std::optional<Plan> plan_between(const TableRow& low, const TableRow& high, cons
                                  double room) {
   const auto at_low = sizes.find(low.total_heads), at_high = sizes.find(high.total_heads);
   if (at_low == sizes.end() || at_high == sizes.end()) return std::nullopt;
-  const Measurement *best_low = fastest(at_low->second), *best_high = fastest(at_high->second);
+  const Measurement *best_low = nullptr, *best_high = fastest(at_high->second);
+  for (const auto& [plan, m] : at_low->second)
+    if (m.outcome == Outcome::ok && m.us > 0 && weight_of_low(m, low, high) > kEven / 2 &&
+        (best_low == nullptr || m.us < best_low->us))
+      best_low = &m;
+  if (best_low == nullptr) best_low = fastest(at_low->second);
   if (best_low == nullptr || best_high == nullptr) return std::nullopt;
   const auto lost = [&](const std::string& plan) {
-    return std::hypot(loss(plan, at_low->second, best_low->us), loss(plan, at_high->second, best_high->us)) /
-           std::sqrt(2.0);
+    const auto here = at_low->second.find(plan);
+    const double weight = here == at_low->second.end() ? kEven : weight_of_low(here->second, low, high);
+    const double at_lower = loss(plan, at_low->second, best_low->us);
+    const double at_higher = loss(plan, at_high->second, best_high->us);
+    return std::sqrt(weight * at_lower * at_lower + (1 - weight) * at_higher * at_higher);
   };
   std::set<std::string> checked;
   for (const auto& [total_heads, cell] : sizes)

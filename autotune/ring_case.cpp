@@ -12,8 +12,7 @@
 namespace ssmjit {
 namespace {
 
-constexpr double kScale = 0x1p-20;  // relative error of a scale
-constexpr double kDelta = 1e-6;     // and of a delta
+constexpr double kDelta = 1e-6;  // relative error of a delta
 
 }  // namespace
 
@@ -21,7 +20,7 @@ RingCase::RingCase(const Description& description, const CaseLayout& layout, std
     : KernelCase(description, layout, seed) {
   const Description& d = description;
   add_ring_pools(host_);
-  add_tokens();
+  add_step_tokens(host_);
   const Weights weights = add_weights({-0.6, -0.1}, {-2, 0});
   host_.A = weights.A;
   host_.D = weights.D;
@@ -47,75 +46,6 @@ RingCase::RingCase(const Description& description, const CaseLayout& layout, std
   }
 }
 
-// x, B, C, z, dt and out: a request's tokens one after the other, between requests a gap where rows are packed; with
-// varlen from 0 to all tokens a request, without gaps.
-void RingCase::add_tokens() {
-  const Description& d = description();
-  const std::int64_t H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, T = d.token_count;
-  const std::int64_t batch = layout().batch, gap = layout().packed_rows && !d.is_varlen ? 1 : 0;
-  std::vector<std::int64_t> first = {0};
-  for (std::int64_t b = 0; b < batch; ++b) {
-    std::int64_t tokens = T;
-    if (d.is_varlen && b % 4 != 0)
-      tokens = 1 + static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(T));
-    else if (d.is_varlen && b % 8 == 4)
-      tokens = 0;
-    first.push_back(first.back() + tokens + gap);
-  }
-  if (d.is_varlen) host_.cu_seqlens = add_indices("cu_seqlens", first, DType::i32);
-  const std::int64_t rows = first.back();
-  // [batch, tokens, ...], [total, ...] or [1, total, ...].
-  const auto tensor = [&](std::byte* data, DType dtype, std::int64_t row_stride,
-                          std::initializer_list<std::int64_t> inner) {
-    Tensor t;
-    t.data = data;
-    t.dtype = dtype;
-    const auto dimension = [&](std::int64_t shape, std::int64_t stride) {
-      t.shape[static_cast<std::size_t>(t.rank)] = shape;
-      t.stride[static_cast<std::size_t>(t.rank++)] = stride;
-    };
-    if (!d.is_varlen) dimension(batch, (T + gap) * row_stride);
-    if (d.is_varlen && layout().packed_rows) dimension(1, rows * row_stride);
-    dimension(d.is_varlen ? rows : T, row_stride);
-    std::int64_t stride = 1;
-    for (std::int64_t i : inner) stride *= i;
-    for (std::int64_t i : inner) {
-      stride /= i;
-      dimension(i, stride);
-    }
-    return t;
-  };
-  const InputRows input = add_input_rows(rows);
-  const auto of_rows = [&](const Rows& r, std::int64_t count, std::int64_t width) {
-    return r.first == nullptr ? Tensor{} : tensor(r.first, d.input_dtype, r.stride, {count, width});
-  };
-  host_.x = of_rows(input.x, H, P);
-  host_.B = of_rows(input.B, G, N);
-  host_.C = of_rows(input.C, G, N);
-  host_.z = of_rows(input.z, H, P);
-  const std::int64_t dt_stride = layout().packed_rows ? H + 1 : H;
-  host_.dt =
-      tensor(at(add("dt", rows * dt_stride * size_bytes(d.dt_dtype), Use::produced)), d.dt_dtype, dt_stride, {H});
-  const std::int64_t out_stride = H * P + (layout().packed_rows ? 8 : 0);
-  host_.out = tensor(at(add("out", rows * out_stride * size_bytes(d.input_dtype), Use::output)), d.input_dtype,
-                     out_stride, {H, P});
-  for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t row = first[static_cast<std::size_t>(b)]; row < first[static_cast<std::size_t>(b + 1)] - gap;
-         ++row) {
-      for (std::int64_t h = 0; h < H; ++h)
-        put(host_.dt, row * dt_stride + h, exact_in_sums(layout().strong_decay ? uniform({-12, 8}) : normal()));
-      const auto fill = [&](const Tensor& t, const Rows& r, std::int64_t width) {
-        if (r.first == nullptr) return;
-        for (std::int64_t i = 0; i < width; ++i) put(t, row * r.stride + i, normal());
-      };
-      fill(host_.x, input.x, H * P);
-      fill(host_.B, input.B, G * N);
-      fill(host_.C, input.C, G * N);
-      fill(host_.z, input.z, H * P);
-    }
-  }
-}
-
 RingArgs RingCase::args(const std::vector<std::byte*>& base) const {
   RingArgs args = host_;
   for (Tensor* t : {&args.state, &args.state_scale, &args.x_ring, &args.B_ring, &args.dt_ring, &args.ring_start,
@@ -130,79 +60,9 @@ double delta_error(double got, double want) {
   return std::isfinite(off) ? off : std::numeric_limits<double>::infinity();
 }
 
-std::string judge_delta(double worst) {
+std::string judge_delta(double worst, const char* tensor) {
   if (worst <= kDelta) return {};
-  return fmt::format("dt_ring: a delta is off by {:.1e} of its size; limit {:.0e}", worst, kDelta);
-}
-
-void FlushMeter::add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got,
-                          const Reader& read) {
-  const Description& d = description_;
-  const bool stochastic = std::holds_alternative<Stochastic>(d.rounding_kind);
-  const std::vector<double> stored =
-      stored_values(got.state, of.slot * got.state.stride[0] + std::int64_t{head} * d.head_dim * d.dstate,
-                    d.head_dim * d.dstate, read);
-  std::vector<double> scales(static_cast<std::size_t>(d.head_dim), 1.0);
-  if (d.has_state_scale())
-    scales = stored_values(got.state_scale, of.slot * got.state_scale.stride[0] + std::int64_t{head} * d.head_dim,
-                           d.head_dim, read);
-  for (int p = 0; p < d.head_dim; ++p) {
-    const double scale = scales[static_cast<std::size_t>(p)];
-    const double want_scale = want.scale.empty() ? 1.0 : want.scale[static_cast<std::size_t>(p)];
-    double row_slack = 0;
-    for (int n = 0; n < d.dstate; ++n) {
-      const auto i = static_cast<std::size_t>(p * d.dstate + n);
-      row_slack = std::max(row_slack, want.state_slack[i]);
-      const double value = want.state[i], is = stored[i] * scale;
-      // In units of the scale.
-      const double at_most = want.state_slack[i] / want_scale;
-      const double exact = value / want_scale;
-      // By chance that of the values that the slack reaches: just below a power of two a kernel's may round up from
-      // above it, by a unit twice as large. To nearest it then rounds to that power.
-      const double unit = ulp(d.state_dtype, stochastic ? std::abs(exact) + at_most : exact);
-      double units = 0;
-      if (rounded(d.state_dtype, exact) != stored[i])
-        units = std::max(0.0, std::abs(stored[i] - exact) - at_most) / unit;
-      const double nearest = rounded(d.state_dtype, exact);
-      if (std::isnan(stored[i]) || (std::isinf(stored[i]) && std::isfinite(nearest)))
-        units = std::numeric_limits<double>::infinity();
-      worst_ = std::max(worst_, units);
-      if (units > 2) ++past_two_;
-      if (stochastic) {
-        const auto by_chance = [&](double v) { return stored_stochastically(d, v, seed_, of.slot, head, p, n); };
-        if (!(stored[i] >= by_chance(exact - at_most) && stored[i] <= by_chance(exact + at_most))) ++not_by_chance_;
-      }
-      ++count_;
-      error2_ += (is - value) * (is - value);
-      norm2_ += value * value;
-    }
-    if (d.has_state_scale()) {
-      const double largest = d.state_dtype == DType::i8 ? 127.0 : 448.0;
-      const double off = std::max(0.0, std::abs(scale - want_scale) - row_slack / largest) / want_scale;
-      worst_scale_ = std::isfinite(scale) ? std::max(worst_scale_, off) : std::numeric_limits<double>::infinity();
-    }
-  }
-}
-
-Nearness FlushMeter::result() const {
-  Nearness n;
-  n.frobenius = norm2_ > 0 ? std::sqrt(error2_ / norm2_) : std::sqrt(error2_);
-  n.worst_ulp = worst_;
-  n.past_two = count_ > 0 ? static_cast<double>(past_two_) / static_cast<double>(count_) : 0;
-  return n;
-}
-
-std::string FlushMeter::failure() const {
-  if (!(worst_scale_ <= kScale))
-    return fmt::format("state_scale: a scale is off by {:.1e} of its size; limit {:.1e}", worst_scale_, kScale);
-  const bool stochastic = std::holds_alternative<Stochastic>(description_.rounding_kind);
-  const double limit = stochastic ? 1.0 : 0.5;
-  // A rounding more where a value lies just below a power of two.
-  if (!(worst_ <= limit + 0x1p-10))
-    return fmt::format("state: an element is {:.2f} units off; limit {}", worst_, limit);
-  if (not_by_chance_ > 0)
-    return fmt::format("state: {} of {} elements are not what their random bits round them to", not_by_chance_, count_);
-  return {};
+  return fmt::format("{}: a delta is off by {:.1e} of its size; limit {:.0e}", tensor, worst, kDelta);
 }
 
 void RingCase::judge(const std::vector<std::byte*>& want_base, const std::vector<std::byte*>& got_base,

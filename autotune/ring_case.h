@@ -7,6 +7,7 @@
 
 #include "autotune/kernel_case.h"
 #include "autotune/reference/ring_reference.h"
+#include "autotune/state_meter.h"
 
 namespace ssmjit {
 
@@ -21,7 +22,6 @@ class RingCase : public KernelCase {
  private:
   void judge(const std::vector<std::byte*>& want, const std::vector<std::byte*>& got,
              CaseResult& result) const override;
-  void add_tokens();
 
   RingArgs host_;  // pointers into blocks()
   std::vector<RingRequest> requests_;
@@ -30,25 +30,30 @@ class RingCase : public KernelCase {
 
 // Relative error of a delta in the ring, infinite where it is not finite; and what is wrong with the worst one.
 double delta_error(double got, double want);
-std::string judge_delta(double worst);
+std::string judge_delta(double worst, const char* tensor = "dt_ring");
 
-// How near stored states come to a flush's double ones, element by element.
+// How near the states come that flushes of a ring stored.
 class FlushMeter {
  public:
-  FlushMeter(const Description& description, std::uint64_t seed) : description_(description), seed_(seed) {}
+  FlushMeter(const Description& description, std::uint64_t seed) : meter_(description), seed_(seed) {}
+  // Of the requests that are added next.
+  void use_seed(std::uint64_t seed) { seed_ = seed; }
   // One head of a request, where it lies in state and scales of a launch.
-  void add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got, const Reader& read);
-  Nearness result() const;
-  // Empty, or what was passed: an element may be off by half a unit of the dtype, of a stochastic flush it is the value
-  // that its random bits give; both give way to RingHead's slack.
-  std::string failure() const;
+  void add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got, const Reader& read) {
+    add_head(want, of, head, got, read, seed_, 0);
+  }
+  // The same with the random bits of another seed, of the state after a token.
+  void add_head(const RingHead& want, const RingRequest& of, int head, const RingArgs& got, const Reader& read,
+                std::uint64_t seed, std::uint32_t token) {
+    meter_.add_head({want.state, want.state_slack, want.scale}, got.state, got.state_scale, of.slot, head, seed, read,
+                    token);
+  }
+  Nearness result() const { return meter_.result(); }
+  std::string failure() const { return meter_.failure(); }
 
  private:
-  Description description_;
+  StateMeter meter_;
   std::uint64_t seed_;
-  double error2_ = 0, norm2_ = 0, worst_ = 0;
-  std::int64_t count_ = 0, past_two_ = 0, not_by_chance_ = 0;
-  double worst_scale_ = 0;
 };
 
 }  // namespace ssmjit

@@ -15,15 +15,26 @@
 #include "autotune/norm_case.h"
 #include "autotune/reference/layer_reference.h"
 #include "autotune/reference/norm_reference.h"
+#include "autotune/reference/replay_reference.h"
 #include "autotune/reference/ring_reference.h"
+#include "autotune/reference/stored_state.h"
 #include "autotune/reference/update_reference.h"
+#include "autotune/replay_case.h"
 #include "autotune/ring_case.h"
+#include "autotune/tokens_case.h"
+#include "codegen/rounded.h"
+#include "codegen/update_form.h"
 #include "jit/gpu.h"
 
 namespace ssmjit {
 namespace {
 
 constexpr int kSamples = 64;
+
+std::string wrong_delta(int request, int head, int t, double got, double want) {
+  return fmt::format("dt_ring: request {}, head {}: the delta of token {} is {}; wants {}", request, head, t, got,
+                     want);
+}
 
 // A request and a head of it, at random.
 class Sampler {
@@ -72,10 +83,16 @@ class UpdateSpotCheck : public SpotCheck {
   std::string judge_layer() const override {
     const Description& d = description_;
     NearnessMeter y(d.input_dtype, d.dstate), state(d.state_dtype, d.dstate);
+    StateMeter rounded(d);
     for (const Pair& pair : pairs_) {
+      if (is_state_rounded(d))
+        rounded.add_head({pair.want.state, pair.want.state_slack, pair.want.scale}, args_.state, args_.state_scale,
+                         pair.slots.target, pair.head,
+                         seed_of_slot(args_.rand_seed, pair.slots.target, read_device_memory), read_device_memory);
       y.add_row(pair.want.y.data(),
                 values(args_.out, pair.row * args_.out.stride[0] + std::int64_t{pair.head} * d.head_dim, d.head_dim),
                 pair.want.y_terms.data());
+      if (is_state_rounded(d)) continue;
       const std::vector<double> s = values(
           args_.state, pair.slots.target * args_.state.stride[0] + std::int64_t{pair.head} * d.head_dim * d.dstate,
           d.head_dim * d.dstate);
@@ -84,7 +101,48 @@ class UpdateSpotCheck : public SpotCheck {
                       {s.begin() + std::int64_t{p} * d.dstate, s.begin() + std::int64_t{p + 1} * d.dstate});
     }
     const std::string wrong = judge(y.result(), d.input_dtype, d.dstate, "out");
-    return wrong.empty() ? judge(state.result(), d.state_dtype, d.dstate, "state") : wrong;
+    if (!wrong.empty()) return wrong;
+    return is_state_rounded(d) ? rounded.failure() : judge(state.result(), d.state_dtype, d.dstate, "state");
+  }
+
+  Description description_;
+  UpdateArgs args_;
+  std::vector<Pair> pairs_;
+};
+
+class TokensSpotCheck : public SpotCheck {
+ public:
+  TokensSpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
+      : SpotCheck(layers, stream, 2), description_(description), args_(std::get<UpdateArgs>(layers.args(0, Pdl::off))) {
+    Sampler sampler(seed, layers.batch(), description.nheads);
+    for (int i = 0; i < kSamples; ++i) {
+      Pair pair;
+      std::tie(pair.request, pair.head) = sampler.next();
+      pair.of = tokens_request(description, args_, pair.request, read_device_memory);
+      if (!description.has_tree) pair.want = reference(pair);
+      pairs_.push_back(std::move(pair));
+    }
+  }
+
+ private:
+  struct Pair {
+    std::int64_t request = 0;
+    int head = 0;
+    TokensRequest of;
+    TokensHead want;  // of a tree none: it needs what was stored
+  };
+
+  TokensHead reference(const Pair& pair) const {
+    return tokens_reference(description_, args_, pair.request, pair.of, pair.head, read_device_memory);
+  }
+
+  std::string judge_layer() const override {
+    TokensMeter meter(description_);
+    for (const Pair& pair : pairs_)
+      meter.add_head(description_.has_tree ? reference(pair) : pair.want, pair.request, pair.of, pair.head, args_,
+                     tokens_seed(args_, pair.of, read_device_memory), read_device_memory);
+    const std::vector<std::string> wrong = meter.failures();
+    return wrong.empty() ? std::string() : wrong.front();
   }
 
   Description description_;
@@ -255,7 +313,7 @@ class RingLayerSpotCheck : public SpotCheck {
       const double want = sample.want.heads[static_cast<std::size_t>(i)].delta[static_cast<std::size_t>(t)];
       const double got =
           stored_value(args_.dt_ring, ring_offset(args_.dt_ring, sample.of, head, age), read_device_memory);
-      if (std::string wrong = judge_delta(delta_error(got, want)); !wrong.empty()) return wrong;
+      if (!judge_delta(delta_error(got, want)).empty()) return wrong_delta(sample.request, head, t, got, want);
     }
     const int first = sample.group * heads_ / d.heads_per_group();
     const int groups = static_cast<int>(sample.want.B.value.size()) / d.token_count / d.dstate;
@@ -372,7 +430,7 @@ class RingSpotCheck : public SpotCheck {
         const double want = pair.want.delta[static_cast<std::size_t>(t)];
         const double got =
             stored_value(args_.dt_ring, ring_offset(args_.dt_ring, pair.of, pair.head, age), read_device_memory);
-        if (std::string wrong = judge_delta(delta_error(got, want)); !wrong.empty()) return wrong;
+        if (!judge_delta(delta_error(got, want)).empty()) return wrong_delta(pair.request, pair.head, t, got, want);
       }
       if (pair.of.flush)
         flushed.add_head(pair.want, pair.of, pair.head, args_, read_device_memory);
@@ -387,6 +445,82 @@ class RingSpotCheck : public SpotCheck {
 
   Description description_;
   RingArgs args_;
+  std::uint64_t rounding_seed_ = 0;
+  std::vector<Pair> pairs_;
+};
+
+class ReplaySpotCheck : public SpotCheck {
+ public:
+  ReplaySpotCheck(const Description& description, const Layers& layers, const Stream& stream, std::uint64_t seed)
+      : SpotCheck(layers, stream, 5), description_(description), args_(std::get<ReplayArgs>(layers.args(0, Pdl::off))) {
+    if (args_.rand_seed.data != nullptr)
+      rounding_seed_ = static_cast<std::uint64_t>(stored_index(args_.rand_seed, 0, read_device_memory));
+    Sampler sampler(seed, layers.batch(), description.nheads);
+    for (int i = 0; i < kSamples; ++i) {
+      Pair pair;
+      std::tie(pair.request, pair.head) = sampler.next();
+      pair.of = replay_request(description, args_, pair.request, read_device_memory);
+      pair.want = replay_reference(description, args_, pair.request, pair.of, pair.head, read_device_memory);
+      pairs_.push_back(std::move(pair));
+    }
+  }
+
+ private:
+  struct Pair {
+    std::int64_t request = 0;
+    int head = 0;
+    ReplayRequest of;
+    RingHead want;
+  };
+
+  // What the step keeps of token `t`; empty, or what is wrong with it. `sum`: of A * delta before it; then with it.
+  std::string judge_kept(const Pair& pair, int t, double& sum) const {
+    const Description& d = description_;
+    const int P = d.head_dim, N = d.dstate, other = 1 - pair.of.buffer, group = pair.head / d.heads_per_group();
+    const std::int64_t slot = pair.of.rows.slot;
+    const auto of_token = [&](const Tensor& tensor, int part, int width) {
+      return values(tensor, token_offset(d, tensor, 2, pair.request, pair.of.rows, t) + std::int64_t{part} * width,
+                    width);
+    };
+    if (values(args_.old_x, old_x_at(args_, slot, t, pair.head), P) != of_token(args_.x, pair.head, P))
+      return fmt::format("old_x: request {}, head {}: token {} is not what was given", pair.request, pair.head, t);
+    if (values(args_.old_B, old_B_at(args_, slot, other, t, group), N) != of_token(args_.B, group, N))
+      return fmt::format("old_B: request {}, group {}: token {} is not what was given", pair.request, group, t);
+    const double delta = pair.want.delta[static_cast<std::size_t>(t)];
+    sum += stored_value(args_.A, pair.head, read_device_memory) * delta;
+    const auto kept = [&](const Tensor& tensor) {
+      return stored_value(tensor, old_sum_at(tensor, slot, other, pair.head, t), read_device_memory);
+    };
+    const std::string wrong = judge_delta(delta_error(kept(args_.old_dt), delta), "old_dt");
+    return wrong.empty() ? judge_sum(delta_error(kept(args_.old_cumAdt), sum)) : wrong;
+  }
+
+  std::string judge_layer() const override {
+    const Description& d = description_;
+    NearnessMeter recurrence(d.input_dtype, d.dstate), operands(d.input_dtype, d.dstate);
+    FlushMeter states(d, rounding_seed_);
+    for (const Pair& pair : pairs_) {
+      double sum = 0;
+      for (int t = 0; t < d.token_count; ++t) {
+        const std::ptrdiff_t first = std::ptrdiff_t{t} * d.head_dim;
+        const std::vector<double> y =
+            values(args_.out,
+                   token_offset(d, args_.out, 2, pair.request, pair.of.rows, t) + std::int64_t{pair.head} * d.head_dim,
+                   d.head_dim);
+        recurrence.add_row(pair.want.y.data() + first, y);
+        operands.add_row(pair.want.y_operands.data() + first, y, nullptr, pair.want.y_slack.data() + first);
+        if (std::string wrong = judge_kept(pair, t, sum); !wrong.empty()) return wrong;
+      }
+      states.add_head(pair.want, pair.of.rows, pair.head, replay_as_ring(args_, pair.of), read_device_memory);
+    }
+    Nearness y = operands.result();
+    y.frobenius = recurrence.result().frobenius;
+    const std::string wrong = judge(y, d.input_dtype, d.dstate, "out");
+    return wrong.empty() ? states.failure() : wrong;
+  }
+
+  Description description_;
+  ReplayArgs args_;
   std::uint64_t rounding_seed_ = 0;
   std::vector<Pair> pairs_;
 };
@@ -491,8 +625,10 @@ std::unique_ptr<SpotCheck> SpotCheck::make(const Description& description, const
     return std::make_unique<RingLayerSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::layer) return std::make_unique<LayerSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::ring) return std::make_unique<RingSpotCheck>(description, layers, stream, seed);
+  if (description.op() == Op::replay) return std::make_unique<ReplaySpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::conv1d) return std::make_unique<Conv1dSpotCheck>(description, layers, stream, seed);
   if (description.op() == Op::norm) return std::make_unique<NormSpotCheck>(description, layers, stream, seed);
+  if (has_token_kernel(description)) return std::make_unique<TokensSpotCheck>(description, layers, stream, seed);
   return std::make_unique<UpdateSpotCheck>(description, layers, stream, seed);
 }
 

@@ -144,6 +144,10 @@ std::vector<Measurement> sweep(const Description& description, const TuneOptions
         if (const Candidates::Ready* ready = candidates.ready(plan); ready != nullptr) {
           m.registers = ready->registers;
           m.smem_bytes = ready->smem_bytes;
+          if (ready->clusters_at_once > 0) {
+            const LaunchShape shape = launch_shape(plans[plan], description, batch);
+            m.waves = static_cast<double>(shape.grid_x * shape.grid_y / plans[plan].cluster) / ready->clusters_at_once;
+          }
         }
         m.floor_us = cell.floor_us;
         m.layers = cell.layers;

@@ -1,5 +1,12 @@
 #include "autotune/update_case.h"
 
+#include <variant>
+
+#include "autotune/host_numbers.h"
+#include "autotune/reference/stored_state.h"
+#include "autotune/state_meter.h"
+#include "codegen/rounded.h"
+
 namespace ssmjit {
 
 UpdateCase::UpdateCase(const Description& description, const CaseLayout& layout, std::uint64_t seed)
@@ -9,6 +16,13 @@ UpdateCase::UpdateCase(const Description& description, const CaseLayout& layout,
   const std::int64_t H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
 
   host_.state = add_pool("state", d.state_dtype, {H, P, N});
+  if (d.has_state_scale()) host_.state_scale = add_pool("state_scale", DType::f32, {H, P});
+  if (std::holds_alternative<Stochastic>(d.rounding_kind)) {
+    // One seed, or one a slot.
+    std::vector<std::int64_t> seeds(static_cast<std::size_t>(layout.padded_state ? pool_slots() : 1));
+    for (std::int64_t& v : seeds) v = static_cast<std::int64_t>(random_() | std::uint64_t{1} << 63);
+    host_.rand_seed = add_indices("rand_seed", seeds, DType::i64);
+  }
   const InputRows rows = add_input_rows(batch);
   const auto rows_of = [&](const Rows& r, std::int64_t count, std::int64_t width) {
     return r.first == nullptr ? Tensor{} : strided(r.first, d.input_dtype, {batch, count, width}, {r.stride, width, 1});
@@ -56,9 +70,16 @@ UpdateCase::UpdateCase(const Description& description, const CaseLayout& layout,
   for (std::int64_t b = 0; b < batch; ++b) {
     rows_.push_back(row_slots(d, host_, b, read_host));
     if (rows_.back().live) {
-      const double scale = layout.strong_decay ? 30.0 : 1.0;
+      double magnitude = layout.strong_decay ? 30.0 : 1.0;
+      if (d.has_state_scale()) {
+        const double largest = largest_stored(d.state_dtype);
+        for (std::int64_t i = 0; i < H * P; ++i)
+          put(host_.state_scale, rows_.back().source * host_.state_scale.stride[0] + i,
+              magnitude * uniform({2.5, 5}) / largest);
+        magnitude = largest / 4;  // in units of the scale
+      }
       for (std::int64_t i = 0; i < H * P * N; ++i)
-        put(host_.state, rows_.back().source * host_.state.stride[0] + i, scale * normal());
+        put(host_.state, rows_.back().source * host_.state.stride[0] + i, magnitude * normal());
     }
     expected_.emplace_back();
     for (int h = 0; h < d.nheads; ++h)
@@ -68,8 +89,9 @@ UpdateCase::UpdateCase(const Description& description, const CaseLayout& layout,
 
 UpdateArgs UpdateCase::args(const std::vector<std::byte*>& base) const {
   UpdateArgs args = host_;
-  for (Tensor* t : {&args.state, &args.x, &args.dt, &args.A, &args.B, &args.C, &args.D, &args.dt_bias, &args.z,
-                    &args.out, &args.state_batch_indices, &args.dst_state_batch_indices})
+  for (Tensor* t :
+       {&args.state, &args.x, &args.dt, &args.A, &args.B, &args.C, &args.D, &args.dt_bias, &args.z, &args.out,
+        &args.state_batch_indices, &args.dst_state_batch_indices, &args.state_scale, &args.rand_seed})
     move(*t, base);
   return args;
 }
@@ -78,6 +100,8 @@ void UpdateCase::judge(const std::vector<std::byte*>& want_base, const std::vect
                        CaseResult& result) const {
   const Description& d = description();
   NearnessMeter y_meter(d.input_dtype, d.dstate), state_meter(d.state_dtype, d.dstate);
+  StateMeter rounded_meter(d);
+  const bool rounded = is_state_rounded(d);
   const UpdateArgs want = args(want_base), got = args(got_base);
   for (std::size_t b = 0; b < rows_.size(); ++b) {
     const RowSlots& row = rows_[b];
@@ -92,17 +116,24 @@ void UpdateCase::judge(const std::vector<std::byte*>& want_base, const std::vect
       }
       if (!row.store) continue;
       const std::int64_t state_at = row.target * got.state.stride[0] + std::int64_t{h} * d.head_dim * d.dstate;
-      for (int p = 0; p < d.head_dim; ++p)
+      if (rounded)
+        rounded_meter.add_head({head.state, head.state_slack, head.scale}, got.state, got.state_scale, row.target, h,
+                               seed_of_slot(want.rand_seed, row.target, read_host), read_host);
+      for (int p = 0; p < d.head_dim && !rounded; ++p)
         state_meter.add_row(head.state.data() + static_cast<std::size_t>(p) * static_cast<std::size_t>(d.dstate),
                             stored_values(got.state, state_at + std::int64_t{p} * d.dstate, d.dstate, read_host));
       take(want.state, got.state, state_at, std::int64_t{d.head_dim} * d.dstate);
+      if (d.has_state_scale())
+        take(want.state_scale, got.state_scale, row.target * got.state_scale.stride[0] + std::int64_t{h} * d.head_dim,
+             d.head_dim);
     }
   }
   result.y = y_meter.result();
-  result.state = state_meter.result();
+  result.state = rounded ? rounded_meter.result() : state_meter.result();
   if (const std::string s = ssmjit::judge(result.y, d.input_dtype, d.dstate, "out"); !s.empty()) failed(result, s);
-  if (const std::string s = ssmjit::judge(result.state, d.state_dtype, d.dstate, "state"); !s.empty())
-    failed(result, s);
+  const std::string wrong =
+      rounded ? rounded_meter.failure() : ssmjit::judge(result.state, d.state_dtype, d.dstate, "state");
+  if (!wrong.empty()) failed(result, wrong);
 }
 
 }  // namespace ssmjit

@@ -12,6 +12,8 @@
 #include "codegen/digest.h"
 #include "codegen/fail.h"
 #include "codegen/parts.h"
+#include "codegen/rounded.h"
+#include "codegen/update_form.h"
 
 namespace ssmjit {
 namespace {
@@ -23,37 +25,132 @@ constexpr int kMaxDstate = 256;
 constexpr int kSizeStep = 8;
 constexpr int kRingDstateStep = 32;        // a ring kernel contracts 32 columns at a time,
 constexpr int kRingNarrowDstateStep = 64;  // of 8-bit states 64
+constexpr int kBytesDstateStep = 16;       // an update has 16 columns of 8-bit states in a vector
 constexpr int kMostRingTokens = 16;
+constexpr int kMostTokens = 64;  // of an update
 constexpr int kMostWindow = 32;
 constexpr int kMostRingLength = 64;
 constexpr int kMostPhiloxRounds = 32;
 constexpr int kConvTile = 64;  // channels that count as one head
 
-// Whether a ring's sums of A * delta give this decay.
+// Whether the sums of A * delta of a ring or a replay give this decay.
 bool rebuilds_decay(const Expr& decay) {
   const Expr A(Leaf::A), delta(Leaf::delta);
   return decay == exp(A * delta) || decay == exp(delta * A);
 }
 
-// What holds for the in-place update alone.
+std::string store_text(const Description& d) {
+  if (std::holds_alternative<Snapshots>(d.store_kind)) return "snapshots";
+  if (std::holds_alternative<Slots>(d.store_kind)) return "slots";
+  if (std::holds_alternative<Replay>(d.store_kind)) return "replay";
+  return d.ring_window() != 0 ? fmt::format("ring:{}:{}", d.ring_window(), d.ring_length()) : "in_place";
+}
+
+void check_stochastic(const Description& d, std::vector<std::string>& out) {
+  const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
+  if (stochastic == nullptr) return;
+  if (stochastic->philox_rounds < 1 || stochastic->philox_rounds > kMostPhiloxRounds) {
+    out.push_back(
+        fmt::format("rounding: got {} Philox rounds; wants 1 to {}", stochastic->philox_rounds, kMostPhiloxRounds));
+  }
+  if (d.state_dtype == DType::f32) {
+    out.emplace_back("rounding: got stochastic with a state of fp32, which is not rounded; wants nearest");
+  }
+}
+
+// What holds for the update in place of one token alone.
 void check_update(const Description& d, std::vector<std::string>& out) {
   if (d.token_count != 1) {
     out.push_back(fmt::format(
         "tokens: got {}; an update in place takes 1 token a step: more want a ring (store=ring:16)", d.token_count));
   }
   check_dtype("input", d.input_dtype, {DType::f32, DType::bf16, DType::f16}, out);
-  if (d.has_state_scale()) {
-    out.push_back(fmt::format("state: got {}; wants fp32, bf16 or fp16: 8-bit states want a ring (store=ring:16)",
-                              name(d.state_dtype)));
-  } else {
-    check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16}, out);
+  check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8, DType::i16}, out);
+  if (size_bytes(d.state_dtype) == 1 && d.dstate % kBytesDstateStep != 0) {
+    out.push_back(fmt::format("dstate: got {}; an update with a state of {} wants a multiple of {}", d.dstate,
+                              name(d.state_dtype), kBytesDstateStep));
   }
-  if (std::holds_alternative<Stochastic>(d.rounding_kind)) {
-    out.emplace_back(
-        "rounding: got stochastic; an update in place rounds to nearest: stochastic wants a ring (store=ring:16)");
+  check_stochastic(d, out);
+  if (is_state_rounded(d) && (d.conv || d.norm)) {
+    out.push_back(
+        fmt::format("{}; a layer with its state in place wants fp32, bf16 or fp16, rounded to nearest: others want an "
+                    "update alone or a ring (store=ring:16)",
+                    d.has_state_scale() ? fmt::format("state: got {}", name(d.state_dtype))
+                                        : std::string("rounding: got stochastic")));
   }
   if (d.is_varlen)
     out.emplace_back("varlen: got true; wants false: requests of many tokens want a ring (store=ring:16)");
+  if (d.stores_every_token())
+    out.push_back(fmt::format("store: got {}; the update of a layer wants in_place", store_text(d)));
+  if (d.has_accepted) out.emplace_back("accepted: got true; the update of a layer has no accepted counts; wants false");
+  if (d.has_tree) out.emplace_back("tree: got true; the update of a layer has one token; wants false");
+}
+
+// Those of an update of several tokens, or with snapshots, slots, accepted counts or varlen.
+void check_tokens(const Description& d, std::vector<std::string>& out) {
+  if (d.token_count < 1 || d.token_count > kMostTokens)
+    out.push_back(fmt::format("tokens: got {}; an update takes 1 to {} a step", d.token_count, kMostTokens));
+  check_dtype("input", d.input_dtype, {DType::f32, DType::bf16, DType::f16}, out);
+  check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8, DType::i16}, out);
+  if (size_bytes(d.state_dtype) == 1 && d.dstate % kBytesDstateStep != 0) {
+    out.push_back(fmt::format("dstate: got {}; an update of tokens with a state of {} wants a multiple of {}", d.dstate,
+                              name(d.state_dtype), kBytesDstateStep));
+  }
+  check_stochastic(d, out);
+  if (d.has_destination && d.stores_every_token()) {
+    out.push_back(fmt::format("destination_slots: got true; with a store of {} wants false: {}", store_text(d),
+                              std::holds_alternative<Slots>(d.store_kind)
+                                  ? "its launches name a slot for each token"
+                                  : "snapshots go to a buffer of their own, the last state in place"));
+  }
+  if (d.has_tree && !std::holds_alternative<Snapshots>(d.store_kind)) {
+    out.push_back(fmt::format("tree: got true with a store of {}; wants store=snapshots, which its tokens go back to",
+                              store_text(d)));
+  }
+}
+
+// What holds for a ring step and a replay alike, `store` being "a ring" or "a replay".
+void check_rows(const Description& d, const char* store, std::vector<std::string>& out) {
+  check_dtype("input", d.input_dtype, {DType::bf16, DType::f16}, out);
+  const int step = d.has_state_scale() ? kRingNarrowDstateStep : kRingDstateStep;
+  if (d.dstate >= kMinDstate && d.dstate <= kMaxDstate && d.dstate % kSizeStep == 0 && d.dstate % step != 0) {
+    out.push_back(fmt::format("dstate: got {}; {} with a state of {} wants a multiple of {}", d.dstate, store,
+                              name(d.state_dtype), step));
+  }
+  if (!d.decay_expr.empty() && !rebuilds_decay(d.decay_expr)) {
+    out.push_back(fmt::format(
+        "decay: got {}; {} wants exp(A * delta): it keeps delta and rebuilds the decay from sums of A * delta",
+        in_quotes(d.decay_expr.text()), store));
+  }
+  check_stochastic(d, out);
+  if (d.has_destination)
+    out.push_back(fmt::format("destination_slots: got true; {} writes the slot it reads; wants false", store));
+  if (!d.aligned_rows)
+    out.push_back(fmt::format("aligned_rows: got false; {} wants rows of 16 bytes; wants true", store));
+  if (d.pad_output_kind == PadOutput::as_if_zero_state)
+    out.push_back(fmt::format("pad_output: got as_if_zero_state; {} wants zeros or untouched", store));
+}
+
+// Those of a replay.
+void check_replay(const Description& d, std::vector<std::string>& out) {
+  if (d.token_count < 1 || d.token_count > kMostRingTokens)
+    out.push_back(fmt::format("tokens: got {}; a replay takes 1 to {} a step", d.token_count, kMostRingTokens));
+  if (d.has_state_scale()) {
+    out.push_back(
+        fmt::format("state: got {}; wants fp32, bf16 or fp16: a replay writes its state every step, 8-bit states want "
+                    "a ring (store=ring:16)",
+                    name(d.state_dtype)));
+  } else {
+    check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16}, out);
+  }
+  check_rows(d, "a replay", out);
+  if (d.is_varlen) out.emplace_back("varlen: got true; a replay takes as many tokens of each request; wants false");
+  if (d.has_accepted)
+    out.emplace_back("accepted: got true; a replay has its own counts, prev_num_accepted_tokens; wants false");
+  if (d.has_tree) out.emplace_back("tree: got true; a replay's tokens follow one another; wants false");
+  if (d.conv || d.norm)
+    out.emplace_back(
+        "store: got replay in a layer; wants in_place or ring:16, or launch conv1d, replay and norm one by one");
 }
 
 // Those of a ring step.
@@ -73,41 +170,13 @@ void check_ring(const Description& d, const Ring& ring, std::vector<std::string>
   } else if (ring.length != 0 && (ring.length < 1 || ring.length > kMostRingLength)) {
     out.push_back(fmt::format("store: got a ring of length {}; wants 1 to {}", ring.length, kMostRingLength));
   }
-  check_dtype("input", d.input_dtype, {DType::bf16, DType::f16}, out);
   check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8}, out);
-  const int step = d.has_state_scale() ? kRingNarrowDstateStep : kRingDstateStep;
-  if (d.dstate >= kMinDstate && d.dstate <= kMaxDstate && d.dstate % kSizeStep == 0 && d.dstate % step != 0) {
-    out.push_back(fmt::format("dstate: got {}; a ring with a state of {} wants a multiple of {}", d.dstate,
-                              name(d.state_dtype), step));
-  }
-  if (!d.decay_expr.empty() && !rebuilds_decay(d.decay_expr)) {
-    out.push_back(fmt::format(
-        "decay: got {}; a ring wants exp(A * delta): it keeps delta and rebuilds the decay from sums of A * delta",
-        in_quotes(d.decay_expr.text())));
-  }
-  if (const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind)) {
-    if (stochastic->philox_rounds < 1 || stochastic->philox_rounds > kMostPhiloxRounds) {
-      out.push_back(
-          fmt::format("rounding: got {} Philox rounds; wants 1 to {}", stochastic->philox_rounds, kMostPhiloxRounds));
-    }
-    if (d.state_dtype == DType::f32) {
-      out.emplace_back("rounding: got stochastic with a state of fp32, which is not rounded; wants nearest");
-    }
-  }
-  if (d.has_destination) out.emplace_back("destination_slots: got true; a ring writes the slot it reads; wants false");
-  if (!d.aligned_rows) out.emplace_back("aligned_rows: got false; a ring wants rows of 16 bytes; wants true");
-  if (d.pad_output_kind == PadOutput::as_if_zero_state) {
-    out.emplace_back("pad_output: got as_if_zero_state; a ring wants zeros or untouched");
-  }
+  check_rows(d, "a ring", out);
 }
 
 std::string rounding_text(const Rounding& rounding) {
   const auto* stochastic = std::get_if<Stochastic>(&rounding);
   return stochastic == nullptr ? "nearest" : fmt::format("stochastic:{}", stochastic->philox_rounds);
-}
-
-std::string store_text(const Description& d) {
-  return d.ring_window() != 0 ? fmt::format("ring:{}:{}", d.ring_window(), d.ring_length()) : "in_place";
 }
 
 std::int64_t times(std::int64_t a, std::int64_t b) {
@@ -309,11 +378,14 @@ std::vector<std::string> Description::problems() const {
   } else if (heads_ok && nheads % ngroups != 0) {
     out.push_back(fmt::format("ngroups: got {}; wants a divisor of nheads ({})", ngroups, nheads));
   }
-  const auto* ring = std::get_if<Ring>(&store_kind);
-  if (ring == nullptr)
-    check_update(*this, out);
-  else
+  if (const auto* ring = std::get_if<Ring>(&store_kind))
     check_ring(*this, *ring, out);
+  else if (std::holds_alternative<Replay>(store_kind))
+    check_replay(*this, out);
+  else if (has_token_kernel(*this))
+    check_tokens(*this, out);
+  else
+    check_update(*this, out);
   check_dtype("dt", dt_dtype, {DType::f32, DType::bf16}, out);
   check_dtype("weights", weight_dtype, {DType::f32, DType::bf16}, out);
   if (delta_expr.empty()) {
@@ -363,6 +435,10 @@ std::string Description::summary() const {
   if (!gate_expr.empty()) out += ", gate " + gate_expr.text();
   if (ring_window() != 0) {
     out += fmt::format(", ring of window {} and length {}", ring_window(), ring_length());
+  } else if (stores_every_token()) {
+    out += std::holds_alternative<Slots>(store_kind) ? ", to a slot after each token" : ", snapshots after each token";
+  } else if (op() == Op::replay) {
+    out += ", two steps back";
   } else {
     out += has_destination ? ", in place or to destination slots" : ", in place";
   }
@@ -370,6 +446,8 @@ std::string Description::summary() const {
     out += fmt::format(", stochastic rounding with {} Philox rounds", stochastic->philox_rounds);
   }
   if (is_varlen) out += ", varlen";
+  if (has_accepted) out += ", accepted counts";
+  if (has_tree) out += ", tree";
   if (!aligned_rows) out += ", unaligned rows";
   if (pad_output_kind != PadOutput::zeros) out += fmt::format(", pad output {}", name(pad_output_kind));
   if (op() == Op::layer) out += ", " + parts_text(*this);
@@ -378,7 +456,7 @@ std::string Description::summary() const {
 
 std::string Description::kernel_digest() const {
   if (op() == Op::conv1d || op() == Op::norm) return digest16(alone_shape(*this).dump());
-  const bool ring = ring_window() != 0;
+  const bool ring = ring_window() != 0 || op() == Op::replay;
   nlohmann::ordered_json shape = {
       {"op", name(op())},
       {"family", name(family)},
@@ -391,7 +469,7 @@ std::string Description::kernel_digest() const {
       {"weights", name(weight_dtype)},
       {"state", name(state_dtype)},
       {"delta", delta_expr.text()},
-      // One text for the ways to write it: the kernel of a ring holds no decay.
+      // One text for the ways to write it: the kernel of a ring or a replay holds no decay.
       {"decay", ring && rebuilds_decay(decay_expr) ? "exp(A * delta)" : decay_expr.text()},
       {"skip", skip_expr.text()},
       {"gate", gate_expr.text()},
@@ -402,6 +480,8 @@ std::string Description::kernel_digest() const {
       {"pad_output", name(pad_output_kind)},
   };
   if (is_varlen) shape["varlen"] = true;
+  if (has_accepted) shape["accepted"] = true;
+  if (has_tree) shape["tree"] = true;
   if (conv) shape["conv"] = conv_shape(*this);
   if (norm) shape["norm"] = norm_shape(*this);
   return digest16(shape.dump());
@@ -436,6 +516,7 @@ std::string Description::cost_digest() const {
   };
   if (std::holds_alternative<Stochastic>(rounding_kind)) shape["rounding"] = "stochastic";
   if (is_varlen) shape["varlen"] = true;
+  if (has_tree) shape["tree"] = true;
   if (conv) shape["conv"] = {{"width", conv->width}, {"state_len", conv_state_len()}};
   if (norm) shape["norm"] = {{"group_size", norm_group_size()}, {"gate", !norm->gate_expr.empty()}};
   return digest16(shape.dump());
@@ -478,8 +559,9 @@ Bytes bytes_moved(const Description& description, int batch, Phase phase, int ri
   const Description& d = description;
   if (batch < 0) fail(ErrorKind::invalid, "batch: got {}; wants 0 or more", batch);
   d.validate();
-  const bool ring = d.ring_window() != 0, flush = phase == Phase::flush;
-  if (!ring && flush) fail(ErrorKind::invalid, "phase: got flush; an update in place has no_flush only");
+  const bool ring = d.ring_window() != 0, flush = phase == Phase::flush, replay = d.op() == Op::replay;
+  if (!ring && flush)
+    fail(ErrorKind::invalid, "phase: got flush; {} has no_flush only", replay ? "a replay" : "an update in place");
   const int window = d.ring_window();
   if (ring_count < -1 || ring_count > window)
     fail(ErrorKind::invalid, "ring_count: got {}; wants 0 to {}, or -1 for what the phase has", ring_count, window);
@@ -506,12 +588,26 @@ Bytes bytes_moved(const Description& description, int batch, Phase phase, int ri
   const std::int64_t x = rows * input_bytes;                                // a token; z and out are as large
   const std::int64_t B = std::int64_t{d.ngroups} * d.dstate * input_bytes;  // C too
   const std::int64_t dt = std::int64_t{d.nheads} * size_bytes(d.dt_dtype);
-  const std::int64_t ring_row = ring ? x + B + std::int64_t{d.nheads} * size_bytes(DType::f32) : 0;
-  const std::int64_t count = !ring ? 0 : ring_count >= 0 ? ring_count : flush ? window : window - d.token_count;
-  const bool in_place = ring ? flush : !d.has_destination;
+  // What is kept of a token: x, B and delta; of a replay the sum of A * delta, too.
+  std::int64_t ring_row = ring || replay ? x + B + std::int64_t{d.nheads} * size_bytes(DType::f32) : 0;
+  if (replay) ring_row += std::int64_t{d.nheads} * size_bytes(DType::f32);
+  const std::int64_t count = replay            ? tokens
+                             : !ring           ? 0
+                             : ring_count >= 0 ? ring_count
+                             : flush           ? window
+                                               : window - d.token_count;
+  const bool every_token = d.stores_every_token();
+  const bool in_place = ring ? flush : !d.has_destination && !every_token;
   out.read = times(state + count * ring_row + tokens * (x + 2 * B + dt + (d.has_z() ? x : 0)), batch);
   out.written_back = in_place ? times(state, batch) : 0;
-  out.written_new = times(tokens * (x + ring_row) + (d.has_destination ? state : 0), batch);
+  out.written_new = times(tokens * (x + ring_row) + (every_token         ? tokens * state
+                                                     : d.has_destination ? state
+                                                                         : 0),
+                          batch);
+  if (replay) {  // x of the last step is written over
+    out.written_back += times(tokens * x, batch);
+    out.written_new -= times(tokens * x, batch);
+  }
 
   const std::int64_t weight_tensors = (d.has_D() ? 1 : 0) + (d.has_dt_bias() ? 1 : 0);
   if (d.conv) {
@@ -523,8 +619,9 @@ Bytes bytes_moved(const Description& description, int batch, Phase phase, int ri
   if (d.norm && !d.norm->gate_expr.empty()) out.read += times(tokens * x, batch);  // z
 
   out.warm = std::int64_t{d.nheads} * (size_bytes(DType::f32) + weight_tensors * size_bytes(d.weight_dtype));
-  out.warm += std::int64_t{batch} * size_bytes(DType::i64) * (d.has_destination ? 2 : 1);
-  if (ring) out.warm += std::int64_t{batch} * 2 * size_bytes(DType::i32);  // the cursors
+  const std::int64_t indices = std::holds_alternative<Slots>(d.store_kind) ? 1 + tokens : d.has_destination ? 2 : 1;
+  out.warm += std::int64_t{batch} * size_bytes(DType::i64) * indices;
+  if (ring || replay) out.warm += std::int64_t{batch} * 2 * size_bytes(DType::i32);  // the cursors
   if (d.is_varlen) out.warm += (std::int64_t{batch} + 1) * size_bytes(DType::i32);
   if (std::holds_alternative<Stochastic>(d.rounding_kind)) out.warm += size_bytes(DType::i64);
   if (d.conv) out.warm += std::int64_t{d.conv_channels()} * (d.conv->width + (d.conv->has_bias ? 1 : 0)) * input_bytes;

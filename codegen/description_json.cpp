@@ -103,8 +103,8 @@ Wrong read_kind(const Json& value, const Kinds& kinds, Kind& out) {
       int number = 0;
       const auto [stop, error] = std::from_chars(part.data(), part.data() + part.size(), number);
       if (i >= names->size() || error != std::errc() || stop != part.data() + part.size()) {
-        const std::string form = names->empty() ? "" : fmt::format(":{}", fmt::join(*names, ":"));
-        return got(value, fmt::format("wants {}{} with whole numbers", out.name, form));
+        if (names->empty()) return got(value, fmt::format("wants {} alone", out.name));
+        return got(value, fmt::format("wants {}:{} with whole numbers", out.name, fmt::join(*names, ":")));
       }
       out.numbers.emplace_back((*names)[i], number);
     }
@@ -247,15 +247,17 @@ Wrong read_op(const Json& value) {
   std::string known;
   for (Op each : kOps) {
     if (value.is_string() && value.get_ref<const std::string&>() == name(each)) return {};
-    known += fmt::format("{}{}", known.empty() ? "" : each == Op::layer ? " and " : ", ", name(each));
+    known += fmt::format("{}{}", known.empty() ? "" : each == std::end(kOps)[-1] ? " and " : ", ", name(each));
   }
   return got(value, fmt::format("not available in this version; {} are", known));
 }
 Wrong check_op(const Json& value, const Description& description) {
   if (read_op(value) || value.get_ref<const std::string&>() == name(description.op())) return {};
-  const auto has_store = [](Op op) { return op == Op::update || op == Op::ring; };
+  const auto has_store = [](std::string_view op) {
+    return op == name(Op::update) || op == name(Op::ring) || op == name(Op::replay);
+  };
   const std::string wanted = value.get<std::string>();
-  if (has_store(description.op()) && (wanted == name(Op::update) || wanted == name(Op::ring))) {
+  if (has_store(name(description.op())) && has_store(wanted)) {
     return fmt::format("got {}, but the store makes it {}; leave it out, or give the store of {}", shown(value),
                        name(description.op()), wanted);
   }

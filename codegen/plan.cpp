@@ -13,6 +13,8 @@
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
 #include "codegen/plan_smem.h"
+#include "codegen/rounded.h"
+#include "codegen/update_form.h"
 
 namespace ssmjit {
 namespace {
@@ -138,12 +140,15 @@ struct Space {
   std::vector<Rule> rules;
 
   static const Space& of(const Description& d) {
-    static const Space ring_layer("ring_layer.json");
+    static const Space ring_layer("ring_layer.json"), update_tokens("update_tokens.json"),
+        update_rounded("update_rounded.json");
+    if (has_token_kernel(d)) return update_tokens;
+    if (is_update_rounded(d)) return update_rounded;
     return d.op() == Op::layer && d.ring_window() != 0 ? ring_layer : of(d.op());
   }
   static const Space& of(Op op) {
     static const Space update("update.json"), ring("ring.json"), conv1d("conv1d.json"), norm("norm.json"),
-        layer("layer.json");
+        layer("layer.json"), replay("replay.json");
     switch (op) {
       case Op::ring:
         return ring;
@@ -153,6 +158,8 @@ struct Space {
         return norm;
       case Op::layer:
         return layer;
+      case Op::replay:
+        return replay;
       default:
         return update;
     }
@@ -191,7 +198,8 @@ struct Space {
     v[base + 22] = d.has_destination ? 1 : 0;
     v[base + 23] = d.conv && d.conv->has_accepted ? 1 : 0;
     v[base + 24] = d.is_varlen ? 1 : 0;
-    std::size_t at = base + 26;
+    v[base + 26] = std::holds_alternative<Stochastic>(d.rounding_kind) ? 1 : 0;
+    std::size_t at = base + 27;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -234,7 +242,8 @@ struct Space {
                              "has_destination_slots",
                              "has_accepted_tokens",
                              "has_varlen",
-                             "max_large_cluster"})
+                             "max_large_cluster",
+                             "is_stochastic"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -281,6 +290,17 @@ std::function<double(const Plan&)> update_distance(const Description& descriptio
   return [=](const Plan& p) {
     const bool simple = p.state_path == StatePath::direct && p.heads_per_block == 1 && p.stages == 1;
     return octaves(p.block_m, rows) + octaves(p.lanes_per_row, 16) + octaves(p.warps, warps) + (simple ? 0 : kFar);
+  };
+}
+
+// The same for an update of several tokens: what costs is stores, of which any number is under way, so blocks are those
+// of a state of 8 KiB whose lanes have all their elements in registers.
+std::function<double(const Plan&)> tokens_distance(const Description& description, std::int64_t total_heads) {
+  const double bytes = total_heads >= 1024 ? 8192.0 : 2048.0;
+  const double rows = bytes / (static_cast<double>(description.dstate) * size_bytes(description.state_dtype));
+  const int warps = total_heads >= 1024 ? 2 : 4;
+  return [=](const Plan& p) {
+    return octaves(p.block_m, rows) + octaves(p.lanes_per_row, 16) + octaves(p.warps, warps) + octaves(p.stages, 2);
   };
 }
 
@@ -604,6 +624,7 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
   std::function<double(const Plan&)> distance;
   switch (description.op()) {
     case Op::ring:
+    case Op::replay:
       distance = ring_distance(description, total_heads);
       break;
     case Op::conv1d:
@@ -616,7 +637,8 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
       distance = description.ring_window() != 0 ? ring_layer_distance(description) : layer_distance(description);
       break;
     default:
-      distance = update_distance(description, total_heads);
+      distance = has_token_kernel(description) ? tokens_distance(description, total_heads)
+                                               : update_distance(description, total_heads);
       break;
   }
   const Plan* best = nullptr;
@@ -630,7 +652,11 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
     const double d = distance(p);
     if (best == nullptr || d < least) best = &p, least = d;
   }
-  if (best == nullptr && !plans.empty()) best = &plans.back();  // a chain
+  if (best == nullptr && !plans.empty() && plans.back().form != PlanForm::fused) {
+    const Plan chain = default_chain(plans.back().form, description, arch, total_heads);
+    return plan_problems(chain, description, arch).empty() ? chain : plans.back();
+  }
+  if (best == nullptr && !plans.empty()) best = &plans.back();
   if (best == nullptr)
     fail(description.op() == Op::layer ? ErrorKind::invalid : ErrorKind::internal, "no plan for {} on {}{}",
          description.summary(), arch.text(),

@@ -12,7 +12,9 @@
 #include "codegen/embedded_templates.h"
 #include "codegen/fail.h"
 #include "codegen/pieces.h"
+#include "codegen/rounded.h"
 #include "codegen/slots_source.h"
+#include "codegen/update_form.h"
 
 namespace ssmjit {
 namespace {
@@ -35,6 +37,8 @@ const char* cuda_type(DType dtype) {
       return "i8";
     case DType::f8:
       return "e4m3";
+    case DType::i16:
+      return "i16";
     default:
       break;
   }
@@ -85,9 +89,13 @@ struct Template {
 Template template_of(const Description& d) {
   switch (d.op()) {
     case Op::update:
+      if (has_token_kernel(d)) return {"update_tokens.cuh", "update_tokens", "UpdateTokensArgs"};
+      if (is_update_rounded(d)) return {"update_rounded.cuh", "update_rounded", "UpdateRoundedArgs"};
       return {"update.cuh", "update", "UpdateArgs"};
     case Op::ring:
       return {"ring.cuh", "ring_step", "RingArgs"};
+    case Op::replay:
+      return {"replay.cuh", "replay_step", "RingArgs"};
     case Op::conv1d:
       return {"conv1d.cuh", "conv1d", "Conv1dArgs"};
     case Op::layer:
@@ -240,10 +248,19 @@ std::string norm_fields(const Description& d, const Plan& plan) {
   return s;
 }
 
+// As templates/update_tokens.cuh numbers them.
+const char* store_name(const Description& d) {
+  if (std::holds_alternative<Snapshots>(d.store_kind)) return "snapshots";
+  return std::holds_alternative<Slots>(d.store_kind) ? "slots" : "in_place";
+}
+
 std::string fields(const Description& d, const Plan& plan) {
   if (d.op() == Op::conv1d) return conv1d_fields(d, plan);
   if (d.op() == Op::norm) return norm_fields(d, plan);
-  const bool ring = d.ring_window() != 0, layer = d.op() == Op::layer;
+  // A replay is a ring kernel with the last step's tokens as its rows.
+  const bool replay = d.op() == Op::replay, ring = d.ring_window() != 0 || replay, layer = d.op() == Op::layer,
+             tokens = has_token_kernel(d);
+  const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
   std::string s;
   s += fmt::format("  using State = {};\n", cuda_type(d.state_dtype));
   s += fmt::format("  using Input = {};  // x, z, B, C, out{}\n", cuda_type(d.input_dtype),
@@ -255,18 +272,27 @@ std::string fields(const Description& d, const Plan& plan) {
   s += constant("kHeadsPerGroup", d.heads_per_group());
   if (ring) {
     s += constant("kTokens", d.token_count);
-    s += constant("kWindow", d.ring_window());
-    s += constant("kRing", d.ring_length());
+    s += constant("kWindow", replay ? d.token_count : d.ring_window());
+    s += constant("kRing", replay ? d.token_count : d.ring_length());
+    s += flag("kReplay", replay);
+  }
+  if (tokens) {
+    s += constant("kTokens", d.token_count);
+    s += choice("StateStore", "kStore", store_name(d));
+    s += flag("kAccepted", d.has_accepted);
+    s += flag("kTree", d.has_tree);
+    s += flag("kVarlen", d.is_varlen);
+    s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
   }
   s += flag("kHasDtBias", d.has_dt_bias());
   s += flag("kHasD", d.has_D());
   s += flag("kHasSkip", !d.skip_expr.empty());
   s += flag("kHasGate", !d.gate_expr.empty());
-  if (ring) {
-    const auto* stochastic = std::get_if<Stochastic>(&d.rounding_kind);
-    s += flag("kVarlen", d.is_varlen);
+  if (ring) s += flag("kVarlen", d.is_varlen);
+  if (ring || is_update_rounded(d)) {
     s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
-  } else if (!layer) {
+  }
+  if (!ring && !layer) {
     s += flag("kDestination", d.has_destination);
     s += flag("kAlignedRows", d.aligned_rows);
   }
@@ -414,6 +440,24 @@ Source emit_prepare_A(const Arch& arch) {
         kThreads, entry, cuda_type(dtype));
     source.entries.push_back({entry, kThreads, 0});
   }
+  source.digest = digest16(without_banner(source.text));
+  source.options = kOptions;
+  return source;
+}
+
+Source emit_slot_copies(const Arch& arch) {
+  constexpr const char* kEntry = "ssmjit_slot_copies";
+  Source source;
+  source.arch = arch;
+  source.text =
+      fmt::format("// ssmjit {}: slots of pools copied\n// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n",
+                  kVersion, arch.text());
+  Pieces(source.text).add("slot_copies.cuh");
+  source.text += fmt::format(
+      "\nextern \"C\" __global__ void __launch_bounds__({0}) {1}(const __grid_constant__ SlotCopiesArgs args) {{\n"
+      "  slot_copies<{0}>(args);\n}}\n",
+      kSlotThreads, kEntry);
+  source.entries.push_back({kEntry, kSlotThreads, 0});
   source.digest = digest16(without_banner(source.text));
   source.options = kOptions;
   return source;

@@ -112,7 +112,8 @@ double predict_us(const Description& description, const Plan& plan, const GpuFac
   // What bounds a step: memory, one multiprocessor's share of it, waves of blocks, instructions.
   const auto bytes = static_cast<double>(bytes_moved(description, std::max(batch, 1), phase, ring_count).total());
   const double heads = static_cast<double>(std::max(batch, 1)) * description.nheads;
-  const double elements = heads * description.head_dim * description.dstate / 32e3 / gpu.sms;
+  const int turns = description.op() == Op::update ? description.token_count : 1;  // over the state, in registers
+  const double elements = turns * heads * description.head_dim * description.dstate / 32e3 / gpu.sms;
   const double memory = bytes / (gpu.memory_gb_s * 1e3 * kReached) * (plan.streaming ? 1 : 1 + c.cached);
   const double one_sm = std::ceil(sm_blocks) * bytes / blocks / c.sm_bytes_per_us * slower;
   const double latency = waves * block_us;

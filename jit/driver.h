@@ -33,6 +33,7 @@ namespace ssmjit {
   X(function_attribute, cuFuncGetAttribute)                   \
   X(function_set_attribute, cuFuncSetAttribute)               \
   X(launch, cuLaunchKernelEx)                                 \
+  X(clusters_at_once, cuOccupancyMaxActiveClusters)           \
   X(stream_create, cuStreamCreate)                            \
   X(stream_destroy, cuStreamDestroy_v2)                       \
   X(stream_synchronize, cuStreamSynchronize)                  \

@@ -6,6 +6,7 @@
 
 #include "codegen/fail.h"
 #include "jit/driver.h"
+#include "jit/module.h"
 
 namespace ssmjit {
 namespace {
@@ -217,6 +218,10 @@ void launch_raw(void* entry, std::int64_t grid_x, std::int64_t grid_y, int threa
   config.numAttrs = count;
   void* pointers[] = {const_cast<void*>(parameters)};
   driver().check(driver().launch(&config, static_cast<CUfunction>(entry), pointers, nullptr), "cuLaunchKernelEx");
+}
+
+int clusters_at_once(const Source& source, const Cubin& cubin, int cluster) {
+  return Module(source, cubin).clusters_at_once(0, cluster);
 }
 
 }  // namespace ssmjit

@@ -12,6 +12,7 @@
 
 #include <ssmjit/cubin.h>
 #include <ssmjit/device.h>
+#include <ssmjit/source.h>
 
 namespace ssmjit {
 
@@ -121,6 +122,10 @@ class RawModule {
  private:
   void* module_ = nullptr;
 };
+// How many clusters of `cluster` blocks of a source's first entry the device holds at once. Fails: ErrorKind::machine
+// when the driver refuses.
+int clusters_at_once(const Source& source, const Cubin& cubin, int cluster);
+
 // `dependent`: programmatic stream serialization; `cluster`: blocks of a cluster, along x. Both sm_90 and later.
 // `smem_bytes`: dynamic shared memory, up to 48 KiB.
 void launch_raw(void* entry, std::int64_t grid_x, std::int64_t grid_y, int threads, const void* parameters,

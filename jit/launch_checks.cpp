@@ -6,7 +6,7 @@ namespace ssmjit {
 
 std::string shape_text(const std::array<std::int64_t, kMostDimensions>& shape, int rank) {
   std::string text = "[";
-  for (int i = 0; i < std::min(rank, 4); ++i) {
+  for (int i = 0; i < std::min(rank, kMostDimensions); ++i) {
     const std::int64_t extent = shape[static_cast<std::size_t>(i)];
     if (i > 0) text += ", ";
     text += extent == kAny ? std::string("any") : std::to_string(extent);

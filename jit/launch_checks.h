@@ -17,6 +17,7 @@
 #include <ssmjit/kernel.h>
 
 #include "codegen/fail.h"
+#include "codegen/update_form.h"
 #include "jit/driver.h"
 
 namespace ssmjit {
@@ -50,6 +51,11 @@ struct Wants {
         has_D(d.has_D()),
         has_dt_bias(d.has_dt_bias()),
         has_destination(d.has_destination),
+        has_accepted(d.has_accepted),
+        has_tree(d.has_tree),
+        keeps_snapshots(std::holds_alternative<Snapshots>(d.store_kind)),
+        keeps_slots(std::holds_alternative<Slots>(d.store_kind)),
+        token_kernel(has_token_kernel(d)),
         has_state_scale(d.has_state_scale()),
         is_stochastic(std::holds_alternative<Stochastic>(d.rounding_kind)),
         is_varlen(d.is_varlen),
@@ -63,7 +69,9 @@ struct Wants {
   std::int64_t conv_channels, conv_state_len, conv_snapshot_len;
   Conv conv;  // a default one where the description has none
   DType input, dt, weight, state;
-  bool has_z, has_D, has_dt_bias, has_destination, has_state_scale, is_stochastic, is_varlen, aligned_rows;
+  bool has_z, has_D, has_dt_bias, has_destination;
+  bool has_accepted, has_tree, keeps_snapshots, keeps_slots, token_kernel;  // of an update
+  bool has_state_scale, is_stochastic, is_varlen, aligned_rows;
   bool has_norm, has_norm_gate, has_norm_bias;
 };
 
@@ -311,6 +319,12 @@ void check_slot_of_each_row(const Tensor& state, std::int64_t batch, Report& rep
     });
 }
 
+// Of an update of several tokens (has_token_kernel()): its rows, what is wrong with its arguments, and whether nothing
+// is.
+std::int64_t token_batch(const Wants& wants, const UpdateArgs& args);
+std::vector<std::string> token_problems(const Wants& wants, const UpdateArgs& args);
+bool tokens_fit(const Wants& wants, const UpdateArgs& args);
+
 // Whether a convolution takes them.
 bool conv1d_fits(const Wants& wants, const Conv1dArgs& args);
 
@@ -336,6 +350,9 @@ std::vector<std::string> memory_problems(const Driver& driver, const Wants& want
                                          std::int64_t batch);
 std::vector<std::string> memory_problems(const Driver& driver, const Wants& wants, const Conv1dArgs& args,
                                          std::int64_t batch);
+// Of an update of several tokens.
+std::vector<std::string> token_memory_problems(const Driver& driver, const Wants& wants, const UpdateArgs& args,
+                                               std::int64_t batch);
 // The sentence about two rows that write one slot.
 std::string same_slot_twice(const char* name, std::size_t first_row, std::size_t row, std::int64_t slot);
 

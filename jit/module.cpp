@@ -129,4 +129,22 @@ void Module::launch(std::size_t entry, std::int64_t grid_x, std::int64_t grid_y,
   driver_.check(driver_.launch(&config, function.handle, parameters, nullptr), "cuLaunchKernelEx");
 }
 
+int Module::clusters_at_once(std::size_t entry, int cluster) const {
+  const Function& function = functions_[entry];
+  CUlaunchAttribute attribute{};
+  attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+  attribute.value.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  CUlaunchConfig config{};
+  config.gridDimX = static_cast<unsigned>(cluster);
+  config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = function.block_threads;
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = function.smem_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  driver_.check(driver_.clusters_at_once(&clusters, function.handle, &config), "cuOccupancyMaxActiveClusters");
+  return clusters;
+}
+
 }  // namespace ssmjit

@@ -42,6 +42,10 @@ class Module {
   void launch(std::size_t entry, std::int64_t grid_x, std::int64_t grid_y, void* device_args, bool dependent,
               CUstream stream) const;
 
+  // How many clusters of `cluster` blocks of entry `entry` the device holds at once. Fails: ErrorKind::machine when the
+  // driver refuses.
+  int clusters_at_once(std::size_t entry, int cluster) const;
+
   const Driver& driver() const { return driver_; }
 
  private:

@@ -1,5 +1,6 @@
 // The launch of an update in place.
 #include <map>
+#include <utility>
 
 #include "jit/kernel_args.h"
 #include "jit/kernel_state.h"
@@ -8,6 +9,15 @@
 namespace ssmjit {
 
 namespace {
+
+constexpr const char* kScaleReader = "a state of int8, fp8 or int16 has a scale for each row";
+
+// One seed, or one a slot.
+template <class Report>
+void check_seeds(const Tensor& seeds, std::int64_t slots, Report& report) {
+  const bool one = seeds.rank == 1 && seeds.shape[0] == 1;
+  check_tensor(seeds, {.name = "rand_seed", .dtype = DType::i64, .rank = 1, .shape = {one ? 1 : slots}}, report);
+}
 
 template <class Report>
 void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
@@ -39,6 +49,20 @@ void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
                       .align = Align::vector_rows,
                       .rows_apart = true,
                       .rows = {"slot", ""}});
+  const std::int64_t slots = args.state.rank == 4 && args.state.shape[0] >= 0 ? args.state.shape[0] : kAny;
+  if (check_given("state_scale", is_given(args.state_scale), wants.has_state_scale, kScaleReader, report))
+    check_tensor(args.state_scale,
+                 {.name = "state_scale",
+                  .dtype = DType::f32,
+                  .rank = 3,
+                  .shape = {slots, wants.nheads, wants.head_dim},
+                  .align = Align::vector_rows,
+                  .rows_apart = true,
+                  .rows = {"slot", ""}},
+                 report);
+  if (check_given("rand_seed", is_given(args.rand_seed), wants.is_stochastic, "stochastic rounding wants a seed",
+                  report))
+    check_seeds(args.rand_seed, slots, report);
   needed(args.x, {"x", wants.input, 3, {batch, wants.nheads, wants.head_dim}, rows, false, 1, {"row", ""}, true});
   needed(in_front_of({wants.head_dim}, args.dt),
          {.name = "dt", .dtype = wants.dt, .rank = 2, .shape = {batch, wants.nheads}, .or_expanded = kOrExpandedHeads});
@@ -75,19 +99,42 @@ void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
       return fmt::format("dst_state_batch_indices: got dtype {}; wants {}, as state_batch_indices",
                          name(args.dst_state_batch_indices.dtype), name(args.state_batch_indices.dtype));
     });
+  for (const auto& [name_, tensor] : {std::pair("num_accepted_tokens", &args.num_accepted_tokens),
+                                      {"intermediate_states", &args.intermediate_states},
+                                      {"intermediate_state_scales", &args.intermediate_state_scales},
+                                      {"intermediate_state_indices", &args.intermediate_state_indices},
+                                      {"retrieve_parent_token", &args.retrieve_parent_token},
+                                      {"cu_seqlens", &args.cu_seqlens}})
+    if (tensor->data != nullptr)
+      report([&, name_ = name_] {
+        return fmt::format("{}: given, but the description is of one token in place; leave it out", name_);
+      });
+  if (args.disable_state_update && !redirected)
+    report([] {
+      return std::string(
+          "disable_state_update: got true, but the new state goes nowhere else; wants false, or a description with "
+          "snapshots or slots");
+    });
   check_pdl(args.pdl, report);
 }
 
 std::vector<std::string> find_problems(const Wants& wants, const UpdateArgs& args) {
+  if (wants.token_kernel) return token_problems(wants, args);
   std::vector<std::string> found;
   check_launch(wants, args, [&](auto&& sentence) { found.push_back(sentence()); });
   return found;
 }
 
 // Checked mode: what only the device's memory tells. Waits for all work on the stream.
-void check_memory(const Driver& driver, const UpdateArgs& args, std::int64_t batch, CUstream stream) {
+void check_memory(const Driver& driver, const Wants& wants, const UpdateArgs& args, std::int64_t batch,
+                  CUstream stream) {
   const bool redirected = is_given(args.dst_state_batch_indices);
   wait_to_check(driver, stream);
+  if (wants.token_kernel) {
+    const std::vector<std::string> found = token_memory_problems(driver, wants, args, batch);
+    if (!found.empty()) fail(ErrorKind::invalid, "{}", lines_of(found));
+    return;
+  }
   const std::int64_t slots = args.state.shape[0];
   std::vector<std::string> wrong;
   const std::vector<std::int64_t> source =
@@ -154,20 +201,45 @@ device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl) {
   return device;
 }
 
+device_args::UpdateRoundedArgs rounded_to_device(const UpdateArgs& args, Pdl pdl) {
+  device_args::UpdateRoundedArgs device{};
+  device.update = to_device(args, pdl);
+  device.state_scale = static_cast<float*>(const_cast<void*>(args.state_scale.data));
+  device.state_scale_stride = stride_of(args.state_scale, 0);
+  device.rand_seed = static_cast<const long long*>(args.rand_seed.data);
+  device.seed_stride = stride_of(args.rand_seed, 0);
+  device.nheads = args.x.shape[1];
+  return device;
+}
+
 void Kernel::launch(const UpdateArgs& args, void* stream) const {
   if (state_ == nullptr) [[unlikely]]
     State::refuse_empty();
   const State& state = *state_;
+  const bool tokens = state.wants.token_kernel;
   bool fits = true;
-  check_launch(state.wants, args, [&](auto&&) { fits = false; });
+  if (tokens)
+    fits = tokens_fit(state.wants, args);
+  else
+    check_launch(state.wants, args, [&](auto&&) { fits = false; });
   if (!fits) [[unlikely]]
     refuse(state.wants, args);
-  const std::int64_t batch = args.x.shape[0];
+  const std::int64_t batch = tokens ? token_batch(state.wants, args) : args.x.shape[0];
   if (batch == 0) return;
   const auto cu_stream = static_cast<CUstream>(stream);
   if (args.checked) [[unlikely]]
-    check_memory(state.module.driver(), args, batch, cu_stream);
+    check_memory(state.module.driver(), state.wants, args, batch, cu_stream);
   const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
+  if (tokens) {
+    device_args::UpdateTokensArgs device = tokens_to_device(state.description, args, pdl);
+    state.launch(&device, batch, pdl, cu_stream);
+    return;
+  }
+  if (state.wants.has_state_scale || state.wants.is_stochastic) {
+    device_args::UpdateRoundedArgs device = rounded_to_device(args, pdl);
+    state.launch(&device, batch, pdl, cu_stream);
+    return;
+  }
   device_args::UpdateArgs device = to_device(args, pdl);
   state.launch(&device, batch, pdl, cu_stream);
 }

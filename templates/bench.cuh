@@ -101,7 +101,7 @@ struct FillArgs {
   u64 seed;
   float mean;
   float deviation;
-  int dtype;  // 0 fp32, 1 bf16, 2 fp16, 3 int8, 4 e4m3
+  int dtype;  // 0 fp32, 1 bf16, 2 fp16, 3 int8, 4 e4m3, 5 int16
 };
 SSMJIT_DEVICE void fill(const FillArgs& args) {
   for (u64 i = static_cast<u64>(block_x()) * block_threads() + thread_index(); i < args.count;
@@ -116,6 +116,8 @@ SSMJIT_DEVICE void fill(const FillArgs& args) {
       narrow(v, static_cast<bf16*>(args.data)[i]);
     else if (args.dtype == 2)
       narrow(v, static_cast<f16*>(args.data)[i]);
+    else if (args.dtype == 5)
+      static_cast<i16*>(args.data)[i] = static_cast<i16>(nearest_int<32767>(v));
     else
       static_cast<unsigned char*>(args.data)[i] = narrow_to_byte(v, args.dtype == 3);
   }

@@ -11,9 +11,13 @@
 #include "materialise.cuh"
 #include "norm.cuh"
 #include "prepare_A.cuh"
+#include "replay.cuh"
 #include "ring.cuh"
 #include "rounding.cuh"
+#include "slot_copies.cuh"
 #include "update.cuh"
+#include "update_rounded.cuh"
+#include "update_tokens.cuh"
 
 // Mamba-2's usual maths, without a gate.
 struct Maths {
@@ -27,6 +31,7 @@ struct Maths {
   static constexpr bool kAlignedRows = true;
   static constexpr bool kStreaming = true;
   static constexpr bool kEarlyState = false;
+  static constexpr bool kReplay = false;
   static constexpr PadOutput kPadOutput = PadOutput::zeros;
   static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }
   static SSMJIT_DEVICE float decay(float A, float, float delta) { return fn_exp(A * delta); }
@@ -119,6 +124,75 @@ SSMJIT_CHECK(CpAsync)
 SSMJIT_CHECK(Bulk)
 SSMJIT_CHECK(HeadAhead)
 
+// Stored by chance, the bits drawn ahead; and in units of a factor a row, drawn where they are used.
+struct ByChance : Direct {
+  using State = bf16;
+  static constexpr int kBlockM = 16;
+  static constexpr int kWarps = 1;
+  static constexpr int kStages = 2;
+  static constexpr int kPhiloxRounds = 10;
+};
+struct Bytes : Bulk {
+  using State = e4m3;
+  static constexpr int kPhiloxRounds = 7;
+  static constexpr int kHeadsPerBlock = 1;
+  static constexpr int kStages = 1;
+  static constexpr StatePath kStatePath = StatePath::direct;
+};
+struct Shorts : HeadAhead {
+  using State = i16;
+  static constexpr int kPhiloxRounds = 0;
+  static constexpr int kHeadsPerBlock = 1;
+  static constexpr int kStages = 1;
+};
+#define SSMJIT_CHECK_ROUNDED(Config)                                   \
+  extern "C" __global__ void __launch_bounds__(32 * Config::kWarps)    \
+      check_##Config(const __grid_constant__ UpdateRoundedArgs args) { \
+    update_rounded<Config>(args);                                      \
+  }
+SSMJIT_CHECK_ROUNDED(ByChance)
+SSMJIT_CHECK_ROUNDED(Bytes)
+SSMJIT_CHECK_ROUNDED(Shorts)
+
+// Six tokens with snapshots; a packed request's 20 to slots of bytes, by chance, after accepted ones; and a tree.
+struct TokensToSnapshots : Direct {
+  using State = bf16;
+  static constexpr int kTokens = 6;
+  static constexpr StateStore kStore = StateStore::snapshots;
+  static constexpr bool kAccepted = false;
+  static constexpr bool kTree = false;
+  static constexpr bool kVarlen = false;
+  static constexpr int kPhiloxRounds = 0;
+  static constexpr int kBlockM = 32;
+  static constexpr int kStages = 2;
+};
+struct TokensToSlots : TokensToSnapshots {
+  using State = i8;
+  static constexpr int kTokens = 20;
+  static constexpr StateStore kStore = StateStore::slots;
+  static constexpr bool kHasGate = true;
+  static constexpr bool kAccepted = true;
+  static constexpr bool kVarlen = true;
+  static constexpr bool kAlignedRows = false;
+  static constexpr int kPhiloxRounds = 10;
+  static constexpr int kLanesPerRow = 8;
+  static SSMJIT_DEVICE float gate(float z) { return fn_silu(z); }
+};
+struct TokensOfATree : TokensToSnapshots {
+  using State = float;
+  static constexpr bool kTree = true;
+  static constexpr bool kEarlyState = true;
+  static constexpr int kStages = 16;
+};
+#define SSMJIT_CHECK_TOKENS(Config)                                   \
+  extern "C" __global__ void __launch_bounds__(32 * Config::kWarps)   \
+      check_##Config(const __grid_constant__ UpdateTokensArgs args) { \
+    update_tokens<Config>(args);                                      \
+  }
+SSMJIT_CHECK_TOKENS(TokensToSnapshots)
+SSMJIT_CHECK_TOKENS(TokensToSlots)
+SSMJIT_CHECK_TOKENS(TokensOfATree)
+
 // A ring of 22 rows, 6 tokens a step, two heads a block.
 struct RingOfTwoHeads : Maths {
   using State = bf16;
@@ -165,6 +239,28 @@ struct RingOf12Tokens : RingOfTwoHeads {
   static constexpr StatePath kStatePath = StatePath::direct;
   static SSMJIT_DEVICE float gate(float z) { return fn_silu(z); }
 };
+// Two steps back, 6 tokens, two heads a block; and fp16 states of 12 tokens rounded by chance, both buffers at once.
+struct ReplayOfTwoHeads : RingOfTwoHeads {
+  static constexpr bool kReplay = true;
+  static constexpr int kWindow = 6;
+  static constexpr int kRing = 6;
+};
+struct ReplayOf12Tokens : RingOf12Tokens {
+  using State = f16;
+  using Input = bf16;
+  static constexpr bool kReplay = true;
+  static constexpr bool kVarlen = false;
+  static constexpr int kPhiloxRounds = 10;
+  static constexpr int kWindow = 12;
+  static constexpr int kRing = 12;
+  static constexpr RingRows kRingRows = RingRows::all;
+};
+extern "C" __global__ void __launch_bounds__(128, 1) check_replay(const __grid_constant__ RingArgs args) {
+  replay_step<ReplayOfTwoHeads>(args);
+}
+extern "C" __global__ void __launch_bounds__(64, 1) check_replay_of_12_tokens(const __grid_constant__ RingArgs args) {
+  replay_step<ReplayOf12Tokens>(args);
+}
 extern "C" __global__ void __launch_bounds__(128, 1) check_ring(const __grid_constant__ RingArgs args) {
   ring_step<RingOfTwoHeads>(args);
 }
@@ -339,3 +435,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) check_norm_of_rows(const __
   norm<NormOfRows>(args);
 }
 extern "C" __global__ void check_prepare_A(const __grid_constant__ PrepareAArgs args) { prepare_A<bf16>(args); }
+
+extern "C" __global__ void __launch_bounds__(128) check_slot_copies(const __grid_constant__ SlotCopiesArgs args) {
+  slot_copies<128>(args);
+}

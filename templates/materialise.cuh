@@ -243,7 +243,7 @@ SSMJIT_DEVICE void materialise(const MaterialiseArgs& args) {
 #pragma unroll
         for (int n = 0; n < S::kSpan; ++n) largest = max_f32(largest, abs_f32(v[r][n]));
         largest = max_lanes<Piece::kLanes>(piece.there ? largest : 0.0f);
-        const float encode = largest > 0.0f ? largest_of(State{}) / largest : 1.0f;
+        const float encode = encode_of_row(largest, State{});
         if (piece.there && piece.vector == 0) new_scale[piece.row + r] = 1.0f / encode;
 #pragma unroll
         for (int n = 0; n < S::kSpan; ++n) v[r][n] *= encode;

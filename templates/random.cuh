@@ -27,11 +27,15 @@ SSMJIT_DEVICE Draw philox(const Draw& counter, u64 key) {
   return {{c0, c1, c2, c3}};
 }
 
-// The bits of eight neighbouring state elements. `element`: the first one's place, a multiple of 8, counted in logical
-// sizes, ((slot * nheads + head) * head_dim + p) * dstate + n; `token`: which of several stored states, 0 where a
-// launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
+// The bits of eight neighbouring state elements, draw `number` of a state. `token`: which of several stored states, 0
+// where a launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
+template <int kRounds>
+SSMJIT_DEVICE Draw numbered_draw(u64 seed, u64 number, u32 token) {
+  return philox<kRounds>({{static_cast<u32>(number), static_cast<u32>(number >> 32), token, 0}}, seed);
+}
+// The same by the first element's place, a multiple of 8, counted in logical sizes, ((slot * nheads + head) * head_dim
+// + p) * dstate + n.
 template <int kRounds>
 SSMJIT_DEVICE Draw state_draw(u64 seed, u64 element, u32 token) {
-  const u64 draw = element / 8;
-  return philox<kRounds>({{static_cast<u32>(draw), static_cast<u32>(draw >> 32), token, 0}}, seed);
+  return numbered_draw<kRounds>(seed, element / 8, token);
 }

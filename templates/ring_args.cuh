@@ -49,4 +49,10 @@ struct RingArgs {
   int out_stride;
   int out_token_stride;
   const long long* rand_seed;  // null: nothing is rounded by chance
+  int rand_seed_stride;        // 0: one for all slots; 1: one each
+  // Of a replay. Its other rows lie so: x_ring [slots, tokens, nheads, head_dim], B_ring [slots, 2, tokens, ngroups,
+  // dstate], dt_ring [slots, 2, nheads, tokens]; ring_start is the buffer that holds the last step, ring_count its
+  // accepted tokens.
+  int sum_ring_stride;
+  float* sum_ring;  // [slots, 2, nheads, tokens]: sums of A * delta up to and with each token
 };

@@ -27,9 +27,8 @@
 // A cluster of kCluster blocks takes the kNormRows channels of x that share a norm (those of one group's B and C, where
 // there is no norm), of one request; a block kBlockM of them: rows of one head, or whole heads side by side.
 //
-// - What needs no slot (tokens, gates, weights) comes by bulk copies, all under way while the slot's index is: a step
-// is
-//   so short that fetching an instruction once costs as much as running it, and copies are few instructions.
+// - What needs no slot (tokens, gates, weights) comes by bulk copies, few instructions each, all under way while the
+//   slot's index is.
 // - Convolution: a word of two channels a thread. A block has the channels of its own rows of x, and all of its group's
 //   B and C, which its cluster's blocks repeat. The window of B and C is written by the group's first block alone,
 //   after all blocks of the cluster have read it. Meanwhile the first warp of a head sums its rows of the ring.

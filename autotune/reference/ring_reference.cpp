@@ -1,12 +1,10 @@
 #include "autotune/reference/ring_reference.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 
 #include "autotune/host_numbers.h"
-#include "autotune/reference/philox.h"
 
 namespace ssmjit {
 namespace {
@@ -34,23 +32,12 @@ double flush_error(const Description& d, int count) {
   const int products = (d.ring_length() + 15) / 16;
   return std::ldexp(1.0, -parts * digits) + parts * (count + products) * 0x1p-23 + 0x1p-21;
 }
-// Of what is divided by a scale.
-constexpr double kScaling = 0x1p-20;
 constexpr double kSmallest = 0x1p-126;  // below it fp32 may flush to zero
 // Of the largest factor of a row: fp16's parts of an operand, of which that factor is brought to 1, never keep half of
 // its smallest.
 constexpr double kLastOfHalf = 0x1p-24;
 // Of an exponential, by the magnitudes that its exponent is summed from: several roundings of fp32 each.
 constexpr double kSums = 0x1p-21;
-
-// Largest value that the dtype of a scaled state holds.
-double largest(DType dtype) { return dtype == DType::i8 ? 127.0 : 448.0; }
-
-std::uint32_t reversed_half(std::uint32_t bits) {
-  std::uint32_t r = 0;
-  for (int i = 0; i < 16; ++i) r |= ((bits >> i) & 1u) << (15 - i);
-  return r;
-}
 
 // A weight of x as an operand: of fp16 the largest number at most, since infinity would make NaN of a zero in x.
 double finite_operand(DType dtype, double v) {
@@ -176,39 +163,30 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
         for (int i = 0; i < P * N; ++i)
           result.state_slack[at(i)] += kLastOfHalf * factor * std::abs(rows[at(j)].B[at(i % N)]);
     }
-    for (int p = 0; p < P; ++p) {
-      double encode = 1, scaling = 0;  // and its relative error
-      scale[at(p)] = 1;
-      if (d.has_state_scale()) {
-        std::size_t peak = at(p * N);
-        for (int n = 1; n < N; ++n)
-          if (std::abs(now[at(p * N + n)]) > std::abs(now[peak])) peak = at(p * N + n);
-        const double amax = std::abs(now[peak]);
-        if (rounded(DType::f32, amax) > 0) {
-          encode = largest(d.state_dtype) / amax;
-          scale[at(p)] = amax / largest(d.state_dtype);
-          scaling = kScaling + result.state_slack[peak] / amax;
-        }
-      }
+    result.scale = row_scales(d, now, result.state_slack);
+    scale.assign(at(P), 1.0);
+    if (d.has_state_scale()) scale = result.scale;
+    for (int p = 0; p < P; ++p)
       for (int n = 0; n < N; ++n) {
         const std::size_t i = at(p * N + n);
-        const double exact = now[i] * encode;
-        result.state_slack[i] += scaling * std::abs(now[i]);
-        const double slack = result.state_slack[i] * encode;
+        const double exact = now[i] / scale[at(p)], slack = result.state_slack[i] / scale[at(p)];
         units[i] = rounded(d.state_dtype, exact);
         const double high = rounded(d.state_dtype, exact + slack), low = rounded(d.state_dtype, exact - slack);
         flips[i] = std::max(high - low, rounded(operands.state, high) - rounded(operands.state, low)) * scale[at(p)];
+        if (!operands.stored_first)
+          flips[i] = rounded(operands.state, now[i] + result.state_slack[i]) -
+                     rounded(operands.state, now[i] - result.state_slack[i]);
       }
-    }
-    if (d.has_state_scale()) result.scale = scale;
-    now = decoded();
+    if (operands.stored_first) now = decoded();
   }
   result.stored = decoded();
 
   // From here on in both forms. `first`: the oldest row that the stored state does not hold.
   const int first = of.flush ? of.count : 0, count = of.count + of.tokens;
   std::vector<double> operand_state = units;
-  for (int i = 0; i < P * N; ++i) operand_state[at(i)] = rounded(operands.state, units[at(i)]) * scale[at(i / N)];
+  for (int i = 0; i < P * N; ++i)
+    operand_state[at(i)] = operands.stored_first ? rounded(operands.state, units[at(i)]) * scale[at(i / N)]
+                                                 : rounded(operands.state, now[at(i)]);
   std::vector<double> s(at(count), 0.0);
   double sum = 0;
   for (int j = first; j < count; ++j) s[at(j)] = sum += A * rows[at(j)].delta;
@@ -252,27 +230,6 @@ RingHead ring_reference(const Description& d, const RingArgs& args, std::int64_t
     }
   }
   return result;
-}
-
-double stored_stochastically(const Description& d, double value, std::uint64_t seed, std::int64_t slot, int head, int p,
-                             int n) {
-  if (!std::isfinite(value)) return rounded(d.state_dtype, value);
-  const auto element = static_cast<std::uint64_t>(
-      ((slot * d.nheads + head) * std::int64_t{d.head_dim} + p) * std::int64_t{d.dstate} + n / 8 * 8);
-  const std::array<std::uint32_t, 4> draw =
-      host_state_draw(std::get<Stochastic>(d.rounding_kind).philox_rounds, seed, element, 0);
-  const auto i = static_cast<unsigned>(n % 8);
-  const std::uint32_t own = (draw[i / 2] >> (16 * (i % 2))) & 0xffffu;
-  if (d.state_dtype == DType::i8) return std::clamp(std::floor(value + own / 65536.0), -127.0, 127.0);
-  double chance = own / 65536.0;
-  if (d.state_dtype == DType::f16) chance = (own & 0x1fffu) / 8192.0;
-  if (d.state_dtype == DType::f8) {
-    const std::uint32_t half = (draw[i / 4] >> (16 * (i % 4 / 2))) & 0xffffu;
-    chance = (i % 2 == 0 ? half : reversed_half(half)) / 65536.0;
-  }
-  const double magnitude = std::abs(value), unit = ulp(d.state_dtype, magnitude);
-  // Down here an exact value, which rounded() only takes past the largest.
-  return std::copysign(rounded(d.state_dtype, std::floor(magnitude / unit + chance) * unit), value);
 }
 
 }  // namespace ssmjit

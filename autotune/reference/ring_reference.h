@@ -12,6 +12,7 @@
 #include <ssmjit/description.h>
 #include <ssmjit/kernel.h>
 
+#include "autotune/reference/stored_state.h"
 #include "autotune/reference/stored_values.h"
 
 namespace ssmjit {
@@ -41,6 +42,7 @@ std::int64_t ring_offset(const Tensor& ring, const RingRequest& of, std::int64_t
 struct RingOperands {
   DType state;
   DType input;
+  bool stored_first = true;  // of a flush: whether y comes from the state as stored, or from that before it is rounded
 };
 RingOperands ring_operands(const Description& description);
 
@@ -60,10 +62,5 @@ struct RingHead {
 };
 RingHead ring_reference(const Description& description, const RingArgs& args, std::int64_t request,
                         const RingRequest& of, int head, const RingOperands& operands, const Reader& read);
-
-// `value`, in units of its scale, as a stochastic flush stores it: element `n` of row `p` of the head. Magnitudes are
-// rounded by chance, but int8 downwards by chance; contract section 6.
-double stored_stochastically(const Description& description, double value, std::uint64_t seed, std::int64_t slot,
-                             int head, int p, int n);
 
 }  // namespace ssmjit

@@ -2,7 +2,18 @@
 
 #include <cmath>
 
+#include "autotune/reference/stored_state.h"
+#include "codegen/rounded.h"
+
 namespace ssmjit {
+namespace {
+
+// Relative errors in fp32: of a decay exp(v) by |v|, of which v has several roundings; and of delta * x * B.
+constexpr double kExponent = 0x1p-21, kProducts = 0x1p-20;
+constexpr double kSmallest = 0x1p-126;  // below it fp32 may flush to zero
+
+}  // namespace
+
 RowSlots row_slots(const Description& description, const UpdateArgs& args, std::int64_t row, const Reader& read) {
   const std::int64_t slots = args.state.shape[0];
   const auto usable = [&](std::int64_t i) { return i >= 0 && i < slots && i != args.pad_slot_id; };
@@ -39,9 +50,13 @@ HeadResult update_reference(const Description& d, const UpdateArgs& args, std::i
 
   HeadResult result;
   result.state.assign(static_cast<std::size_t>(P) * static_cast<std::size_t>(N), 0.0);
+  const std::int64_t scale_at = slots.source * args.state_scale.stride[0] + std::int64_t{head} * P;
   if (slots.live)
-    result.state =
-        stored_values(args.state, slots.source * args.state.stride[0] + std::int64_t{head} * P * N, P * N, read);
+    result.state = decoded_state(d, args.state, slots.source * args.state.stride[0] + std::int64_t{head} * P * N,
+                                 args.state_scale, scale_at, read);
+  const bool rounded = is_state_rounded(d);
+  if (rounded) result.state_slack.resize(result.state.size());
+  const double decay_error = kProducts + (decay > 0 ? kExponent * std::abs(std::log(decay)) : 0.0);
   result.y.resize(static_cast<std::size_t>(P));
   result.y_terms.resize(static_cast<std::size_t>(P));
   for (int p = 0; p < P; ++p) {
@@ -51,6 +66,9 @@ HeadResult update_reference(const Description& d, const UpdateArgs& args, std::i
     for (int n = 0; n < N; ++n) {
       const auto nn = static_cast<std::size_t>(n);
       double& h = result.state[pp * static_cast<std::size_t>(N) + nn];
+      if (rounded)
+        result.state_slack[pp * static_cast<std::size_t>(N) + nn] =
+            decay_error * std::abs(h * decay) + kProducts * std::abs(delta * x[pp] * B[nn]) + kSmallest;
       h = h * decay + delta * x[pp] * B[nn];
       y += h * C[nn];
       terms += h * C[nn] * h * C[nn];
@@ -67,6 +85,7 @@ HeadResult update_reference(const Description& d, const UpdateArgs& args, std::i
     result.y[pp] = y;
     result.y_terms[pp] = terms;
   }
+  if (rounded) result.scale = row_scales(d, result.state, result.state_slack);
   return result;
 }
 

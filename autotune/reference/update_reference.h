@@ -26,6 +26,10 @@ struct HeadResult {
   std::vector<double> state;
   std::vector<double> y;
   std::vector<double> y_terms;  // root of the sum of squares of what each y is summed from: what cancelled in it
+  // Of a state that is stored by chance or in units of a factor (codegen/rounded.h), else empty: by how much a right
+  // kernel may be off before it rounds, and the factor of each row [head_dim].
+  std::vector<double> state_slack;
+  std::vector<double> scale;
 };
 // A pad row is computed as if its state were zero.
 HeadResult update_reference(const Description& description, const UpdateArgs& args, std::int64_t row, int head,

@@ -150,9 +150,10 @@ Json cell_json(const PageCell& cell, Plans& plans) {
 }
 
 // For each value of each tunable with several: the number and time of the best plan that has it, cell by cell.
-Json effects_json(Op op, const std::vector<PageCell>& cells, Plans& plans) {
+Json effects_json(const Measurement& any, const std::vector<PageCell>& cells, Plans& plans) {
   Json effects = Json::array();
-  for (const Tunable& tunable : tunables(op)) {
+  const auto& all = any.ring_layer ? tunables(mamba2({}).store(Ring{}).with_norm({})) : tunables(any.op);
+  for (const Tunable& tunable : all) {
     std::vector<std::string> order = tunable.values;
     std::map<std::string, std::vector<const Measurement*>> best;
     for (std::size_t c = 0; c < cells.size(); ++c) {
@@ -210,7 +211,7 @@ Json mode_json(const Lines& lines, Plans& plans, const Checks& checks) {
   Json of_cells = Json::array();
   for (const PageCell& cell : cells) of_cells.push_back(cell_json(cell, plans));
   json["cells"] = std::move(of_cells);
-  json["effects"] = effects_json(any.op, cells, plans);
+  json["effects"] = effects_json(any, cells, plans);
   return json;
 }
 

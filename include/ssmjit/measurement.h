@@ -59,8 +59,8 @@ struct Measurement {
   Plan plan;
   int batch = 0;
   int nheads = 0;
-  // "step": an in-place update has one. "weighted": both of a ring or its layer, or "no_flush" or "flush" where one was measured
-  // alone. "verify", of no batch: whether the plan may be timed at all.
+  // "step": an in-place update has one. "weighted": both of a ring or its layer, or "no_flush" or "flush" where one was
+  // measured alone. "verify", of no batch: whether the plan may be timed at all.
   std::string phase = "step";
   double steps_per_flush = 0;  // n of a weighted ring step
   PdlMode pdl = PdlMode::off;
@@ -84,6 +84,9 @@ struct Measurement {
   std::vector<PhaseMeasurement> phases;  // with one
   int registers = 0;
   int smem_bytes = 0;
+  // Of a plan of clusters: the launch's clusters by those that the GPU holds at once, which its multiprocessors' number
+  // does not tell. 0: not known.
+  double waves = 0;
   std::string measured;  // UTC date and time
 
   bool has_ring() const { return op == Op::ring || ring_layer; }

@@ -35,6 +35,9 @@ Source emit_ring_slots(const Description& description, const Arch& arch);
 // The kernels that prepare A (prepare.h), of A_log in fp32, bf16 and fp16, in this order.
 Source emit_prepare_A(const Arch& arch);
 
+// The kernel that copies slots of any pools (slots.h).
+Source emit_slot_copies(const Arch& arch);
+
 // What the banner of an emitted file says it is. Fails: ErrorKind::invalid when there is no banner.
 struct Banner {
   Description description;

@@ -14,5 +14,6 @@
 #include <ssmjit/prepare.h>      // A from A_log, once
 #include <ssmjit/ring.h>         // slots of a ring between its steps
 #include <ssmjit/session.h>      // all kernels of a model, prepared at once
+#include <ssmjit/slots.h>        // output slots of verify steps, slots copied
 #include <ssmjit/source.h>       // 3 the CUDA C++ text
 #include <ssmjit/table.h>        // 6 and 7: tables, and the choice from them

@@ -12,6 +12,8 @@
 #include <ssmjit/source.h>
 #include <ssmjit/tune.h>
 
+#include "autotune/kernel_case.h"
+
 namespace ssmjit {
 namespace {
 
@@ -314,6 +316,20 @@ std::vector<Variant> ring_variants() {
   add("Width3NoBias", with({.width = 3, .has_bias = false, .activation_expr = silu(dsl::x)}), "");
   add("ChannelsLast", with({.activation_expr = silu(dsl::x), .channels_last = true}), "");
   add("LongWindows", with({.state_len = 7}), "");
+  const auto of = [](int head_dim, int dstate) {
+    return mamba2({.nheads = 4, .head_dim = head_dim, .dstate = dstate, .ngroups = 2})
+        .state(DType::bf16)
+        .tokens(3)
+        .store(Ring{.window = 6})
+        .with_conv(usual_conv())
+        .with_norm(usual_norm(2 * head_dim));
+  };
+  add("HeadDim80", of(80, 64), "block_m=80,warps=5");
+  add("HeadDim80SideBySide", of(80, 64), "block_m=160,warps=10,cluster=1");
+  add("Dstate96", of(32, 96), "");
+  add("Dstate128SideBySide", of(32, 128), "block_m=64,warps=4,cluster=1");
+  add("SixteenTokensSideBySide", small_ring().tokens(16).store(Ring{.window = 16}), "block_m=64,warps=4,cluster=1");
+  add("Int8ByChanceSideBySide", small_ring().state(DType::i8).rounding(Stochastic{}), "block_m=64,warps=4,cluster=1");
   add("LongWindowsOneToken", with({.state_len = 8, .channels_last = true}).tokens(1), "");
   return all;
 }
@@ -484,6 +500,17 @@ TEST(LayerPlans, OfChainsAreReadBackFromTextAndJson) {
     EXPECT_EQ(Plan::from_json(p.json()), p) << p.json();
     EXPECT_EQ(read_banner(emit(small().with_norm(usual_norm(32)), p, Arch{}).text).plan, p);
   }
+}
+
+// A weight of nearly nothing leaves a channel's sum where it is, whatever its x.
+TEST(LayerCases, AreMadeWhateverTheirWeights) {
+  const Description d = mamba2({.nheads = 12, .head_dim = 32, .dstate = 64, .ngroups = 3})
+                            .state(DType::f16)
+                            .input(DType::f16)
+                            .with_conv({.activation_expr = silu(dsl::x)})
+                            .with_norm({.group_size = 128, .gate_expr = silu(dsl::z)});
+  std::uint64_t seed = 1;
+  for (const CaseLayout& layout : standard_layouts(d, 132)) EXPECT_NE(make_case(d, layout, seed++), nullptr);
 }
 
 TEST(LayerPlans, NameThePartWhosePlanIsWrong) {

@@ -83,5 +83,20 @@ TEST(PlanBetween, IsOneThatSomeSizeHasChecked) {
   EXPECT_EQ(between(all), 2) << "dropped in a race";
 }
 
+TEST(PlanBetween, GoesByTheLargerSizeForAPlanWhoseClustersFilledTheGpuAtTheSmallerOne) {
+  std::vector<Measurement> all = times({7, 8.8}, {10.6, 9.5});
+  EXPECT_EQ(between(all), 0) << "26% at one size is more than 12% at the other";
+  const auto with_waves = [&](double waves) {
+    std::vector<Measurement> known = all;
+    for (Measurement& m : known)
+      if (m.plan == timed_plan(0)) m.waves = waves * m.batch;
+    return between(known);
+  };
+  EXPECT_EQ(with_waves(1), 1) << "any size above takes another wave";
+  EXPECT_EQ(with_waves(0.99), 1) << "all but the first ones";
+  EXPECT_EQ(with_waves(0.2), 0) << "most of the sizes between fit";
+  EXPECT_EQ(with_waves(0.05), 0) << "all of them do";
+}
+
 }  // namespace
 }  // namespace ssmjit

@@ -45,6 +45,9 @@ std::vector<Description> varied() {
       ring().tokens(6),
       ring(32).store(Ring{.window = 32, .length = 48}).state(DType::f16).rounding(Stochastic{.philox_rounds = 7}),
       ring().tokens(16).state(DType::f8).varlen().gate(silu(d::z)).decay(exp(d::delta * d::A)),
+      usual().tokens(6).store(Snapshots{}).tree().varlen(),
+      usual().tokens(64).store(Slots{}).accepted_counts().state(DType::i8).rounding(Stochastic{}),
+      usual().tokens(3).destination_slots(),
   };
 }
 
@@ -67,6 +70,58 @@ TEST(Description, SummaryIsOneLine) {
             "mamba2 update, 16 heads x 64 x 128, 1 group, input bf16, dt fp32, weights fp32, state fp32, delta "
             "softplus(dt + dt_bias), decay exp(A * delta), skip D * x, in place");
   for (const Description& each : varied()) EXPECT_FALSE(holds(each.summary(), "\n"));
+}
+
+// --- Several tokens.
+
+TEST(Tokens, AnUpdateOfSeveralIsStillAnUpdateAndSaysWhereItsStatesGo) {
+  for (const auto& [step, where] :
+       {std::pair(usual().tokens(6), "6 tokens, skip D * x, in place"),
+        {usual().tokens(6).store(Snapshots{}).tree(), "snapshots after each token, tree"},
+        {usual().store(Slots{}).accepted_counts(), "to a slot after each token, accepted"}}) {
+    EXPECT_EQ(step.problems(), std::vector<std::string>{});
+    EXPECT_EQ(step.op(), Op::update);
+    EXPECT_TRUE(holds(step.summary(), where)) << step.summary();
+    EXPECT_EQ(Description::from_json(step.json()), step);
+  }
+}
+
+TEST(Tokens, DigestsTellEveryFormApartAndThoseOfOneTokenInPlaceStayWhatTheyWere) {
+  const std::vector<Description> forms = {usual().tokens(6),
+                                          usual().tokens(6).store(Snapshots{}),
+                                          usual().tokens(6).store(Snapshots{}).tree(),
+                                          usual().tokens(6).store(Slots{}),
+                                          usual().tokens(6).varlen(),
+                                          usual().store(Snapshots{}),
+                                          usual().store(Slots{}),
+                                          usual()};
+  for (std::size_t i = 0; i < forms.size(); ++i)
+    for (std::size_t j = 0; j < i; ++j) {
+      EXPECT_NE(forms[i].kernel_digest(), forms[j].kernel_digest()) << forms[i].summary();
+      EXPECT_NE(forms[i].cost_digest(), forms[j].cost_digest()) << forms[i].summary();
+    }
+  EXPECT_NE(usual().tokens(6).accepted_counts().kernel_digest(), usual().tokens(6).kernel_digest());
+  EXPECT_EQ(usual().tokens(6).accepted_counts().cost_digest(), usual().tokens(6).cost_digest());
+}
+
+TEST(Tokens, BytesAreOneReadOfTheStateAndAWriteForEachToken) {
+  constexpr std::int64_t kState = 16 * 64 * 128 * 2, kX = 16 * 64 * 2, kInputs = kX + 2 * 128 * 2 + 16 * 4;
+  const Description step = usual().state(DType::bf16).tokens(6);
+  for (const Store& store : {Store(Snapshots{}), Store(Slots{})}) {
+    const Bytes bytes = bytes_moved(Description(step).store(store), 8);
+    EXPECT_EQ(bytes.read, 8 * (kState + 6 * kInputs));
+    EXPECT_EQ(bytes.written_back, 0);
+    EXPECT_EQ(bytes.written_new, 8 * 6 * (kState + kX));
+  }
+  const Bytes in_place = bytes_moved(step, 8);
+  EXPECT_EQ(in_place.read, 8 * (kState + 6 * kInputs));
+  EXPECT_EQ(in_place.written_back, 8 * kState);
+  EXPECT_EQ(in_place.written_new, 8 * 6 * kX);
+}
+
+TEST(Faults, Row7_MoreTokensThanAnUpdateTakesAreRefused) {
+  EXPECT_EQ(usual().tokens(64).problems(), std::vector<std::string>{});
+  EXPECT_EQ(usual().tokens(65).problems(), std::vector<std::string>{"tokens: got 65; an update takes 1 to 64 a step"});
 }
 
 // --- The ring.
@@ -150,13 +205,12 @@ TEST(Description, ThreeWrongFieldsGiveThreeSentences) {
   Description step = usual();
   step.head_dim = 60;
   step.dstate = 8;
-  step.tokens(6);
-  EXPECT_EQ(step.problems(),
-            (std::vector<std::string>{
-                "head_dim: got 60; wants a multiple of 8 from 8 to 256",
-                "dstate: got 8; wants a multiple of 8 from 16 to 256",
-                "tokens: got 6; an update in place takes 1 token a step: more want a ring (store=ring:16)",
-            }));
+  step.tokens(65);
+  EXPECT_EQ(step.problems(), (std::vector<std::string>{
+                                 "head_dim: got 60; wants a multiple of 8 from 8 to 256",
+                                 "dstate: got 8; wants a multiple of 8 from 16 to 256",
+                                 "tokens: got 65; an update takes 1 to 64 a step",
+                             }));
   const std::string sentence = refusal([&] { step.validate(); });
   for (const std::string& problem : step.problems()) EXPECT_TRUE(holds(sentence, problem));
 }
@@ -170,7 +224,9 @@ TEST(Description, EveryFieldIsCheckedByName) {
   EXPECT_EQ(only(usual().input(DType::i32)), "input: got int32; wants fp32, bf16 or fp16");
   EXPECT_EQ(only(usual().dt(DType::f16)), "dt: got fp16; wants fp32 or bf16");
   EXPECT_EQ(only(usual().weights(DType::f16)), "weights: got fp16; wants fp32 or bf16");
-  EXPECT_EQ(only(usual().state(DType::i64)), "state: got int64; wants fp32, bf16 or fp16");
+  EXPECT_EQ(only(usual().state(DType::i64)), "state: got int64; wants fp32, bf16, fp16, int8, fp8 or int16");
+  EXPECT_EQ(only(usual().state(DType::bf16).rounding(Stochastic{.philox_rounds = 0})),
+            "rounding: got 0 Philox rounds; wants 1 to 32");
   EXPECT_EQ(only(usual().delta(Expr())), "delta: got nothing; wants an expression over dt, dt_bias");
   EXPECT_EQ(only(usual().decay(Expr())), "decay: got nothing; wants an expression over A, dt, delta");
   EXPECT_EQ(only(usual().delta(d::dt * d::x)),
@@ -229,7 +285,7 @@ TEST(Description, AllWrongFieldsOfAFileAreNamedAtOnce) {
   for (const char* part : {"schema: got 2", "op: got \"scan\"", "nheads: got \"16\"", "head_dim: got 64.5",
                            "dstate: missing", "unknown field \"colour\"", "state: unknown dtype \"fp4\"",
                            "delta: unknown name \"sofplus\" at column 1 of \"sofplus(dt)\"; known functions are",
-                           "store: got \"replay:16\"; wants in_place or ring",
+                           "store: got \"replay:16\"; wants replay alone",
                            "rounding: got \"upwards\"; wants nearest or stochastic", "gate: got 3"}) {
     EXPECT_TRUE(holds(sentence, part)) << part << "\n" << sentence;
   }

@@ -691,6 +691,12 @@ struct RingArgs {
   int out_stride;
   int out_token_stride;
   const long long* rand_seed;  // null: nothing is rounded by chance
+  int rand_seed_stride;        // 0: one for all slots; 1: one each
+  // Of a replay. Its other rows lie so: x_ring [slots, tokens, nheads, head_dim], B_ring [slots, 2, tokens, ngroups,
+  // dstate], dt_ring [slots, 2, nheads, tokens]; ring_start is the buffer that holds the last step, ring_count its
+  // accepted tokens.
+  int sum_ring_stride;
+  float* sum_ring;  // [slots, 2, nheads, tokens]: sums of A * delta up to and with each token
 };
 
 // ---- device/fp8.cuh ----
@@ -784,6 +790,14 @@ SSMJIT_DEVICE u32 stochastic_pack_e4m3(const float (&v)[4], u32 bits) {
 #endif
   return r;
 }
+// Two fp32 cut to fp16 towards zero, the first in the low half; on any GPU. Both are of 2^-14 to 65504 in size.
+SSMJIT_DEVICE u32 pack_cut_f16(float low, float high) {
+  u32 r;
+  asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+// The upper halves of two words, the first's in the low half.
+SSMJIT_DEVICE u32 upper_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
 #endif
 
 // ---- random.cuh ----
@@ -815,13 +829,17 @@ SSMJIT_DEVICE Draw philox(const Draw& counter, u64 key) {
   return {{c0, c1, c2, c3}};
 }
 
-// The bits of eight neighbouring state elements. `element`: the first one's place, a multiple of 8, counted in logical
-// sizes, ((slot * nheads + head) * head_dim + p) * dstate + n; `token`: which of several stored states, 0 where a
-// launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
+// The bits of eight neighbouring state elements, draw `number` of a state. `token`: which of several stored states, 0
+// where a launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
+template <int kRounds>
+SSMJIT_DEVICE Draw numbered_draw(u64 seed, u64 number, u32 token) {
+  return philox<kRounds>({{static_cast<u32>(number), static_cast<u32>(number >> 32), token, 0}}, seed);
+}
+// The same by the first element's place, a multiple of 8, counted in logical sizes, ((slot * nheads + head) * head_dim
+// + p) * dstate + n.
 template <int kRounds>
 SSMJIT_DEVICE Draw state_draw(u64 seed, u64 element, u32 token) {
-  const u64 draw = element / 8;
-  return philox<kRounds>({{static_cast<u32>(draw), static_cast<u32>(draw >> 32), token, 0}}, seed);
+  return numbered_draw<kRounds>(seed, element / 8, token);
 }
 
 // ---- rounding.cuh ----
@@ -899,12 +917,16 @@ SSMJIT_DEVICE int nearest_int(float v) {
   const int r = round_to_int(v);
   return r < -kLargest ? -kLargest : r > kLargest ? kLargest : r;
 }
-// floor(v + random / 2^16), exactly: what v drops below 2^-16 never adds up to a carry.
+// floor(v + random / 2^16), exactly, in the upper half of the word: what v drops below 2^-16 never adds up to a carry.
 template <int kLargest>
-SSMJIT_DEVICE int stochastic_int(float v, u32 random) {
+SSMJIT_DEVICE int stochastic_units(float v, u32 random) {
   constexpr int kBound = kLargest * 65536;
   const int r = floor_to_int(v * 65536.0f);
-  return ((r < -kBound ? -kBound : r > kBound ? kBound : r) + static_cast<int>(random & 0xffffu)) >> 16;
+  return (r < -kBound ? -kBound : r > kBound ? kBound : r) + static_cast<int>(random & 0xffffu);
+}
+template <int kLargest>
+SSMJIT_DEVICE int stochastic_int(float v, u32 random) {
+  return stochastic_units<kLargest>(v, random) >> 16;
 }
 
 // ---- words of packed storage, to nearest even; exactly back ----
@@ -986,22 +1008,49 @@ SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
 // fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
 SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
 
+// Where no element is special, adding the bits and cutting is all that is to do: of sizes that add up to a finite sum
+// and, in fp16, are normal there and do not reach its largest.
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
+  if constexpr (kStochasticInHardware) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (kStochasticInHardware)
-      word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    else
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
+    return;
+  }
+  float sum = abs_f32(v[0]), least = sum;
+#pragma unroll
+  for (int i = 1; i < 8; ++i) {
+    sum += abs_f32(v[i]);
+    least = min_f32(least, abs_f32(v[i]));
+  }
+  if (least >= 0x1p-14f && sum < 65504.0f) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
+                             bits_float(float_bits(v[2 * i + 1]) + (draw.word[i] >> 16 & 0x1fffu)));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
       word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
                 stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
   }
 }
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16) {
+  if constexpr (kStochasticInHardware) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (kStochasticInHardware)
-      word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    else
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
+    return;
+  }
+  float sum = abs_f32(v[0]);
+#pragma unroll
+  for (int i = 1; i < 8; ++i) sum += abs_f32(v[i]);
+  if (sum <= 0x1.fffffep127f) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      word[i] = upper_halves(float_bits(v[2 * i]) + (draw.word[i] & 0xffffu),
+                             float_bits(v[2 * i + 1]) + (draw.word[i] >> 16));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
       word[i] = stochastic_bf16(v[2 * i], random_half(draw, 2 * i)) |
                 stochastic_bf16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
   }
@@ -1032,15 +1081,30 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
-    word[i] = (static_cast<u32>(stochastic_int<32767>(v[2 * i], random_half(draw, 2 * i))) & 0xffffu) |
-              static_cast<u32>(stochastic_int<32767>(v[2 * i + 1], random_half(draw, 2 * i + 1))) << 16;
+    word[i] = upper_halves(static_cast<u32>(stochastic_units<32767>(v[2 * i], random_half(draw, 2 * i))),
+                           static_cast<u32>(stochastic_units<32767>(v[2 * i + 1], random_half(draw, 2 * i + 1))));
 }
 
 // ---- a vector of neighbouring state elements ----
 
-// The largest number of a dtype whose rows have a scale.
+// Whether the rows of a state of T have a scale, and the largest number that T holds.
+SSMJIT_DEVICE constexpr bool is_scaled(i8) { return true; }
+SSMJIT_DEVICE constexpr bool is_scaled(e4m3) { return true; }
+SSMJIT_DEVICE constexpr bool is_scaled(i16) { return true; }
+template <class T>
+SSMJIT_DEVICE constexpr bool is_scaled(T) {
+  return false;
+}
 SSMJIT_DEVICE constexpr float largest_of(i8) { return 127.0f; }
 SSMJIT_DEVICE constexpr float largest_of(e4m3) { return 448.0f; }
+SSMJIT_DEVICE constexpr float largest_of(i16) { return 32767.0f; }
+
+// What a row is multiplied by before it is rounded, from the size of its largest element; the inverse is its scale.
+// A row of nothing, or of so little that fp32 has no such factor, is stored as zeros with a scale of 1.
+template <class T>
+SSMJIT_DEVICE float encode_of_row(float largest, T) {
+  return largest >= 0x1p-110f ? largest_of(T{}) / largest : 1.0f;
+}
 
 // To nearest even.
 template <int kCount, class T>
@@ -1056,10 +1120,10 @@ SSMJIT_DEVICE Vec16 round_vector(const float (&v)[kCount], T) {
   }
   return rounded;
 }
-// By chance; `place`: of the first element, a multiple of 8, as state_draw counts it.
-template <int kRounds, int kCount, class T>
-SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, u64 place, T) {
-  static_assert(kCount == 4 * kPerWord<T>);
+// By chance, from a draw for each eight elements.
+template <int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+  static_assert(kCount == 4 * kPerWord<T> && kCount % 8 == 0);
   constexpr int kWords = 8 / kPerWord<T>;  // of a draw
   Vec16 rounded;
 #pragma unroll
@@ -1068,11 +1132,19 @@ SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, 
 #pragma unroll
     for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
     u32 word[kWords];
-    round_stochastic(eight, state_draw<kRounds>(seed, place + 8 * d, 0), word, T{});
+    round_stochastic(eight, draw[d], word, T{});
 #pragma unroll
     for (int w = 0; w < kWords; ++w) rounded.word[d * kWords + w] = word[w];
   }
   return rounded;
+}
+// The same; `place`: of the first element, a multiple of 8, as state_draw counts it.
+template <int kRounds, int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, u64 place, T) {
+  Draw draw[kCount / 8];
+#pragma unroll
+  for (int d = 0; d < kCount / 8; ++d) draw[d] = state_draw<kRounds>(seed, place + 8 * d, 0);
+  return round_vector_by(v, draw, T{});
 }
 
 // ---- ring.cuh ----
@@ -1107,6 +1179,8 @@ SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, 
 //   all   every row where it lies, beside the new ones: no address waits for the cursors, which only mask
 //   live  row j is the j-th oldest; rows out of use are not read
 // Rows out of use never reach a result, whatever they hold; another block of the same launch may be appending to them.
+//
+// With Cfg::kReplay (replay.cuh) the ring is the last step's tokens, and every step is a flush.
 
 enum class RingRows { all, live };
 
@@ -1136,6 +1210,11 @@ struct RingShape {
   static constexpr int kRowTiles = kOldTiles + kNewTiles;
   static constexpr int kFirstNew = 8 * kOldTiles;  // rows: the old ones, then new row t at kFirstNew + t
   static constexpr int kLaneRows = (8 * kRowTiles + 31) / 32;
+  // Rows that may weigh for a token: all, from tile kFirstWeighed on; of a replay the new ones.
+  static constexpr int kFirstWeighed = Cfg::kReplay ? kOldTiles : 0;
+  static constexpr int kWeighedTiles = kRowTiles - kFirstWeighed;
+  // Of a replay, buffers of B and sums that are read: both, before it is known which holds the last step, or that one.
+  static constexpr int kBuffers = Cfg::kReplay && kAll ? 2 : 1;
   static constexpr int kWarpRows = Cfg::kBlockM / Cfg::kWarps;
   static constexpr int kTiles = kWarpRows / 8;
   // Blocks of a head; or heads that a block takes side by side, each by its own warps (ring_layer.cuh alone has more
@@ -1159,6 +1238,10 @@ struct RingShape {
   using Operand = typename Either<is_same<State, Input> || kScaled, Input, bf16>::Type;
   static constexpr bool kDirect = Cfg::kStatePath == StatePath::direct;
   static constexpr int kWarpSize = kWarpRows * Cfg::kDstate;  // state elements of a warp and head
+  // Whether a replay brings the state up to date, in registers, before it waits for the launch in front: where the new
+  // state as it is stored is the operand of y, too.
+  static constexpr bool kReplaysEarly = Cfg::kReplay && Cfg::kEarlyState && kDirect && Cfg::kPhiloxRounds == 0 &&
+                                        (sizeof(State) == 4 || is_same<State, Operand>);
   // Rows of x in shared memory lie so that eight of them meet no bank twice.
   static constexpr int kXRow = kWarpRows + (kWarpRows > 8 ? 8 : 0);
 
@@ -1166,6 +1249,7 @@ struct RingShape {
   static_assert(kAside == 1 || (Cfg::kBlockM == kAside * Cfg::kHeadDim && Cfg::kWarps % kAside == 0));
   static_assert(kRowTiles <= 8 && Cfg::kHeadsPerBlock <= 32);
   static_assert(Cfg::kHeadsPerBlock == 1 || (!kDirect && !kAll && kAside == 1));
+  static_assert(!Cfg::kReplay || (Cfg::kRing == Cfg::kTokens && Cfg::kWindow == Cfg::kTokens && kLaneRows == 1));
 };
 
 template <class Cfg>
@@ -1183,7 +1267,7 @@ struct RingShared {
   float all_old[kHeads];                                    // s of the last old row
   Barrier full[Cfg::kWarps][Cfg::kStages];                  // a stage of state has come
   alignas(16) Input B[8 * S::kOldTiles][Cfg::kDstate + 8];  // for a flush: old rows, dstate in the fragments' order
-  alignas(16) float CB[Cfg::kWarps > 1 ? 8 * S::kNewTiles : 1][(8 * S::kRowTiles + 31) / 32 * 32 + 8];
+  alignas(16) float CB[Cfg::kWarps > 1 ? 8 * S::kNewTiles : 1][(8 * S::kWeighedTiles + 31) / 32 * 32 + 8];
 };
 
 // 16-bit columns of one row in the lane's order: words 2 i and 2 i + 1 are those of step i of a contraction.
@@ -1337,6 +1421,12 @@ struct RingState {
     else
       return load_shared(stages() + (stage + element(i, c)));
   }
+  SSMJIT_DEVICE void store() const {
+#pragma unroll
+    for (int i = 0; i < S::kTiles; ++i)
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) put(i, c, raw[i][c]);
+  }
   SSMJIT_DEVICE void put(int i, int c, const Vec16& v) const {
     if constexpr (S::kDirect)
       store_global<Cfg::kStreaming>(memory + element(i, c), v);
@@ -1380,7 +1470,13 @@ struct RingCursors {
   using S = RingShape<Cfg>;
   int start, count, tokens;
   bool flush;
+  int buffer;  // of a replay: the one that holds the last step, 0 or 1; this step writes the other
 
+  // Of what both buffers hold, that of the one that counts.
+  template <class T>
+  SSMJIT_DEVICE T of_buffer(T first, T second) const {
+    return buffer != 0 ? second : first;
+  }
   SSMJIT_DEVICE static int wrapped(int at) { return at < Cfg::kRing ? at : at - Cfg::kRing; }
   // Where old row j lies in the ring; of one that is not in use or is not there, where another lies.
   SSMJIT_DEVICE int place_of_old(int j) const {
@@ -1395,7 +1491,10 @@ struct RingCursors {
   }
   SSMJIT_DEVICE bool in_use(int j) const { return j < S::kFirstNew ? old_in_use(j) : j - S::kFirstNew < tokens; }
   // Where new row t is kept.
-  SSMJIT_DEVICE int place_of_new(int t) const { return wrapped(wrapped(start + count) + t); }
+  SSMJIT_DEVICE int place_of_new(int t) const {
+    if constexpr (Cfg::kReplay) return t;
+    return wrapped(wrapped(start + count) + t);
+  }
 };
 
 template <class Cfg>
@@ -1439,16 +1538,27 @@ struct RingStep {
     return token(static_cast<const Input*>(args.B), args.B_stride, args.B_token_stride, last(t),
                  group() * Cfg::kDstate + q * S::kSpan);
   }
-  SSMJIT_DEVICE Input* ring_B_row(int slot, int place) const {
-    return static_cast<Input*>(args.B_ring) + wide(slot, args.B_ring_stride) +
-           ((group() * Cfg::kRing + place) * Cfg::kDstate + q * S::kSpan);
+  SSMJIT_DEVICE Input* ring_B_row(int slot, int place, int buffer = 0) const {
+    Input* const pool = static_cast<Input*>(args.B_ring) + wide(slot, args.B_ring_stride);
+    if constexpr (Cfg::kReplay) {
+      const int groups = static_cast<int>(static_cast<u32>(args.nheads) / Cfg::kHeadsPerGroup);
+      return pool + (((buffer * Cfg::kRing + place) * groups + group()) * Cfg::kDstate + q * S::kSpan);
+    }
+    return pool + ((group() * Cfg::kRing + place) * Cfg::kDstate + q * S::kSpan);
   }
   SSMJIT_DEVICE Input* ring_x_row(int slot, int place) const {
-    return static_cast<Input*>(args.x_ring) + wide(slot, args.x_ring_stride) +
-           ((head * Cfg::kRing + place) * Cfg::kHeadDim + first);
+    Input* const pool = static_cast<Input*>(args.x_ring) + wide(slot, args.x_ring_stride);
+    if constexpr (Cfg::kReplay) return pool + ((place * args.nheads + head) * Cfg::kHeadDim + first);
+    return pool + ((head * Cfg::kRing + place) * Cfg::kHeadDim + first);
   }
-  SSMJIT_DEVICE float* ring_delta(int slot, int h) const {
-    return static_cast<float*>(args.dt_ring) + wide(slot, args.dt_ring_stride) + h * Cfg::kRing;
+  SSMJIT_DEVICE float* ring_delta(int slot, int h, int buffer = 0) const {
+    float* const pool = static_cast<float*>(args.dt_ring) + wide(slot, args.dt_ring_stride);
+    if constexpr (Cfg::kReplay) return pool + (buffer * args.nheads + h) * Cfg::kRing;
+    return pool + h * Cfg::kRing;
+  }
+  // Of a replay.
+  SSMJIT_DEVICE float* ring_sum(int slot, int h, int buffer) const {
+    return args.sum_ring + wide(slot, args.sum_ring_stride) + (buffer * args.nheads + h) * Cfg::kRing;
   }
 
   // ---- C . B and the weights ----
@@ -1487,6 +1597,26 @@ struct RingStep {
       }
     }
     if (lane == 0) shared.all_old[i] = all_old;
+  }
+  // The same of a replay, whose old rows' sums are given.
+  SSMJIT_DEVICE void take_old_sums(int i, float delta, float old_sum, const Cursors& at) const {
+    const bool used = lane < at.count;
+    const float sum = used ? old_sum * 1.442695041f : 0.0f;
+    const float all_old = shuffle(sum, at.count > 0 ? at.count - 1 : 0);
+    if (lane < S::kFirstNew) {
+      shared.row[i][lane][0] = sum;
+      shared.row[i][lane][1] = used ? delta : 0.0f;
+    }
+    if (lane == 0) shared.all_old[i] = all_old;
+  }
+  // Those of the new ones begin anew. Returns that of the lane's row, as it is kept.
+  SSMJIT_DEVICE float sum_new_rows(int i, float delta, float A) const {
+    const float sum = scan_lanes(lane < S::kFirstNew ? 0.0f : delta * A);
+    if (lane >= S::kFirstNew && (8 * S::kRowTiles == 32 || lane < 8 * S::kRowTiles)) {
+      shared.row[i][lane][0] = sum * 1.442695041f;
+      shared.row[i][lane][1] = delta;
+    }
+    return sum;
   }
   struct RowPair {
     float s[2], delta[2];
@@ -1550,7 +1680,7 @@ struct RingStep {
   // h' to where h was; y += C . h' as stored to nearest, not yet scaled. x[i][j]: the columns of tile i by the rows of
   // tile j.
   SSMJIT_DEVICE void flush(RingSums<Cfg> (&y)[S::kTiles], float (&scale)[S::kScaled ? S::kTiles : 1][2],
-                           const RingState<Cfg>& state, const RingTokens<Cfg, Operand>& C,
+                           RingState<Cfg>& state, const RingTokens<Cfg, Operand>& C,
                            const u32 (&x)[S::kTiles][S::kRowTiles], float all_old, int slot, int i_head) const {
     int place_of_head = i_head;
     if constexpr (S::kAside > 1) place_of_head = warp / S::kHeadWarps;
@@ -1587,7 +1717,7 @@ struct RingStep {
     const u64 place =
         ((static_cast<u64>(slot) * args.nheads + h) * Cfg::kHeadDim + first + g) * Cfg::kDstate + q * S::kSpan;
     u64 seed = 0;
-    if constexpr (Cfg::kPhiloxRounds > 0) seed = static_cast<u64>(*args.rand_seed);
+    if constexpr (Cfg::kPhiloxRounds > 0) seed = static_cast<u64>(args.rand_seed[wide(slot, args.rand_seed_stride)]);
 
 #pragma unroll
     for (int i = 0; i < S::kTiles; i += 2) {
@@ -1655,7 +1785,7 @@ struct RingStep {
 #pragma unroll
             for (int e = 0; e < S::kSpan; ++e) largest = max_f32(largest, abs_f32(v[c][r][e]));
           largest = max_lanes<4>(largest);
-          const float encode = largest > 0.0f ? largest_of(State{}) / largest : 1.0f;
+          const float encode = encode_of_row(largest, State{});
           const float decoded = 1.0f / encode;
           if (q == 0)
             args.state_scale[wide(slot, args.state_scale_stride) + (h * Cfg::kHeadDim + first + 8 * (i + r) + g)] =
@@ -1677,14 +1807,26 @@ struct RingStep {
     const float even = shuffle<4>(scale[0], g / 2), odd = shuffle<4>(scale[1], g / 2);
     return g % 2 == 0 ? even : odd;
   }
-  // The lane's columns of a chunk and row: to where they were, rounded to nearest or by chance, and into y to nearest.
-  SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, const RingState<Cfg>& state, u64 place,
+  // The lane's columns of a chunk and row: to where they were, rounded to nearest or by chance, and into y to nearest;
+  // of a replay into y as they are, but for an operand's digits. One that replays early keeps them for both.
+  SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, RingState<Cfg>& state, u64 place,
                          u64 seed, int i, int c, const float (&v)[S::kSpan]) const {
     const RingSpan<Cfg> nearest{round_vector(v, State{})};
+    if constexpr (S::kReplaysEarly) {
+      state.raw[i][c] = nearest.raw;
+      return;
+    }
     if constexpr (Cfg::kPhiloxRounds == 0) state.put(i, c, nearest.raw);
+    const auto operand = [&](int w) {
+      if constexpr (Cfg::kReplay && !is_same<State, Operand>) {
+        const float own[2] = {v[2 * w], v[2 * w + 1]};
+        return pack_word(own, Operand{});
+      } else {
+        return nearest.operand(w);
+      }
+    };
 #pragma unroll
-    for (int m = 0; m < S::kSteps; ++m)
-      C.contract(y, c * S::kSteps + m, nearest.operand(2 * m), nearest.operand(2 * m + 1));
+    for (int m = 0; m < S::kSteps; ++m) C.contract(y, c * S::kSteps + m, operand(2 * m), operand(2 * m + 1));
     if constexpr (Cfg::kPhiloxRounds > 0) {
       const Vec16 chance =
           round_vector_stochastic<Cfg::kPhiloxRounds>(v, seed, place + RingState<Cfg>::element(i, c), State{});
@@ -1721,7 +1863,7 @@ struct RingStreams {
   static constexpr int kNewLoads = (8 * S::kNewTiles + kRowStep - 1) / kRowStep;
   static constexpr int kStage = 8 * S::kRowTiles * S::kXRow, kZStage = 8 * S::kNewTiles * S::kXRow;  // elements
   static constexpr int kWarp = static_cast<int>(sizeof(typename Shared::Warp) / sizeof(Input));
-  static constexpr int kRingHead = Cfg::kRing * Cfg::kHeadDim;
+  static constexpr int kRingHead = (Cfg::kReplay ? 1 : Cfg::kRing) * Cfg::kHeadDim;  // from a head's row to the next's
 
   int j0;
   u32 old_in_use;  // bit k
@@ -1960,7 +2102,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   const auto has_old = [&](int k) { return !kIsLayer || warp + k * Cfg::kWarps < S::kOldTiles; };
   const auto has_new = [&](int k) { return !kIsLayer || new_warp + k * Cfg::kWarps < S::kNewTiles; };
   const auto of_head = [&](float v, int i) { return Cfg::kHeadsPerBlock > 1 ? shuffle(v, i) : v; };
-  RingColumns<Cfg> C_rows[S::kNewTiles], old_B[kOldMine], new_B[kNewMine];
+  RingColumns<Cfg> C_rows[S::kNewTiles], old_B[S::kBuffers][kOldMine], new_B[kNewMine];
   Dt dt[kHeadsMine][S::kLaneRows];
   Streams streams;
   const auto load_inputs = [&] {
@@ -2026,21 +2168,31 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   if constexpr (S::kDirect && !S::kAll) state.load();
 
   // Out of range they are the caller's error, but no address leaves the ring.
-  const int start = start_word < 0 ? 0 : start_word < Cfg::kRing ? start_word : Cfg::kRing - 1;
+  const int start = Cfg::kReplay || start_word < 0 ? 0 : start_word < Cfg::kRing ? start_word : Cfg::kRing - 1;
   const int count = count_word < 0 ? 0 : count_word < Cfg::kWindow ? count_word : Cfg::kWindow;
-  const RingCursors<Cfg> at{start, count, tokens, count + tokens > Cfg::kWindow};
-  float old_delta[kHeadsMine][S::kLaneRows];
-  float* const deltas = step.ring_delta(slot, head);
+  const int buffer = Cfg::kReplay && start_word > 0 ? 1 : 0;
+  const RingCursors<Cfg> at{start, count, tokens, Cfg::kReplay || count + tokens > Cfg::kWindow, buffer};
+  float old_delta[S::kBuffers][kHeadsMine][S::kLaneRows];
+  float old_sum[S::kBuffers][Cfg::kReplay ? kHeadsMine : 1];
+  float* const first_deltas = step.ring_delta(slot, head, S::kBuffers == 2 ? 0 : buffer);
 #pragma unroll
-  for (int r = 0; r < S::kLaneRows; ++r) {
-    const int place = at.place_of_old(lane + 32 * r);
+  for (int i = 0; i < S::kBuffers; ++i) {
+    const int from = S::kBuffers == 2 ? i : buffer;
+    const float* const deltas = i == 0 ? first_deltas : step.ring_delta(slot, head, from);
 #pragma unroll
-    for (int k = 0; k < kHeadsMine; ++k)
-      old_delta[k][r] = load_maybe_appended_f32(deltas + (head_mine(k) * Cfg::kRing + place));
+    for (int r = 0; r < S::kLaneRows; ++r) {
+      const int place = at.place_of_old(lane + 32 * r);
+#pragma unroll
+      for (int k = 0; k < kHeadsMine; ++k)
+        old_delta[i][k][r] = load_maybe_appended_f32(deltas + (head_mine(k) * Cfg::kRing + place));
+    }
+#pragma unroll
+    for (int k = 0; Cfg::kReplay && k < kHeadsMine; ++k)
+      old_sum[i][k] = load_maybe_appended_f32(step.ring_sum(slot, head + head_mine(k), from) + at.place_of_old(lane));
+#pragma unroll
+    for (int k = 0; k < kOldMine; ++k)
+      old_B[i][k].load(step.ring_B_row(slot, at.place_of_old(8 * (warp + k * Cfg::kWarps) + g), from));
   }
-#pragma unroll
-  for (int k = 0; k < kOldMine; ++k)
-    old_B[k].load(step.ring_B_row(slot, at.place_of_old(8 * (warp + k * Cfg::kWarps) + g)));
   streams.place_old(step, slot, at);
   Vec16 old_x[S::kAll ? Streams::kOldLoads : 1];
   if constexpr (S::kAll) streams.load_old(old_x);
@@ -2055,13 +2207,72 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     if constexpr (!S::kAll) streams.copy_old(shared, i, stage);
     if constexpr (S::kScaled) step.copy_scale(slot, head + i, stage);
   };
+  // Of a replay: what the old rows weigh by, and B, to shared memory.
+  const auto take_old = [&] {
+#pragma unroll
+    for (int k = 0; k < kHeadsMine; ++k) {
+      float delta = old_delta[0][k][0], sum = old_sum[0][Cfg::kReplay ? k : 0];
+      if constexpr (S::kBuffers == 2) {
+        delta = at.of_buffer(delta, old_delta[1][k][0]);
+        sum = at.of_buffer(sum, old_sum[1][k]);
+      }
+      if (has_head(k)) step.take_old_sums(head_mine(k), delta, sum, at);
+    }
+  };
+  const auto take_old_B = [&] {
+#pragma unroll
+    for (int k = 0; k < kOldMine; ++k) {
+      const int tile = warp + k * Cfg::kWarps, j = 8 * tile + g;
+      if (S::kOldTiles % Cfg::kWarps != 0 && tile >= S::kOldTiles) continue;
+      const bool used = at.old_in_use(j);
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c)
+#pragma unroll
+        for (int w = 0; w < S::kSpan / 2; ++w) {
+          u32 word = old_B[0][k].word[c * (S::kSpan / 2) + w];
+          if constexpr (S::kBuffers == 2) word = at.of_buffer(word, old_B[1][k].word[c * (S::kSpan / 2) + w]);
+          *reinterpret_cast<u32*>(&shared.B[j][4 * c * S::kSpan + 8 * w + 2 * q]) = used ? word : 0u;
+        }
+    }
+  };
   if constexpr (Cfg::kEarlyState) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) copy_early(i, i);
     copy_states();
+    if constexpr (S::kReplaysEarly) {
+      take_old();
+      take_old_B();
+      if constexpr (S::kAll) {
+        streams.store_masked(shared, old_x);
+      } else {
+        copy_async_commit();
+        copy_async_wait<0>();
+      }
+      if constexpr (Cfg::kWarps > 1)
+        sync_block();
+      else
+        sync_warp();
+      u32 x[S::kTiles][S::kRowTiles] = {};
+      constexpr int kMatrices = S::kOldTiles * S::kTiles;
+#pragma unroll
+      for (int k = 0; k < (kMatrices + 3) / 4; ++k) {
+        const int n = 4 * k + lane / 8 < kMatrices ? 4 * k + lane / 8 : kMatrices - 1;
+        u32 got[4];
+        load_matrix_transposed(got, streams.all_x(shared) + (streams.x_row(warp, 8 * (n % S::kOldTiles) + lane % 8) +
+                                                             8 * (n / S::kOldTiles)));
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (4 * k + e < kMatrices) x[(4 * k + e) / S::kOldTiles][(4 * k + e) % S::kOldTiles] = got[e];
+      }
+      RingSums<Cfg> no_sums[S::kTiles];
+      float no_scale[1][2];
+      const RingTokens<Cfg, typename S::Operand> no_tokens = {};
+      step.flush(no_sums, no_scale, state, no_tokens, x, shared.all_old[0], slot, 0);
+    }
     grid_dependency_wait();
     if constexpr (kIsLayer) around.copy_tokens(step);
     load_inputs();
+    if constexpr (S::kReplaysEarly) state.store();
   }
   // No load may move down past here, behind arithmetic that waits for another.
   if constexpr (kIsLayer) sync_warp();
@@ -2078,6 +2289,8 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   if constexpr (kIsLayer) around.convolve(step);
   // delta of the new rows, while the ring's are on their way; then the sums of the heads.
   float fresh[kHeadsMine][S::kLaneRows];
+  float sums[Cfg::kReplay ? kHeadsMine : 1];  // of the lane's row, as a replay keeps them
+  if constexpr (Cfg::kReplay && !S::kReplaysEarly) take_old();
 #pragma unroll
   for (int k = 0; k < kHeadsMine; ++k) {
     if (kIsLayer && !has_head(k)) continue;
@@ -2093,10 +2306,12 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
     for (int r = 0; r < S::kLaneRows; ++r) {
       const int j = lane + 32 * r;
-      delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old_delta[k][r] : fresh[k][r]) : 0.0f;
+      delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old_delta[0][k][r] : fresh[k][r]) : 0.0f;
     }
     const float A_mine = of_head(A, head_mine(k));
-    if constexpr (S::kAside > 1) {
+    if constexpr (Cfg::kReplay) {
+      if (has_head(k)) sums[k] = step.sum_new_rows(head_mine(k), delta[0], A_mine);
+    } else if constexpr (S::kAside > 1) {
       if (has_head(k)) step.sum_rows(warp / S::kHeadWarps, delta, A_mine, at);
     } else {
       if (has_head(k)) step.sum_rows(head_mine(k), delta, A_mine, at);
@@ -2119,7 +2334,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   const RingTokens<Cfg, typename S::Operand>& C_state = same_or(C, C_other);
   RingSums<Cfg> old_CB[kOldMine], new_CB[kNewMine], y[S::kTiles];
 #pragma unroll
-  for (int k = 0; k < kOldMine; ++k) old_CB[k].clear();
+  for (int k = 0; !Cfg::kReplay && k < kOldMine; ++k) old_CB[k].clear();
 #pragma unroll
   for (int k = 0; k < kNewMine; ++k) new_CB[k].clear();
 #pragma unroll
@@ -2137,7 +2352,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       if (!has_old(k)) continue;
 #pragma unroll
       for (int i = 0; i < Cfg::kDstate / 16; ++i)
-        C.contract(old_CB[k], i, old_B[k].word[2 * i], old_B[k].word[2 * i + 1]);
+        C.contract(old_CB[k], i, old_B[0][k].word[2 * i], old_B[0][k].word[2 * i + 1]);
     }
   }
 #pragma unroll
@@ -2146,10 +2361,10 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     for (int k = 0; !kIsLayer && k < kNewMine; ++k)
       C.contract(new_CB[k], i, new_B[k].word[2 * i], new_B[k].word[2 * i + 1]);
 #pragma unroll
-    for (int k = 0; !kIsLayer && k < kOldMine; ++k)
-      C.contract(old_CB[k], i, old_B[k].word[2 * i], old_B[k].word[2 * i + 1]);
+    for (int k = 0; !kIsLayer && !Cfg::kReplay && k < kOldMine; ++k)
+      C.contract(old_CB[k], i, old_B[0][k].word[2 * i], old_B[0][k].word[2 * i + 1]);
 #pragma unroll
-    for (int p = 0; S::kDirect && p < S::kTiles; ++p) {
+    for (int p = 0; S::kDirect && (!Cfg::kReplay || S::kReplaysEarly) && p < S::kTiles; ++p) {
       const RingSpan<Cfg> h{state.get(p, i / S::kSteps)};
       C_state.contract(y[p], i, h.operand(i % S::kSteps * 2), h.operand(i % S::kSteps * 2 + 1));
     }
@@ -2157,44 +2372,36 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 
   // delta of the new rows into the ring.
   if (block_x() % S::kBlocks == 0) {
+    float* const deltas = Cfg::kReplay ? step.ring_delta(slot, head, 1 - buffer) : first_deltas;
 #pragma unroll
     for (int k = 0; k < kHeadsMine; ++k)
 #pragma unroll
       for (int r = 0; r < S::kLaneRows; ++r) {
         const int t = lane + 32 * r - S::kFirstNew;
-        if (has_head(k) && t >= 0 && t < tokens) deltas[head_mine(k) * Cfg::kRing + at.place_of_new(t)] = fresh[k][r];
+        if (!has_head(k) || t < 0 || t >= tokens) continue;
+        deltas[head_mine(k) * Cfg::kRing + at.place_of_new(t)] = fresh[k][r];
+        if constexpr (Cfg::kReplay) step.ring_sum(slot, head + head_mine(k), 1 - buffer)[t] = sums[k];
       }
   }
   // The new rows of B into the ring, once a group; the old ones where a flush finds them.
-  float CB[S::kRowTiles][2 * S::kNewTiles];  // element 2 n + e: token g + 8 n, row 2 q + e of the tile
+  float CB[S::kWeighedTiles][2 * S::kNewTiles];  // element 2 n + e: token g + 8 n, row 2 q + e of the tile
+  constexpr int kFirstNewWeighed = S::kOldTiles - S::kFirstWeighed;
   {
     const bool keeps_B = block_head % Cfg::kHeadsPerGroup == 0 && block_x() % S::kBlocks == 0;
 #pragma unroll
     for (int k = 0; k < kNewMine; ++k) {
       const int tile = new_warp + k * Cfg::kWarps, t = 8 * tile + g;
-      if (keeps_B && tile < S::kNewTiles && t < tokens) new_B[k].store(step.ring_B_row(slot, at.place_of_new(t)));
+      if (keeps_B && tile < S::kNewTiles && t < tokens)
+        new_B[k].store(step.ring_B_row(slot, at.place_of_new(t), 1 - buffer));
     }
-    if (at.flush) {
-#pragma unroll
-      for (int k = 0; k < kOldMine; ++k) {
-        const int tile = warp + k * Cfg::kWarps, j = 8 * tile + g;
-        if (S::kOldTiles % Cfg::kWarps != 0 && tile >= S::kOldTiles) continue;
-        const bool used = at.old_in_use(j);
-#pragma unroll
-        for (int c = 0; c < S::kChunks; ++c)
-#pragma unroll
-          for (int w = 0; w < S::kSpan / 2; ++w)
-            *reinterpret_cast<u32*>(&shared.B[j][4 * c * S::kSpan + 8 * w + 2 * q]) =
-                used ? old_B[k].word[c * (S::kSpan / 2) + w] : 0u;
-      }
-    }
+    if (!S::kReplaysEarly && at.flush) take_old_B();
     if constexpr (Cfg::kWarps == 1) {
 #pragma unroll
       for (int e = 0; e < 2 * S::kNewTiles; ++e) {
 #pragma unroll
-        for (int k = 0; k < S::kOldTiles; ++k) CB[k][e] = old_CB[k].get(e / 2, e % 2);
+        for (int k = 0; !Cfg::kReplay && k < S::kOldTiles; ++k) CB[k][e] = old_CB[k].get(e / 2, e % 2);
 #pragma unroll
-        for (int k = 0; k < S::kNewTiles; ++k) CB[S::kOldTiles + k][e] = new_CB[k].get(e / 2, e % 2);
+        for (int k = 0; k < S::kNewTiles; ++k) CB[kFirstNewWeighed + k][e] = new_CB[k].get(e / 2, e % 2);
       }
     } else {
       const auto share = [&](int tile, const RingSums<Cfg>& sums) {
@@ -2203,14 +2410,14 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
           shared.CB[g + 8 * (e / 2)][8 * tile + 2 * q + e % 2] = sums.get(e / 2, e % 2);
       };
 #pragma unroll
-      for (int k = 0; k < kOldMine; ++k)
+      for (int k = 0; !Cfg::kReplay && k < kOldMine; ++k)
         if (warp + k * Cfg::kWarps < S::kOldTiles) share(warp + k * Cfg::kWarps, old_CB[k]);
 #pragma unroll
       for (int k = 0; k < kNewMine; ++k)
-        if (new_warp + k * Cfg::kWarps < S::kNewTiles) share(S::kOldTiles + new_warp + k * Cfg::kWarps, new_CB[k]);
+        if (new_warp + k * Cfg::kWarps < S::kNewTiles) share(kFirstNewWeighed + new_warp + k * Cfg::kWarps, new_CB[k]);
       sync_block();
 #pragma unroll
-      for (int i = 0; i < S::kRowTiles; ++i)
+      for (int i = 0; i < S::kWeighedTiles; ++i)
 #pragma unroll
         for (int e = 0; e < 2 * S::kNewTiles; ++e) CB[i][e] = shared.CB[g + 8 * (e / 2)][8 * i + 2 * q + e % 2];
     }
@@ -2218,15 +2425,15 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   // Bit 4 i + e: whether row e % 2 of the lane's pair in tile i weighs for its token.
   u32 weighs = 0;
 #pragma unroll
-  for (int i = 0; i < S::kRowTiles; ++i)
+  for (int i = 0; i < S::kWeighedTiles; ++i)
 #pragma unroll
     for (int e = 0; e < 2 * S::kNewTiles; ++e) {
-      const int j = 8 * i + 2 * q + e % 2, t = g + 8 * (e / 2);
-      const bool old = i < S::kOldTiles;
+      const int j = 8 * (S::kFirstWeighed + i) + 2 * q + e % 2, t = g + 8 * (e / 2);
+      const bool old = S::kFirstWeighed + i < S::kOldTiles;
       const bool does = old ? !at.flush && at.old_in_use(j) : j - S::kFirstNew <= t && j - S::kFirstNew < tokens;
       weighs |= (does ? 1u : 0u) << (4 * i + e);
     }
-  if constexpr (S::kAll) streams.store_masked(shared, old_x);
+  if constexpr (S::kAll && !S::kReplaysEarly) streams.store_masked(shared, old_x);
 
   if constexpr (Cfg::kHeadsPerBlock > 1) streams.keep_all();
   // The lane's places for operands of x, four matrices at once, and for its own outputs. Matrix n is of tile
@@ -2277,10 +2484,10 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     float s[S::kNewTiles];
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) s[n] = shared.row[place][S::kFirstNew + g + 8 * n][0];
-    u32 W[S::kRowTiles][S::kNewTiles];
+    u32 W[S::kWeighedTiles][S::kNewTiles];
 #pragma unroll
-    for (int j = 0; j < S::kRowTiles; ++j) {
-      const typename Step::RowPair r = step.row_pair(place, j);
+    for (int j = 0; j < S::kWeighedTiles; ++j) {
+      const typename Step::RowPair r = step.row_pair(place, S::kFirstWeighed + j);
 #pragma unroll
       for (int n = 0; n < S::kNewTiles; ++n) {
         float w[2];
@@ -2307,11 +2514,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       barrier_wait(&shared.full[warp][stage], parity);
     }
     const float all_old = shared.all_old[place];
-    if (at.flush || !S::kDirect) {
+    if ((at.flush || !S::kDirect) && !S::kReplaysEarly) {
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p) y[p].clear();
     }
-    if (at.flush) {
+    if (at.flush && !S::kReplaysEarly) {
       step.flush(y, scale, state, C_state, x, all_old, slot, i);
       if constexpr (!S::kDirect) store_state(i, stage);
     } else if constexpr (!S::kDirect) {
@@ -2327,7 +2534,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
             C_state.contract(y[p], c * S::kSteps + m, h[p].operand(2 * m), h[p].operand(2 * m + 1));
       }
     }
-    const float base = at.flush ? all_old : 0.0f;
+    const float base = at.flush && !Cfg::kReplay ? all_old : 0.0f;
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) {
       const float decay = exp2_fast_f32(s[n] - base);
@@ -2337,7 +2544,12 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
         for (int e = 0; e < 2; ++e) y[p].scale(n, e, S::kScaled ? decay * scale[p][e] : decay);
     }
 #pragma unroll
-    for (int p = 0; p < S::kTiles; ++p) add_weighted<Cfg>(y[p], W, x[p]);
+    for (int p = 0; p < S::kTiles; ++p) {
+      u32 weighed[S::kWeighedTiles];
+#pragma unroll
+      for (int j = 0; j < S::kWeighedTiles; ++j) weighed[j] = x[p][S::kFirstWeighed + j];
+      add_weighted<Cfg>(y[p], W, weighed);
+    }
 
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) {
@@ -2404,6 +2616,7 @@ struct Config {
   static constexpr int kTokens = 6;
   static constexpr int kWindow = 16;
   static constexpr int kRing = 22;
+  static constexpr bool kReplay = false;
   static constexpr bool kHasDtBias = true;
   static constexpr bool kHasD = true;
   static constexpr bool kHasSkip = true;

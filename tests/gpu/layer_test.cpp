@@ -236,6 +236,8 @@ TEST_P(GpuLayer, AsOneKernelIsAChainWithinARoundingOfTheOutput) {
   for (const Plan& plan : plan_space(d, arch()))
     if (plan.form == PlanForm::fused) fused.push_back(plan);
   if (fused.empty()) GTEST_SKIP() << "no one kernel computes this layer: " << d.summary();
+  // fp32 is not rounded where it is stored: its unit is what sums in another order may be off the exact one, each.
+  const double most_state_units = d.state_dtype == DType::f32 ? 2 : 1;
   DeviceCase<LayerCase> c(d, {.batch = 7, .indexed = true});
   run(Kernel::load(d, default_chain(PlanForm::chain, d, arch(), std::int64_t{7} * d.nheads)), c.args());
   const Memory chain = c.result();
@@ -247,7 +249,7 @@ TEST_P(GpuLayer, AsOneKernelIsAChainWithinARoundingOfTheOutput) {
     EXPECT_LE(found.out.worst_ulp, 3) << plan.text();
     EXPECT_LE(found.out.past_two, 1e-3) << plan.text();
     EXPECT_LE(found.out.frobenius, 1e-3) << plan.text();
-    EXPECT_LE(found.state.worst_ulp, 1) << plan.text();
+    EXPECT_LE(found.state.worst_ulp, most_state_units) << plan.text();
   }
 }
 

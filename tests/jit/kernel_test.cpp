@@ -52,8 +52,8 @@ std::vector<std::string> problems(const UpdateArgs& args, const Description& des
 TEST(Tensors, ContiguousStridesFollowFromTheShape) {
   const Tensor tensor = contiguous(address(16), DType::f32, {5, 4, 3, 2});
   EXPECT_EQ(tensor.rank, 4);
-  EXPECT_THAT(tensor.stride, ElementsAre(24, 6, 2, 1));
-  EXPECT_EQ(error_of([] { contiguous(nullptr, DType::f32, {1, 1, 1, 1, 1}); }).kind(), ErrorKind::invalid);
+  EXPECT_THAT(tensor.stride, ElementsAre(24, 6, 2, 1, 0));
+  EXPECT_EQ(error_of([] { contiguous(nullptr, DType::f32, {1, 1, 1, 1, 1, 1}); }).kind(), ErrorKind::invalid);
   EXPECT_EQ(error_of([] { strided(nullptr, DType::f32, {1, 1}, {1}); }).kind(), ErrorKind::invalid);
 }
 
@@ -274,6 +274,48 @@ TEST(KernelProblems, WithoutIndicesEveryRowNeedsItsSlot) {
   EXPECT_THAT(problems(args), ElementsAre(HasSubstr("state: 2 slots for 3 rows")));
 }
 
+// A state in units of a factor a row, rounded by chance.
+Description rounded_description() { return full_description().state(DType::i8).rounding(Stochastic{}); }
+UpdateArgs rounded_args() {
+  UpdateArgs args = full_args();
+  args.state.dtype = DType::i8;
+  args.state_scale = contiguous(address(0xd000000), DType::f32, {kSlots, kHeads, kHeadDim});
+  args.rand_seed = contiguous(address(0xe000000), DType::i64, {1});
+  return args;
+}
+
+TEST(KernelProblems, ScalesAndSeedsFitAStateThatHasThem) {
+  EXPECT_THAT(problems(rounded_args(), rounded_description()), IsEmpty());
+  UpdateArgs args = rounded_args();
+  args.rand_seed.shape[0] = kSlots;
+  args.state_scale.stride[0] += 4;
+  EXPECT_THAT(problems(args, rounded_description()), IsEmpty()) << "a seed a slot, gaps between scales";
+  args.rand_seed.shape[0] = kSlots - 1;
+  args.state_scale.stride[0] += 1;
+  EXPECT_THAT(problems(args, rounded_description()),
+              ElementsAre(HasSubstr("state_scale: slot stride 261 elements (1044 bytes) is not a multiple of 16 bytes"),
+                          HasSubstr("rand_seed: got shape [11]; wants [12]")));
+  args = rounded_args();
+  args.rand_seed.dtype = DType::i32;
+  args.state_scale.shape[0] = kSlots - 1;
+  EXPECT_THAT(problems(args, rounded_description()),
+              ElementsAre(HasSubstr("state_scale: got shape [11, 4, 64]; wants [12, 4, 64]"),
+                          HasSubstr("rand_seed: got dtype int32; wants int64")));
+}
+
+TEST(Faults, Row15_AScaleOrASeedThatIsMissingOrSuperfluousIsNamed) {
+  UpdateArgs args = rounded_args();
+  args.state_scale = args.rand_seed = Tensor{};
+  EXPECT_THAT(problems(args, rounded_description()),
+              ElementsAre(HasSubstr("state_scale: not given; a state of int8, fp8 or int16 has a scale"),
+                          HasSubstr("rand_seed: not given; stochastic rounding wants a seed")));
+  args = full_args();
+  args.state_scale = rounded_args().state_scale;
+  args.rand_seed = rounded_args().rand_seed;
+  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("state_scale: given, but the description"),
+                                          HasSubstr("rand_seed: given, but the description")));
+}
+
 TEST(Faults, Row1_APoolPastTwoToThe31ElementsIsTaken) {
   UpdateArgs args = full_args();
   args.state.shape[0] = std::int64_t{1} << 40;
@@ -350,6 +392,25 @@ TEST_F(KernelLaunch, GivesTheDeviceWhatTheCallerGave) {
   EXPECT_EQ(device.pad_slot_id, 7);
   EXPECT_EQ(device.wide_indices, 1);
   EXPECT_EQ(device.pdl, 0);
+}
+
+class RoundedLaunch : public StubLaunchTest<device_args::UpdateRoundedArgs> {};
+
+TEST_F(RoundedLaunch, GivesTheDeviceScalesAndSeedsBesideWhatEveryUpdateHas) {
+  const Kernel kernel = load(rounded_description());
+  UpdateArgs args = rounded_args();
+  args.state_scale.stride[0] += 4;
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(launched().update.state, args.state.data);
+  EXPECT_EQ(launched().update.out_stride, kHeads * kHeadDim);
+  EXPECT_EQ(launched().state_scale, args.state_scale.data);
+  EXPECT_EQ(launched().state_scale_stride, kHeads * kHeadDim + 4);
+  EXPECT_EQ(launched().rand_seed, args.rand_seed.data);
+  EXPECT_EQ(launched().seed_stride, 0);
+  EXPECT_EQ(launched().nheads, kHeads);
+  args.rand_seed.shape[0] = kSlots;
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(launched().seed_stride, 1);
 }
 
 TEST_F(KernelLaunch, TheGridIsThePlansForEveryBatch) {

@@ -151,6 +151,12 @@ CUresult cuFuncSetAttribute(CUfunction which, CUfunction_attribute attribute, in
   STUB_RETURN(cuFuncSetAttribute);
 }
 
+CUresult cuOccupancyMaxActiveClusters(int* clusters, CUfunction which, const CUlaunchConfig* config) {
+  (void)which;
+  *clusters = 132 / (int)config->attrs->value.clusterDim.x;
+  STUB_RETURN(cuOccupancyMaxActiveClusters);
+}
+
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction which, void** parameters, void** extra) {
   (void)extra;
   ++state.launches;

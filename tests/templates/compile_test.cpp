@@ -65,6 +65,27 @@ std::vector<Candidate> ring_candidates() {
   return all;
 }
 
+// Updates of several tokens, which every model may have.
+std::vector<Candidate> token_candidates() {
+  std::vector<Candidate> all;
+  for (const std::string& name : shipped_models())
+    for (const char* set :
+         {"tokens=6,store=snapshots,state=bf16", "tokens=6,store=slots,accepted=true,gate=silu(z)",
+          "tokens=16,store=snapshots,tree=true,state=fp16,input=fp16", "tokens=2,destination_slots=true,varlen=true",
+          "tokens=64,store=slots,state=bf16,rounding=stochastic,varlen=true", "tokens=3,store=slots,state=int8",
+          "tokens=4,store=snapshots,state=fp8,rounding=stochastic:7,tree=true", "store=slots,state=int16,accepted=true",
+          "tokens=5,store=snapshots,input=fp32,aligned_rows=false,pad_output=as_if_zero_state",
+          "head_dim=80,dstate=96,tokens=3,store=slots,state=fp16,dt=bf16,weights=bf16",
+          "head_dim=256,dstate=256,tokens=16,store=slots", "head_dim=8,dstate=24,tokens=2,state=bf16,skip=null"})
+      for (const Arch& arch : Arch::known()) {
+        Description d = load_model(name).kernel("update");
+        d.set(set);
+        EXPECT_THAT(d.problems(), testing::IsEmpty()) << name << " " << set;
+        all.push_back({name + " --set " + set, d, arch});
+      }
+  return all;
+}
+
 // Norms of the shipped models and others.
 std::vector<Candidate> norm_candidates() {
   std::vector<Candidate> all;
@@ -101,8 +122,8 @@ void compiles(const Candidate& c, const Plan& plan) {
   }
 }
 
-// Three kernels an architecture; the whole space when SSMJIT_TEST_ALL is set.
-void compiles_sampled(const std::vector<Candidate>& all) {
+// Some kernels an architecture; the whole space when SSMJIT_TEST_ALL is set.
+void compiles_sampled(const std::vector<Candidate>& all, int count = 3) {
   if (std::getenv("SSMJIT_TEST_ALL") != nullptr) {
     for (const Candidate& c : all)
       for (const Plan& plan : plan_space(c.description, c.arch)) compiles(c, plan);
@@ -113,7 +134,7 @@ void compiles_sampled(const std::vector<Candidate>& all) {
     std::vector<Candidate> here;
     for (const Candidate& c : all)
       if (c.arch == arch) here.push_back(c);
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i < count; ++i) {
       const Candidate& c = here[random() % here.size()];
       const std::vector<Plan> plans = plan_space(c.description, arch);
       compiles(c, plans[random() % plans.size()]);
@@ -131,6 +152,12 @@ TEST(Compile, NvrtcTakesEveryRingOfTheSample) {
   std::string why;
   if (nvrtc_is_missing(why)) GTEST_SKIP() << why;
   compiles_sampled(ring_candidates());
+}
+
+TEST(Compile, NvrtcTakesEveryUpdateOfTokensOfTheSample) {
+  std::string why;
+  if (nvrtc_is_missing(why)) GTEST_SKIP() << why;
+  compiles_sampled(token_candidates(), 1);
 }
 
 TEST(Compile, NvrtcTakesEveryNormOfTheSample) {

@@ -33,6 +33,12 @@ std::vector<Description> descriptions() {
 
 Description ring_model(DType state = DType::bf16) { return model(state).tokens(6).store(Ring{.window = 16}); }
 
+Description replay_model(DType state = DType::bf16) { return model(state).tokens(6).store(Replay{}); }
+std::vector<Description> replays() {
+  return {replay_model(), replay_model(DType::f32).tokens(1).gate(silu(dsl::z)),
+          replay_model(DType::f16).tokens(16).rounding(Stochastic{.philox_rounds = 7}).no_skip()};
+}
+
 std::vector<Description> rings() {
   return {ring_model(),
           ring_model(DType::f32).tokens(1).gate(silu(dsl::z)),
@@ -45,9 +51,20 @@ std::vector<Description> rings() {
               .input(DType::f16)};
 }
 
+std::vector<Description> of_tokens() {
+  return {model(DType::bf16).tokens(6).store(Snapshots{}),
+          model().tokens(16).store(Slots{}).gate(silu(dsl::z)).accepted_counts(),
+          model(DType::f16).tokens(4).store(Snapshots{}).tree().rounding(Stochastic{}),
+          model(DType::i8).tokens(64).store(Slots{}).varlen().rounding(Stochastic{.philox_rounds = 7}),
+          mamba2({.nheads = 28, .head_dim = 80, .dstate = 96, .ngroups = 2}).tokens(2).unaligned_rows(),
+          model(DType::i16).store(Slots{}).pad_output(PadOutput::as_if_zero_state)};
+}
+
 std::vector<Description> all_descriptions() {
   std::vector<Description> all = descriptions();
+  for (const Description& d : of_tokens()) all.push_back(d);
   for (const Description& ring : rings()) all.push_back(ring);
+  for (const Description& replay : replays()) all.push_back(replay);
   return all;
 }
 
@@ -98,9 +115,10 @@ TEST(Emit, SourceStandsAloneWithOneEntry) {
       std::size_t entries = 0;
       for (const Line& line : code_of(source.text)) entries += line.text.find("extern \"C\"") != std::string::npos;
       EXPECT_EQ(entries, 1u);
-      EXPECT_THAT(source.text, HasSubstr(source.entries[0].name + (d.op() == Op::ring
-                                                                       ? "(const __grid_constant__ RingArgs args)"
-                                                                       : "(const __grid_constant__ UpdateArgs args)")));
+      const char* const args = d.op() != Op::update                                      ? "RingArgs"
+                               : source.text.find("update_tokens<") != std::string::npos ? "UpdateTokensArgs"
+                                                                                         : "UpdateArgs";
+      EXPECT_THAT(source.text, HasSubstr(source.entries[0].name + "(const __grid_constant__ " + args + " args)"));
       const LaunchShape shape = launch_shape(plan, d, 1);
       EXPECT_EQ(source.entries[0].block_threads, shape.block_threads);
       EXPECT_EQ(source.entries[0].smem_bytes, shape.smem_bytes);
@@ -215,6 +233,7 @@ TEST(Emit, ARingsConfigHoldsItsConstants) {
   static constexpr int kTokens = 6;
   static constexpr int kWindow = 16;
   static constexpr int kRing = 22;
+  static constexpr bool kReplay = false;
   static constexpr bool kHasDtBias = true;
   static constexpr bool kHasD = true;
   static constexpr bool kHasSkip = true;
@@ -260,7 +279,64 @@ TEST(Emit, ARingsSourceIsOfItsOwnTemplateAndSaysWhatAFlushMoves) {
   EXPECT_EQ(bytes_moved(ring_model(), 1).written_back, 0);
 }
 
+TEST(Emit, ConfigsOfTokensHoldTheirConstantsAndComeFromTheirOwnTemplate) {
+  for (const Description& d : of_tokens()) {
+    const Source source = emit(d, default_plan(d, Arch{}, 16), Arch{});
+    EXPECT_THAT(source.entries[0].name, testing::StartsWith("ssmjit_update_"));
+    EXPECT_THAT(source.text,
+                AllOf(HasSubstr("// ---- update_tokens.cuh ----"), Not(HasSubstr("// ---- update.cuh ----"))));
+    const std::string config = config_of(d, default_plan(d, Arch{}, 16));
+    const auto says = [&](const char* field, bool value) {
+      EXPECT_THAT(config, HasSubstr(std::string(field) + " = " + (value ? "true;" : "false;")));
+    };
+    EXPECT_THAT(config, HasSubstr("kTokens = " + std::to_string(d.token_count) + ";"));
+    says("kAccepted", d.has_accepted);
+    says("kTree", d.has_tree);
+    says("kVarlen", d.is_varlen);
+    const char* const store = std::holds_alternative<Slots>(d.store_kind)       ? "StateStore::slots;"
+                              : std::holds_alternative<Snapshots>(d.store_kind) ? "StateStore::snapshots;"
+                                                                                : "StateStore::in_place;";
+    EXPECT_THAT(config, HasSubstr(std::string("kStore = ") + store));
+  }
+}
+
+TEST(Emit, AReplayIsTheStepOfARingOfTheLastTokens) {
+  const Source source = emit(replay_model(), default_plan(replay_model(), Arch{}, 16), Arch{});
+  EXPECT_THAT(source.entries[0].name, testing::StartsWith("ssmjit_replay_"));
+  EXPECT_THAT(source.text,
+              AllOf(HasSubstr("// ---- ring.cuh ----"), HasSubstr("// ---- replay.cuh ----"),
+                    HasSubstr("kTokens = 6;\n  static constexpr int kWindow = 6;\n  static constexpr int kRing = 6;\n"
+                              "  static constexpr bool kReplay = true;\n"),
+                    HasSubstr("  replay_step<Config>(args);\n"), Not(HasSubstr("// ---- update.cuh ----"))));
+  const std::string banner = source.text.substr(0, source.text.find("\n\n"));
+  EXPECT_THAT(banner, Not(HasSubstr("With a flush")));
+  for (const Tunable& t : tunables(Op::replay)) EXPECT_THAT(banner, HasSubstr("//   " + t.name + ": " + t.meaning));
+}
+
 // ---- the plan space ----
+
+TEST(PlanSpace, OfTokensIsSmallAndHoldsTheirInputsInSharedMemory) {
+  for (const Description& d : of_tokens()) {
+    const std::vector<Plan> all = plan_space(d, Arch{});
+    EXPECT_LE(all.size(), 400u) << d.summary();
+    for (const Plan& plan : all) {
+      ASSERT_EQ(plan.heads_per_block, 1);
+      ASSERT_EQ(plan.state_path, StatePath::direct);
+      ASSERT_EQ(launch_shape(plan, d, 1).smem_bytes, 0) << "all of it is static";
+    }
+  }
+  for (const int head_dim : {8, 40, 64, 80, 128, 256})
+    for (int dstate = 16; dstate <= 256; dstate += 8)
+      for (const DType state : {DType::f32, DType::bf16, DType::i8}) {
+        if (state == DType::i8 && dstate % 64 != 0) continue;
+        const Description d = mamba2({.nheads = 2, .head_dim = head_dim, .dstate = dstate, .ngroups = 1})
+                                  .state(state)
+                                  .tokens(16)
+                                  .input(DType::f32)
+                                  .store(Slots{});
+        EXPECT_THAT(plan_space(d, Arch{}), Not(IsEmpty())) << d.summary();
+      }
+}
 
 TEST(PlanSpace, HoldsLegalPlansOnlyAndEachOnce) {
   for (const Description& d : all_descriptions()) {

@@ -22,11 +22,22 @@ std::vector<Golden> goldens() {
   const Description tp8 = mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1});
   Description bulk = tp8;
   bulk.state(DType::bf16).gate(silu(dsl::z)).destination_slots();
+  const Description int16 = Description(tp8).state(DType::i16);
   Description odd = mamba2({.nheads = 28, .head_dim = 80, .dstate = 96, .ngroups = 2});
   odd.state(DType::f16).input(DType::f16).unaligned_rows();
   const Description ring = Description(tp8).tokens(6).state(DType::bf16).store(Ring{.window = 16});
   const Description ring_of_bytes =
       Description(ring).state(DType::i8).rounding(Stochastic{}).gate(silu(dsl::z)).varlen();
+  const Description snapshots = Description(tp8).tokens(6).state(DType::bf16).store(Snapshots{});
+  const Description slots = Description(tp8)
+                                .tokens(20)
+                                .state(DType::i8)
+                                .store(Slots{})
+                                .rounding(Stochastic{})
+                                .gate(silu(dsl::z))
+                                .accepted_counts()
+                                .varlen();
+  const Description replay = Description(ring).store(Replay{});
   Description norm = gated_norm({.channels = 4096, .group_size = 512, .gate_expr = silu(dsl::z)});
   const Description layer = mamba2({.nheads = 64, .head_dim = 64, .dstate = 128, .ngroups = 8})
                                 .state(DType::bf16)
@@ -55,8 +66,15 @@ std::vector<Golden> goldens() {
             .heads_per_block = 4,
             .stages = 4,
             .state_path = StatePath::bulk}},
+          {"tp8_bf16_stochastic",
+           Description(tp8).state(DType::bf16).rounding(Stochastic{}),
+           {.block_m = 16, .warps = 1, .lanes_per_row = 16, .stages = 2, .streaming = true}},
+          {"tp8_int16_default", int16, default_plan(int16, arch, 128)},
+          {"tp8_bf16_6_tokens_snapshots", snapshots, default_plan(snapshots, arch, 4096)},
+          {"tp8_int8_20_tokens_slots", slots, default_plan(slots, arch, 16)},
           {"80x96_fp16_unaligned", odd, default_plan(odd, arch, 128)},
           {"tp8_ring_bf16_default", ring, default_plan(ring, arch, 16)},
+          {"tp8_replay_bf16_default", replay, default_plan(replay, arch, 16)},
           {"tp8_ring_int8_bulk_gate_varlen",
            ring_of_bytes,
            {.block_m = 32,

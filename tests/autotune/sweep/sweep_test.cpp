@@ -534,6 +534,85 @@ TEST_F(Sweep, AnUpdateHasOnePhase) {
   }
 }
 
+TEST_F(Sweep, AnUpdateOfSeveralTokensOfEveryKindIsVerifiedTimedAndChecked) {
+  const Description of = mamba2({.nheads = 2, .head_dim = 16, .dstate = 64, .ngroups = 2}).state(DType::bf16).tokens(3);
+  for (const Description& d :
+       {Description(of).destination_slots(), Description(of).store(Slots{}).accepted_counts(),
+        Description(of).store(Snapshots{}).tree(), Description(of).store(Slots{}).varlen().rounding(Stochastic{}),
+        Description(of).tokens(1).store(Snapshots{}).state(DType::i8)}) {
+    use(d, {{2, 0}});
+    options_.modes = {PdlMode::chain};
+    const std::vector<Measurement> all = run();
+    for (const Measurement& m : all) {
+      EXPECT_EQ(m.outcome, Outcome::ok) << d.summary() << ": " << m.reason;
+      EXPECT_EQ(m.op, Op::update);
+      EXPECT_EQ(m.phase, "step");
+      EXPECT_EQ(m.bytes, bytes_moved(d, kBatch));
+    }
+    const Table table = fit_table(all);
+    ASSERT_THAT(table.rows, SizeIs(1)) << d.summary();
+    EXPECT_EQ(table.rows[0].total_heads, 2 * kBatch);
+    EXPECT_EQ(lookup(table, d, all[0].device, Arch{}, kBatch, PdlMode::chain).why, Why::exact);
+    EXPECT_EQ(Table::from_json(table.json()).json(), table.json());
+    // The floor moves what a step moves.
+    const Bytes bytes = bytes_moved(d, kBatch);
+    for (const std::uint64_t passed : world_.passed)
+      EXPECT_NEAR(static_cast<double>(passed), static_cast<double>(bytes.read + bytes.written_new), 64) << d.summary();
+  }
+}
+
+TEST_F(Sweep, AReplayIsVerifiedTimedInOnePhaseAndCheckedInBothModes) {
+  for (const Description& d : {ring().store(Replay{}), ring().store(Replay{}).tokens(1).gate(silu(dsl::z)),
+                               ring().store(Replay{}).state(DType::f16).rounding(Stochastic{})}) {
+    use(d, {{2, 0}});
+    options_.modes = {PdlMode::off, PdlMode::chain};
+    const std::vector<Measurement> all = run();
+    for (const Measurement& m : all) {
+      EXPECT_EQ(m.outcome, Outcome::ok) << d.summary() << ": " << m.reason;
+      EXPECT_EQ(m.op, Op::replay);
+      EXPECT_EQ(m.phase, "step");
+      EXPECT_EQ(m.total_heads(), kBatch * 4);
+      EXPECT_EQ(m.bytes, bytes_moved(d, kBatch));
+      EXPECT_EQ(Measurement::from_json(m.json()).key(), m.key());
+      EXPECT_EQ(Measurement::from_json(m.json()).op, Op::replay);
+    }
+    const Table table = fit_table(all);
+    ASSERT_THAT(table.rows, SizeIs(2));
+    for (const TableRow& row : table.rows) {
+      EXPECT_EQ(row.op, Op::replay);
+      EXPECT_EQ(row.plan, options_.plans[0]);
+    }
+    EXPECT_EQ(lookup(table, d, all[0].device, Arch{}, kBatch, PdlMode::off).why, Why::exact);
+    EXPECT_EQ(Table::from_json(table.json()).json(), table.json());
+  }
+}
+
+TEST_F(Sweep, AReplayThatIsWrongAtTheSizeItIsTimedAtIsFound) {
+  const auto all_of = [](const Tensor& t, int slot_elements) {
+    for (std::int64_t slot = 0; slot < kBatch; ++slot)
+      for (std::int64_t i = 0; i < slot_elements; ++i) encode(t.dtype, bytes_of(t), slot * t.stride[0] + i, 77);
+  };
+  struct {
+    const char* name;
+    Tensor RingArgs::*tensor;  // of the struct that both kernels take
+    int elements;              // of a slot
+  } const spoiled[] = {{"state", &RingArgs::state, 4 * 16 * 64},
+                       {"out", &RingArgs::out, 3 * 4 * 16},
+                       {"old_x", &RingArgs::x_ring, 3 * 4 * 16},
+                       {"old_B", &RingArgs::B_ring, 2 * 3 * 2 * 64},
+                       {"old_dt", &RingArgs::dt_ring, 2 * 4 * 3}};
+  for (const auto& [name, tensor, elements] : spoiled) {
+    use(ring().store(Replay{}), {{2, 0}});
+    world_.spoil = [&, tensor = tensor, elements = elements](const RingArgs& args, std::int64_t batch) {
+      if (batch == kBatch) all_of(args.*tensor, elements);
+    };
+    const std::vector<Measurement> all = run();
+    ASSERT_THAT(all, SizeIs(1));
+    EXPECT_EQ(all[0].outcome, Outcome::wrong) << name << ": " << all[0].reason;
+    EXPECT_THAT(all[0].reason, HasSubstr(name));
+  }
+}
+
 TEST_F(Sweep, AConvolutionOfEveryKindIsVerifiedTimedAndCheckedInBothModes) {
   const auto of = [](Conv conv) {
     conv.channels = 64;

@@ -105,6 +105,9 @@ CUresult cuModuleGetFunction(CUfunction* out, CUmodule, const char* name) {
   return *out = reinterpret_cast<CUfunction>(&entry.second), CUDA_SUCCESS;
 }
 CUresult cuFuncGetAttribute(int* value, CUfunction_attribute, CUfunction) { return *value = 0, CUDA_SUCCESS; }
+CUresult cuOccupancyMaxActiveClusters(int* clusters, CUfunction, const CUlaunchConfig* config) {
+  return *clusters = 132 / static_cast<int>(config->attrs->value.clusterDim.x), CUDA_SUCCESS;
+}
 CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction which, void** parameters, void**) {
   if (broken != CUDA_SUCCESS) return broken;

@@ -1,13 +1,18 @@
 #include "tests/autotune/sweep/driver/host_world.h"
 
+#include <algorithm>
+#include <cmath>
 #include <string_view>
 #include <variant>
 
 #include "autotune/host_numbers.h"
 #include "autotune/reference/conv1d_reference.h"
 #include "autotune/reference/norm_reference.h"
+#include "autotune/reference/replay_reference.h"
 #include "autotune/reference/ring_reference.h"
 #include "autotune/reference/update_reference.h"
+#include "autotune/tokens_case.h"
+#include "codegen/update_form.h"
 #include "jit/kernel_args.h"
 
 namespace ssmjit {
@@ -119,6 +124,74 @@ double ring_step(const Description& d, const RingArgs& a, std::int64_t batch) {
   return flushes / static_cast<double>(batch);
 }
 
+// One head's new state to where it lies.
+void write_state(const Description& d, const Tensor& state, std::uint64_t seed, std::int64_t slot, int h,
+                 const std::vector<double>& values) {
+  const int P = d.head_dim, N = d.dstate;
+  for (int p = 0; p < P; ++p)
+    for (int n = 0; n < N; ++n) {
+      double v = values[static_cast<std::size_t>(p * N + n)];
+      if (std::holds_alternative<Stochastic>(d.rounding_kind)) v = stored_stochastically(d, v, seed, slot, h, p, n);
+      encode(d.state_dtype, bytes_of(state), slot * state.stride[0] + (std::int64_t{h} * P + p) * N + n, v);
+    }
+}
+
+void replay_step(const Description& d, const device_args::RingArgs& a, std::int64_t batch) {
+  const std::int64_t S = a.slots, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, T = d.token_count;
+  const RingArgs common = of_device(d, a, batch);
+  ReplayArgs r;
+  r.state = common.state;
+  r.old_x = strided(a.x_ring, d.input_dtype, {S, T, H, P}, {a.x_ring_stride, H * P, P, 1});
+  r.old_B = strided(a.B_ring, d.input_dtype, {S, 2, T, G, N}, {a.B_ring_stride, T * G * N, G * N, N, 1});
+  r.old_dt = strided(a.dt_ring, DType::f32, {S, 2, H, T}, {a.dt_ring_stride, H * T, T, 1});
+  r.old_cumAdt = strided(a.sum_ring, DType::f32, {S, 2, H, T}, {a.sum_ring_stride, H * T, T, 1});
+  r.cache_buf_idx = common.ring_start;
+  r.prev_num_accepted_tokens = common.ring_count;
+  r.x = common.x;
+  r.z = common.z;
+  r.B = common.B;
+  r.C = common.C;
+  r.dt = common.dt;
+  r.A = common.A;
+  r.D = common.D;
+  r.dt_bias = common.dt_bias;
+  r.out = common.out;
+  r.state_batch_indices = common.state_batch_indices;
+  r.pad_slot_id = common.pad_slot_id;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const ReplayRequest of = replay_request(d, r, b, read_host);
+    const std::int64_t slot = of.rows.slot;
+    const int other = 1 - of.buffer;
+    const auto row = [&](const Tensor& t, int token) { return token_offset(d, t, 2, b, of.rows, token); };
+    const auto copy = [&](const Tensor& to, std::int64_t to_at, const Tensor& from, std::int64_t from_at,
+                          std::int64_t count) {
+      const std::int64_t size = size_bytes(to.dtype);
+      std::memcpy(bytes_of(to) + to_at * size, bytes_of(from) + from_at * size, static_cast<std::size_t>(count * size));
+    };
+    for (int h = 0; h < H; ++h) {
+      const RingHead head = of.rows.live ? replay_reference(d, r, b, of, h, read_host) : RingHead{};
+      double sum = 0;
+      for (int t = 0; t < T; ++t) {
+        for (int p = 0; p < P; ++p)
+          encode(d.input_dtype, bytes_of(r.out), row(r.out, t) + h * P + p,
+                 of.rows.live ? head.y_operands[static_cast<std::size_t>(t * P + p)] : 0.0);
+        if (!of.rows.live) continue;
+        copy(r.old_x, old_x_at(r, slot, t, h), r.x, row(r.x, t) + h * P, P);
+        const double delta = head.delta[static_cast<std::size_t>(t)];
+        sum += stored_value(r.A, h, read_host) * delta;
+        encode(DType::f32, bytes_of(r.old_dt), old_sum_at(r.old_dt, slot, other, h, t), delta);
+        encode(DType::f32, bytes_of(r.old_cumAdt), old_sum_at(r.old_cumAdt, slot, other, h, t), sum);
+      }
+      if (!of.rows.live) continue;
+      const std::uint64_t seed =
+          a.rand_seed == nullptr ? 0 : static_cast<std::uint64_t>(a.rand_seed[slot * a.rand_seed_stride]);
+      write_state(d, r.state, seed, slot, h, head.state);
+    }
+    for (int g = 0; of.rows.live && g < G; ++g)
+      for (int t = 0; t < T; ++t) copy(r.old_B, old_B_at(r, slot, other, t, g), r.B, row(r.B, t) + g * N, N);
+  }
+}
+
 void update_step(const Description& d, const device_args::UpdateArgs& a, std::int64_t batch) {
   const std::int64_t S = a.slots, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
   UpdateArgs r;
@@ -143,6 +216,84 @@ void update_step(const Description& d, const device_args::UpdateArgs& a, std::in
       for (std::int64_t i = 0; slots.store && i < P * N; ++i)
         encode(d.state_dtype, bytes_of(r.state), slots.target * a.state_stride + h * P * N + i,
                head.state[static_cast<std::size_t>(i)]);
+    }
+  }
+}
+
+void tokens_step(const Description& d, const device_args::UpdateTokensArgs& a, std::int64_t batch) {
+  const std::int64_t S = a.slots, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, T = d.token_count;
+  const DType index = a.wide_indices != 0 ? DType::i64 : DType::i32;
+  const auto indices = [&](const void* data, std::int64_t columns, std::int64_t stride, std::int64_t column) {
+    return data == nullptr ? Tensor{} : strided(data, index, {batch, columns}, {stride, column});
+  };
+  const auto tokens = [&](const void* data, DType dtype, std::int64_t stride, std::int64_t token, std::int64_t outer,
+                          std::int64_t inner) {
+    if (data == nullptr) return Tensor{};
+    return d.is_varlen ? strided(data, dtype, {a.total, outer, inner}, {token, inner, 1})
+           : T == 1    ? strided(data, dtype, {batch, outer, inner}, {stride, inner, 1})
+                       : strided(data, dtype, {batch, T, outer, inner}, {stride, token, inner, 1});
+  };
+  UpdateArgs r;
+  r.state = strided(a.state, d.state_dtype, {S, H, P, N}, {a.state_stride, P * N, N, 1});
+  r.state_scale = strided(a.state_scale, DType::f32, {S, H, P}, {a.state_scale_stride, P, 1});
+  r.x = tokens(a.x, d.input_dtype, a.x_stride, a.x_token_stride, H, P);
+  r.z = tokens(a.z, d.input_dtype, a.z_stride, a.z_token_stride, H, P);
+  r.B = tokens(a.B, d.input_dtype, a.B_stride, a.B_token_stride, G, N);
+  r.C = tokens(a.C, d.input_dtype, a.C_stride, a.C_token_stride, G, N);
+  r.out = tokens(a.out, d.input_dtype, a.out_stride, a.out_token_stride, H, P);
+  r.dt = d.is_varlen ? strided(a.dt, d.dt_dtype, {a.total, H}, {a.dt_token_stride, 1})
+         : T == 1    ? strided(a.dt, d.dt_dtype, {batch, H}, {a.dt_stride, 1})
+                     : strided(a.dt, d.dt_dtype, {batch, T, H}, {a.dt_stride, a.dt_token_stride, 1});
+  r.A = contiguous(a.A, DType::f32, {H});
+  r.D = contiguous(a.D, d.weight_dtype, {H});
+  r.dt_bias = contiguous(a.dt_bias, d.weight_dtype, {H});
+  r.state_batch_indices = indices(a.state_batch_indices, a.index_columns, a.index_stride, a.index_column_stride);
+  r.dst_state_batch_indices = indices(a.dst_state_batch_indices, std::holds_alternative<Slots>(d.store_kind) ? T : 1,
+                                      a.dst_index_stride, a.dst_index_token_stride);
+  r.num_accepted_tokens = indices(a.num_accepted_tokens, 1, a.accepted_stride, 1);
+  r.intermediate_states =
+      contiguous(a.intermediate_states, d.state_dtype, {a.snapshot_slots, a.snapshot_steps, H, P, N});
+  r.intermediate_state_scales =
+      contiguous(a.intermediate_state_scales, DType::f32, {a.snapshot_slots, a.snapshot_steps, H, P});
+  r.intermediate_state_indices = indices(a.intermediate_state_indices, 1, a.snapshot_index_stride, 1);
+  r.retrieve_parent_token = indices(a.retrieve_parent_token, T, a.parent_stride, a.parent_token_stride);
+  if (a.cu_seqlens != nullptr) r.cu_seqlens = contiguous(a.cu_seqlens, DType::i32, {batch + 1});
+  if (a.rand_seed != nullptr) r.rand_seed = contiguous(a.rand_seed, DType::i64, {a.seed_stride == 0 ? 1 : S});
+  r.disable_state_update = a.disable_state_update != 0;
+  r.pad_slot_id = a.pad_slot_id;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const TokensRequest of = tokens_request(d, r, b, read_host);
+    const std::uint64_t seed = of.live ? tokens_seed(r, of, read_host) : 0;
+    for (int h = 0; h < d.nheads; ++h) {
+      // Of a tree all tokens but the first again and again, until those that others go back to are there.
+      for (int pass = 0; pass < (d.has_tree ? of.tokens : 1); ++pass) {
+        const TokensHead head = tokens_reference(d, r, b, of, h, read_host);
+        for (int t = 0; t < of.tokens; ++t)
+          for (std::int64_t p = 0; p < P; ++p)
+            encode(d.input_dtype, bytes_of(r.out), tokens_offset(d, r.out, 2, b, of, t) + h * P + p,
+                   of.live ? head.y[static_cast<std::size_t>(t * P + p)] : 0.0);
+        for (const StoredState& to : stored_states(d, r, of)) {
+          if (d.has_tree && pass + 1 < of.tokens && to.states.data == r.state.data) continue;
+          const std::vector<double>& state = head.states[static_cast<std::size_t>(to.token)];
+          for (std::int64_t p = 0; p < P; ++p) {
+            double scale = 1;
+            if (d.has_state_scale()) {
+              double most = 0;
+              for (std::int64_t n = 0; n < N; ++n)
+                most = std::max(most, std::abs(state[static_cast<std::size_t>(p * N + n)]));
+              scale = rounded(DType::f32, most / largest_stored(d.state_dtype));
+              encode(DType::f32, bytes_of(to.scales), to.slot * to.scales.stride[0] + h * P + p, scale);
+            }
+            for (std::int64_t n = 0; n < N; ++n) {
+              double v = state[static_cast<std::size_t>(p * N + n)] / scale;
+              if (!std::holds_alternative<Nearest>(d.rounding_kind))
+                v = stored_stochastically(d, v, seed, to.slot, h, static_cast<int>(p), static_cast<int>(n),
+                                          to.counted_token);
+              encode(d.state_dtype, bytes_of(to.states), to.slot * to.states.stride[0] + (h * P + p) * N + n, v);
+            }
+          }
+        }
+      }
     }
   }
 }
@@ -248,7 +399,9 @@ std::size_t argument_bytes(const char* name) {
   if (kernel == "ssmjit_hash") return sizeof(HashArgs);
   if (op_of(kernel) == "conv1d") return sizeof(device_args::Conv1dArgs);
   if (op_of(kernel) == "norm") return sizeof(device_args::NormArgs);
-  return op_of(kernel) == "ring" ? sizeof(device_args::RingArgs) : sizeof(device_args::UpdateArgs);
+  if (op_of(kernel) == "update" && has_token_kernel(world->description)) return sizeof(device_args::UpdateTokensArgs);
+  return op_of(kernel) == "ring" || op_of(kernel) == "replay" ? sizeof(device_args::RingArgs)
+                                                              : sizeof(device_args::UpdateArgs);
 }
 
 double launch(const char* name, const CUlaunchConfig& config, const void* argument) {
@@ -289,6 +442,13 @@ double launch(const char* name, const CUlaunchConfig& config, const void* argume
   const auto batch = static_cast<std::int64_t>(config.gridDimY);
   world->batches.push_back(static_cast<int>(batch));
   Description d = description_of(kernel);
+  if (has_token_kernel(d)) {
+    const auto device = read_argument<device_args::UpdateTokensArgs>(argument);
+    d.ngroups = device.nheads / d.heads_per_group();  // verification takes a few of the description's
+    d.nheads = device.nheads;
+    tokens_step(d, device, batch);
+    return cost.no_flush;
+  }
   if (d.op() == Op::update) {
     update_step(d, read_argument<device_args::UpdateArgs>(argument), batch);
     return cost.no_flush;
@@ -305,6 +465,11 @@ double launch(const char* name, const CUlaunchConfig& config, const void* argume
   const auto device = read_argument<device_args::RingArgs>(argument);
   d.ngroups = device.nheads / d.heads_per_group();
   d.nheads = device.nheads;
+  if (d.op() == Op::replay) {
+    replay_step(d, device, batch);
+    if (world->spoil) world->spoil(of_device(d, device, batch), batch);
+    return cost.no_flush;
+  }
   const RingArgs args = of_device(d, device, batch);
   const double flushed = ring_step(d, args, batch);
   if (world->spoil) world->spoil(args, batch);

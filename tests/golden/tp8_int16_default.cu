@@ -1,0 +1,1648 @@
+// ssmjit 0.1.0: mamba2 update, 16 heads x 64 x 128, 1 group, input bf16, dt fp32, weights fp32, state int16, delta softplus(dt + dt_bias), decay exp(A * delta), skip D * x, in place
+//
+// description: {"schema":1,"op":"update","family":"mamba2","nheads":16,"head_dim":64,"dstate":128,"ngroups":1,"tokens":1,"input":"bf16","dt":"fp32","weights":"fp32","state":"int16","delta":"softplus(dt + dt_bias)","decay":"exp(A * delta)","skip":"D * x","gate":null,"rounding":"nearest","store":{"kind":"in_place"},"destination_slots":false,"aligned_rows":true,"pad_output":"zeros"}
+// plan: block_m=16,warps=2,lanes_per_row=16,heads_per_block=1,stages=1,state_path=direct,streaming=true,early_state=false,min_blocks_per_sm=1
+//   block_m: rows of head_dim a block takes
+//   warps: warps a block; each takes block_m / warps rows
+//   lanes_per_row: lanes that share a row of dstate in 16-byte vectors
+//   heads_per_block: heads a block takes
+//   stages: when random bits are drawn: 1 row by row, where they are used; 2 all while the state is on its way
+//   state_path: how the state is read: straight into registers
+//   streaming: whether state loads bypass the L1 and state stores leave the L2 first
+//   early_state: whether a dependent launch asks for the state before it waits for the launch in front
+//   min_blocks_per_sm: blocks of an SM that the compiler leaves registers for; 0: its own choice, which keeps registers down
+//
+// A call moves, for each request: 268864 bytes read, 266240 of them written back, 2048 written elsewhere.
+// Launch for nheads = 16: grid (64, batch), block 64, dynamic shared memory 0 bytes; entry ssmjit_update_08e851d8.
+// Rebuild: nvcc -std=c++17 -arch=sm_90a -cubin FILE.cu
+
+// ---- device/basic.cuh ----
+
+#ifndef SSMJIT_CPU
+// Where a thread stands, barriers, and programmatic dependent launch.
+// One wrapper per hardware operation, named after what it does; nothing outside templates/device names an intrinsic.
+
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+using i64 = long long;
+
+#define SSMJIT_DEVICE __device__ __forceinline__
+
+SSMJIT_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+SSMJIT_DEVICE int lane_index() { return static_cast<int>(threadIdx.x & 31u); }
+SSMJIT_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
+SSMJIT_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
+SSMJIT_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
+SSMJIT_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
+SSMJIT_DEVICE void sync_warp() { __syncwarp(); }
+
+// The compiler keeps the value from here on and does not work it out again where it is used (addresses in a loop).
+template <class T>
+SSMJIT_DEVICE void keep(T*& v) {
+  asm volatile("" : "+l"(v));
+}
+SSMJIT_DEVICE void keep(int& v) { asm volatile("" : "+r"(v)); }
+SSMJIT_DEVICE void keep(float& v) { asm volatile("" : "+f"(v)); }
+
+// Programmatic dependent launch (PTX griddepcontrol, sm_90 and later; nothing before).
+// wait: returns when the launches this one depends on have finished and their writes are visible.
+// trigger: lets the dependent launch start; it still waits for this one's end before it reads our results.
+SSMJIT_DEVICE void grid_dependency_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+SSMJIT_DEVICE void grid_dependency_trigger() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+#endif
+
+// ---- device/convert.cuh ----
+
+#ifndef SSMJIT_CPU
+// Storage types and their conversions to and from fp32. Widening is exact; narrowing rounds to nearest even and
+// gives infinity on overflow (IEEE 754).
+
+struct bf16 {
+  u16 bits;
+};
+struct f16 {
+  u16 bits;
+};
+
+SSMJIT_DEVICE float widen(float v) { return v; }
+SSMJIT_DEVICE float widen(bf16 v) { return __uint_as_float(static_cast<u32>(v.bits) << 16); }
+SSMJIT_DEVICE float widen(f16 v) {
+  float r;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v.bits));
+  return r;
+}
+
+SSMJIT_DEVICE void narrow(float v, float& out) { out = v; }
+SSMJIT_DEVICE void narrow(float v, bf16& out) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
+SSMJIT_DEVICE void narrow(float v, f16& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
+
+// The 32-bit words of packed storage: kPerWord<T> elements a word, the lower address in the lower bits.
+template <class T>
+constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
+
+SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[1], float) { v[0] = __uint_as_float(word); }
+SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], bf16) {
+  v[0] = __uint_as_float(word << 16);
+  v[1] = __uint_as_float(word & 0xffff0000u);
+}
+SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], f16) {
+  asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %2; cvt.f32.f16 %0, lo; cvt.f32.f16 %1, hi;}"
+      : "=f"(v[0]), "=f"(v[1])
+      : "r"(word));
+}
+SSMJIT_DEVICE u32 pack_word(const float (&v)[1], float) { return __float_as_uint(v[0]); }
+SSMJIT_DEVICE u32 pack_word(const float (&v)[2], bf16) {
+  u32 word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(v[1]), "f"(v[0]));
+  return word;
+}
+SSMJIT_DEVICE u32 pack_word(const float (&v)[2], f16) {
+  u32 word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(v[1]), "f"(v[0]));
+  return word;
+}
+#endif
+
+// ---- device/math.cuh ----
+
+#ifndef SSMJIT_CPU
+// Scalar fp32 functions, at the accuracy of the CUDA maths library (exp and log1p: 2 ulp at most). They run once a head
+// or once an output element, never once a state element, so the fast approximations would save nothing.
+
+SSMJIT_DEVICE float exp_f32(float v) { return expf(v); }
+SSMJIT_DEVICE float log_f32(float v) { return logf(v); }
+SSMJIT_DEVICE float log1p_f32(float v) { return log1pf(v); }
+SSMJIT_DEVICE float tanh_f32(float v) { return tanhf(v); }
+SSMJIT_DEVICE float sqrt_f32(float v) { return sqrtf(v); }
+SSMJIT_DEVICE float abs_f32(float v) { return fabsf(v); }
+SSMJIT_DEVICE float min_f32(float a, float b) { return fminf(a, b); }
+SSMJIT_DEVICE float max_f32(float a, float b) { return fmaxf(a, b); }
+SSMJIT_DEVICE float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
+// 2 to the power v, to 2 ulp of the result's fp32 (ex2.approx); results below 2^-126 may be zero.
+SSMJIT_DEVICE float exp2_fast_f32(float v) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+#endif
+
+// ---- device/memory.cuh ----
+
+#ifndef SSMJIT_CPU
+// Global and shared memory: 16-byte vectors, asynchronous copies (cp.async), bulk copies with mbarrier (sm_90).
+
+struct alignas(16) Vec16 {
+  u32 word[4];
+};
+
+// Global loads and stores of 16 bytes, the address 16-byte aligned. kStreaming: the bytes are used once, so they bypass
+// the L1 on the way in and are the first to leave the L2 on the way out.
+template <bool kStreaming>
+SSMJIT_DEVICE Vec16 load_global(const void* address) {
+  Vec16 v;
+  if constexpr (kStreaming)
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "l"(address));
+  else
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "l"(address));
+  return v;
+}
+template <bool kStreaming>
+SSMJIT_DEVICE void store_global(void* address, const Vec16& v) {
+  if constexpr (kStreaming)
+    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.word[0]), "r"(v.word[1]),
+                 "r"(v.word[2]), "r"(v.word[3])
+                 : "memory");
+  else
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.word[0]), "r"(v.word[1]),
+                 "r"(v.word[2]), "r"(v.word[3])
+                 : "memory");
+}
+
+// load_global<true> of a part of a 128-byte line whose rest is asked for next: the L2 fetches the line at once.
+SSMJIT_DEVICE Vec16 load_global_of_line(const void* address) {
+  Vec16 v;
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(address));
+  return v;
+}
+
+// load_global of bytes that another thread of the same launch may be writing (a row that is appended while all rows are
+// read): the value counts only where nobody was, and the caller masks it elsewhere.
+template <bool kStreaming>
+SSMJIT_DEVICE Vec16 load_maybe_appended(const void* address) {
+  return load_global<kStreaming>(address);
+}
+
+// Ordinary cached loads that are asked for where they stand: the compiler moves neither these nor the loads above past
+// each other, so that none waits behind arithmetic on another's result.
+SSMJIT_DEVICE u32 load_now_b32(const void* address) {
+  u32 v;
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(v) : "l"(address));
+  return v;
+}
+SSMJIT_DEVICE u16 load_now_b16(const void* address) {
+  u16 v;
+  asm volatile("ld.global.b16 %0, [%1];" : "=h"(v) : "l"(address));
+  return v;
+}
+SSMJIT_DEVICE void load_now(const float* address, float& v) { v = __uint_as_float(load_now_b32(address)); }
+// As load_maybe_appended, of one fp32 element.
+SSMJIT_DEVICE float load_maybe_appended_f32(const void* address) { return __uint_as_float(load_now_b32(address)); }
+SSMJIT_DEVICE void load_now(const bf16* address, bf16& v) { v.bits = load_now_b16(address); }
+SSMJIT_DEVICE void load_now(const f16* address, f16& v) { v.bits = load_now_b16(address); }
+// kWords neighbouring words, as wide as the count allows (4, 2 or 1 words; the address is aligned to that width).
+template <int kWords>
+SSMJIT_DEVICE void load_now(const void* address, u32 (&word)[kWords]) {
+  const u32* p = static_cast<const u32*>(address);
+  if constexpr (kWords % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      const Vec16 v = load_global<false>(p + i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) word[i + j] = v.word[j];
+    }
+  } else if constexpr (kWords % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < kWords; i += 2)
+      asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(word[i]), "=r"(word[i + 1]) : "l"(p + i));
+  } else {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) word[i] = load_now_b32(p + i);
+  }
+}
+
+// As load_maybe_appended, of neighbouring words.
+template <int kWords>
+SSMJIT_DEVICE void load_maybe_appended(const void* address, u32 (&word)[kWords]) {
+  load_now<kWords>(address, word);
+}
+
+// *address += value, atomically.
+SSMJIT_DEVICE void add_global(u64* address, u64 value) { atomicAdd(address, value); }
+
+// The address of shared memory as the PTX instructions want it.
+SSMJIT_DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+
+SSMJIT_DEVICE Vec16 load_shared(const void* address) { return *static_cast<const Vec16*>(address); }
+SSMJIT_DEVICE void store_shared(void* address, const Vec16& v) { *static_cast<Vec16*>(address) = v; }
+
+// cp.async: 16 bytes from global to shared memory; each thread waits for its own groups.
+SSMJIT_DEVICE void copy_async(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+SSMJIT_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+SSMJIT_DEVICE void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// mbarrier and bulk copies (sm_90). A phase completes when all arrivals and all announced bytes are in; wait takes the
+// parity of the phase it waits for. Before sm_90 they do nothing, and no plan uses them.
+struct alignas(8) Barrier {
+  u64 state;
+};
+SSMJIT_DEVICE void barrier_init(Barrier* b, u32 arrivals) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(arrivals) : "memory");
+#endif
+}
+// Makes initialised barriers visible to the copy engine.
+SSMJIT_DEVICE void barrier_init_fence() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+SSMJIT_DEVICE void barrier_arrive_expect(Barrier* b, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)), "r"(bytes)
+               : "memory");
+#endif
+}
+SSMJIT_DEVICE void barrier_wait(Barrier* b, u32 parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(shared_address(b)),
+      "r"(parity)
+      : "memory");
+#endif
+}
+// One contiguous copy by the copy engine; both addresses and the size are multiples of 16 bytes. kStreaming: the bytes
+// are used once, so they are the first to leave the L2.
+template <bool kStreaming = false>
+SSMJIT_DEVICE void bulk_load(void* shared, const void* global, u32 bytes, Barrier* b) {
+#if __CUDA_ARCH__ >= 900
+  if constexpr (kStreaming) {
+    asm volatile(
+        "{\n.reg .b64 policy;\n"
+        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+        "policy;\n"
+        "}" ::"r"(shared_address(shared)),
+        "l"(global), "r"(bytes), "r"(shared_address(b))
+        : "memory");
+    return;
+  }
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(b))
+               : "memory");
+#endif
+}
+#endif
+
+// ---- device/shuffle.cuh ----
+
+#ifndef SSMJIT_CPU
+// Exchanges between the lanes of a warp. All 32 lanes take part, in groups of kLanes neighbours (a power of two) that
+// know nothing of each other; lanes are counted from the group's first. Values are of 4 bytes.
+
+// What lane `lane` of the group brought; only the low bits of `lane` count.
+template <int kLanes = 32, class T>
+SSMJIT_DEVICE T shuffle(T v, int lane) {
+  return __shfl_sync(0xffffffffu, v, lane, kLanes);
+}
+// What the lane whose index differs by exclusive or with `mask` brought; mask < kLanes.
+template <int kLanes = 32, class T>
+SSMJIT_DEVICE T shuffle_xor(T v, int mask) {
+  return __shfl_xor_sync(0xffffffffu, v, mask, kLanes);
+}
+// What the lane `delta` below (up) or above (down) brought; the lane's own where the group has no such lane.
+template <int kLanes = 32, class T>
+SSMJIT_DEVICE T shuffle_up(T v, int delta) {
+  return __shfl_up_sync(0xffffffffu, v, static_cast<unsigned>(delta), kLanes);
+}
+template <int kLanes = 32, class T>
+SSMJIT_DEVICE T shuffle_down(T v, int delta) {
+  return __shfl_down_sync(0xffffffffu, v, static_cast<unsigned>(delta), kLanes);
+}
+// Bit i: what lane i said.
+SSMJIT_DEVICE u32 ballot_lanes(bool v) { return __ballot_sync(0xffffffffu, v); }
+
+// The group's sum, the same bits in every lane: halves are added, then halves of halves (i and i + kLanes / 2 first).
+template <int kLanes = 32, class T>
+SSMJIT_DEVICE T sum_lanes(T v) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) v += shuffle_xor<kLanes>(v, step);
+  return v;
+}
+// The group's largest. A NaN counts only where all are NaN; +0 is above -0.
+template <int kLanes = 32>
+SSMJIT_DEVICE float max_lanes(float v) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) v = fmaxf(v, shuffle_xor<kLanes>(v, step));
+  return v;
+}
+// The sum over the group's lanes up to this one: to each lane is added what stands 1, then 2, 4, ... lanes below.
+template <int kLanes = 32, class T>
+SSMJIT_DEVICE T scan_lanes(T v) {
+  const int lane = lane_index() & (kLanes - 1);
+#pragma unroll
+  for (int step = 1; step < kLanes; step *= 2) {
+    const T below = shuffle_up<kLanes>(v, step);
+    if (lane >= step) v += below;
+  }
+  return v;
+}
+#endif
+
+// ---- device/warp.cuh ----
+
+#ifndef SSMJIT_CPU
+// Warp collectives. Each is one operation to its caller, so that an executor can serve it with one exchange.
+
+// Sums over groups of kLanes neighbouring lanes (a power of two). Each lane brings kRows partial sums; afterwards the
+// group's totals are spread over its lanes: a lane owns kOwned of them, in v[0..kOwned), the rows from first_row on.
+// While the row count is even a step halves it (a lane sends the half it does not keep), so that 8 rows over 16 lanes
+// take 8 shuffles, not 32; an odd count is summed whole and the lane with the lower index owns it.
+template <int kRows, int kLanes>
+struct RowSums {
+  static constexpr bool kHalve = kLanes > 1 && kRows % 2 == 0;
+  static constexpr bool kLast = kLanes == 1;
+  using Next = RowSums<kHalve ? kRows / 2 : kRows, kLast ? 1 : kLanes / 2>;
+
+  static SSMJIT_DEVICE constexpr int owned() {
+    if constexpr (kLast)
+      return kRows;
+    else
+      return Next::owned();
+  }
+  // The first row that lane `lane` of the group owns.
+  static SSMJIT_DEVICE int first_row(int lane) {
+    if constexpr (kLast)
+      return 0;
+    else if constexpr (kHalve)
+      return ((lane & (kLanes / 2)) != 0 ? kRows / 2 : 0) + Next::first_row(lane);
+    else
+      return Next::first_row(lane);
+  }
+  // Whether the lane is the one of those holding the same totals that should write them.
+  static SSMJIT_DEVICE bool owner(int lane) {
+    if constexpr (kLast)
+      return true;
+    else if constexpr (kHalve)
+      return Next::owner(lane);
+    else
+      return (lane & (kLanes / 2)) == 0 && Next::owner(lane);
+  }
+  static SSMJIT_DEVICE void sum(float* v, int lane) {
+    if constexpr (!kLast) {
+      constexpr int kStep = kLanes / 2;
+      if constexpr (kHalve) {
+        const bool upper = (lane & kStep) != 0;
+#pragma unroll
+        for (int i = 0; i < kRows / 2; ++i) {
+          const float keep = upper ? v[i + kRows / 2] : v[i];
+          const float send = upper ? v[i] : v[i + kRows / 2];
+          v[i] = keep + __shfl_xor_sync(0xffffffffu, send, kStep);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) v[i] += __shfl_xor_sync(0xffffffffu, v[i], kStep);
+      }
+      Next::sum(v, lane);
+    }
+  }
+};
+#endif
+
+// ---- random.cuh ----
+
+// Random bits for stochastic rounding: Philox-4x32 (Salmon et al., SC 2011), a function of seed and counter, so that a
+// value's bits depend on neither launch shape nor tiling.
+
+// 128 random bits.
+struct Draw {
+  u32 word[4];
+};
+
+// kRounds rounds of the generator over `counter`; the key's low word first.
+template <int kRounds>
+SSMJIT_DEVICE Draw philox(const Draw& counter, u64 key) {
+  static_assert(kRounds >= 1);
+  u32 c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
+  u32 k0 = static_cast<u32>(key), k1 = static_cast<u32>(key >> 32);
+#pragma unroll
+  for (int i = 0; i < kRounds; ++i) {
+    const u64 p0 = u64{0xD2511F53u} * c0, p1 = u64{0xCD9E8D57u} * c2;
+    c0 = static_cast<u32>(p1 >> 32) ^ c1 ^ k0;
+    c1 = static_cast<u32>(p1);
+    c2 = static_cast<u32>(p0 >> 32) ^ c3 ^ k1;
+    c3 = static_cast<u32>(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// The bits of eight neighbouring state elements, draw `number` of a state. `token`: which of several stored states, 0
+// where a launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
+template <int kRounds>
+SSMJIT_DEVICE Draw numbered_draw(u64 seed, u64 number, u32 token) {
+  return philox<kRounds>({{static_cast<u32>(number), static_cast<u32>(number >> 32), token, 0}}, seed);
+}
+// The same by the first element's place, a multiple of 8, counted in logical sizes, ((slot * nheads + head) * head_dim
+// + p) * dstate + n.
+template <int kRounds>
+SSMJIT_DEVICE Draw state_draw(u64 seed, u64 element, u32 token) {
+  return numbered_draw<kRounds>(seed, element / 8, token);
+}
+
+// ---- device/fp8.cuh ----
+
+#ifndef SSMJIT_CPU
+// Conversions of fp8 in hardware (sm_89 and later). Elsewhere they give 0 and kFp8InHardware is false.
+
+#if __CUDA_ARCH__ >= 890
+constexpr bool kFp8InHardware = true;
+#else
+constexpr bool kFp8InHardware = false;
+#endif
+
+// Two elements, the first in the low byte, rounded to nearest even; past the largest and infinities give the largest,
+// NaN gives 0x7f.
+SSMJIT_DEVICE u32 fp8_pack_e4m3(float low, float high) {
+  u16 r = 0;
+#if __CUDA_ARCH__ >= 890
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
+#endif
+  return r;
+}
+SSMJIT_DEVICE u32 fp8_pack_e5m2(float low, float high) {
+  u16 r = 0;
+#if __CUDA_ARCH__ >= 890
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
+#endif
+  return r;
+}
+// Two e4m3 elements to two fp16, exactly; the first in the low half.
+SSMJIT_DEVICE u32 fp8_unpack_e4m3(u32 pair) {
+  u32 r = 0;
+#if __CUDA_ARCH__ >= 890
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(r) : "h"(static_cast<u16>(pair)));
+#endif
+  return r;
+}
+#endif
+
+// ---- device/scalar.cuh ----
+
+#ifndef SSMJIT_CPU
+// Bit patterns of fp32, and fp32 to integer. The conversions saturate; NaN gives 0.
+
+SSMJIT_DEVICE u32 float_bits(float v) { return __float_as_uint(v); }
+SSMJIT_DEVICE float bits_float(u32 bits) { return __uint_as_float(bits); }
+// Bit i becomes bit 31 - i.
+SSMJIT_DEVICE u32 reverse_bits(u32 bits) { return __brev(bits); }
+// To the nearest integer, ties to even.
+SSMJIT_DEVICE int round_to_int(float v) { return __float2int_rn(v); }
+// To the integer below.
+SSMJIT_DEVICE int floor_to_int(float v) { return __float2int_rd(v); }
+#endif
+
+// ---- device/stochastic.cuh ----
+
+#ifndef SSMJIT_CPU
+// Stochastic rounding in hardware (PTX cvt.rs): sm_100a and sm_103a only. Elsewhere the operations give 0 and
+// kStochasticInHardware is false. The random bits are added below the kept bits of the mantissa; the carry rounds up.
+
+#if defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
+constexpr bool kStochasticInHardware = true;
+#else
+constexpr bool kStochasticInHardware = false;
+#endif
+
+// Two elements, the first in the low half. fp16 takes bits 0 to 12 for the first and 16 to 28 for the second, bf16 the
+// halves of `bits`.
+SSMJIT_DEVICE u32 stochastic_pack_f16(float low, float high, u32 bits) {
+  u32 r = 0;
+#if defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
+  asm("cvt.rs.f16x2.f32 %0, %1, %2, %3;" : "=r"(r) : "f"(high), "f"(low), "r"(bits));
+#endif
+  return r;
+}
+SSMJIT_DEVICE u32 stochastic_pack_bf16(float low, float high, u32 bits) {
+  u32 r = 0;
+#if defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
+  asm("cvt.rs.bf16x2.f32 %0, %1, %2, %3;" : "=r"(r) : "f"(high), "f"(low), "r"(bits));
+#endif
+  return r;
+}
+// Four elements, the first in the lowest byte; saturates at 448. Elements 0 and 1 share the low 16 bits, 2 and 3 the
+// high ones, the odd ones reading them in reverse.
+SSMJIT_DEVICE u32 stochastic_pack_e4m3(const float (&v)[4], u32 bits) {
+  u32 r = 0;
+#if defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
+  asm("cvt.rs.satfinite.e4m3x4.f32 %0, {%1, %2, %3, %4}, %5;"
+      : "=r"(r)
+      : "f"(v[3]), "f"(v[2]), "f"(v[1]), "f"(v[0]), "r"(bits));
+#endif
+  return r;
+}
+// Two fp32 cut to fp16 towards zero, the first in the low half; on any GPU. Both are of 2^-14 to 65504 in size.
+SSMJIT_DEVICE u32 pack_cut_f16(float low, float high) {
+  u32 r;
+  asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+// The upper halves of two words, the first's in the low half.
+SSMJIT_DEVICE u32 upper_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
+#endif
+
+// ---- rounding.cuh ----
+
+// Narrow storage beside fp16 and bf16 (fp8, int8, int16), and stochastic rounding to all of them. Where hardware has a
+// conversion it is used; the software beside it gives the same bits.
+
+struct e4m3 {
+  unsigned char bits;
+};
+struct e5m2 {
+  unsigned char bits;
+};
+using i8 = signed char;
+using i16 = short;
+
+// ---- one element, in software ----
+
+// fp8 with kMantissa mantissa bits, exponent bias kBias and largest finite pattern kLargest, to nearest even. Past the
+// largest and infinities give the largest, NaN gives 0x7f.
+template <int kMantissa, int kBias, u32 kLargest>
+SSMJIT_DEVICE u32 nearest_fp8(float v) {
+  constexpr int kDropped = 23 - kMantissa;
+  constexpr u32 kSmallestNormal = static_cast<u32>(128 - kBias) << 23;
+  constexpr u32 kRebias = static_cast<u32>(127 - kBias) << 23;
+  // A number whose last place is the last place of fp8's subnormals: adding it rounds.
+  constexpr u32 kSubnormalRounder = static_cast<u32>(127 + 1 - kBias - kMantissa + 23) << 23;
+  const u32 bits = float_bits(v), magnitude = bits & 0x7fffffffu, sign = (bits >> 24) & 0x80u;
+  if (magnitude > 0x7f800000u) return 0x7fu;
+  u32 r;
+  if (magnitude >= kSmallestNormal)
+    r = (magnitude - kRebias + ((1u << (kDropped - 1)) - 1u) + ((magnitude >> kDropped) & 1u)) >> kDropped;
+  else
+    r = float_bits(bits_float(magnitude) + bits_float(kSubnormalRounder)) - kSubnormalRounder;
+  return sign | (r < kLargest ? r : kLargest);
+}
+SSMJIT_DEVICE u32 nearest_e4m3(float v) { return nearest_fp8<3, 7, 0x7e>(v); }
+SSMJIT_DEVICE u32 nearest_e5m2(float v) { return nearest_fp8<2, 15, 0x7b>(v); }
+
+// Magnitudes, each from so many random bits added below the last kept bit; a carry rounds up, so a value that the
+// format holds never changes. Bits of the value below the random ones are cut off. NaN gives 0x7fff (fp16, bf16) or
+// 0x7f (e4m3). fp16: 13 random bits; 2^16 and more is infinity, as is what rounds up to it.
+SSMJIT_DEVICE u32 stochastic_f16(float v, u32 random) {
+  const u32 bits = float_bits(v), magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
+  random &= 0x1fffu;
+  if (magnitude > 0x7f800000u) return 0x7fffu;
+  u32 r;
+  if (magnitude >= 0x38800000u)  // 2^-14
+    r = magnitude < 0x47800000u ? (magnitude - 0x38000000u + random) >> 13 : 0x7c00u;
+  else  // in units of 2^-37, 2^-13 of the last place
+    r = (static_cast<u32>(floor_to_int(bits_float(magnitude) * 0x1p37f)) + random) >> 13;
+  return sign | r;
+}
+// bf16: 16 random bits; what rounds up past the largest is infinity.
+SSMJIT_DEVICE u32 stochastic_bf16(float v, u32 random) {
+  const u32 bits = float_bits(v);
+  return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : (bits + (random & 0xffffu)) >> 16;
+}
+// e4m3: 16 random bits; saturates at 448, infinities too.
+SSMJIT_DEVICE u32 stochastic_e4m3(float v, u32 random) {
+  const u32 bits = float_bits(v), magnitude = bits & 0x7fffffffu, sign = (bits >> 24) & 0x80u;
+  random &= 0xffffu;
+  if (magnitude > 0x7f800000u) return 0x7fu;
+  u32 r;
+  if (magnitude >= 0x3c800000u)  // 2^-6
+    r = (magnitude - 0x3c000000u + (random << 4)) >> 20;
+  else  // in units of 2^-25, 2^-16 of the last place
+    r = (static_cast<u32>(floor_to_int(bits_float(magnitude) * 0x1p25f)) + random) >> 16;
+  return sign | (r < 0x7eu ? r : 0x7eu);
+}
+
+// Integers are clamped to -kLargest..kLargest; NaN gives 0. The caller has divided by the scale.
+template <int kLargest>
+SSMJIT_DEVICE int nearest_int(float v) {
+  const int r = round_to_int(v);
+  return r < -kLargest ? -kLargest : r > kLargest ? kLargest : r;
+}
+// floor(v + random / 2^16), exactly, in the upper half of the word: what v drops below 2^-16 never adds up to a carry.
+template <int kLargest>
+SSMJIT_DEVICE int stochastic_units(float v, u32 random) {
+  constexpr int kBound = kLargest * 65536;
+  const int r = floor_to_int(v * 65536.0f);
+  return (r < -kBound ? -kBound : r > kBound ? kBound : r) + static_cast<int>(random & 0xffffu);
+}
+template <int kLargest>
+SSMJIT_DEVICE int stochastic_int(float v, u32 random) {
+  return stochastic_units<kLargest>(v, random) >> 16;
+}
+
+// ---- words of packed storage, to nearest even; exactly back ----
+
+SSMJIT_DEVICE u32 pack_word(const float (&v)[4], e4m3) {
+  if constexpr (kFp8InHardware)
+    return fp8_pack_e4m3(v[0], v[1]) | fp8_pack_e4m3(v[2], v[3]) << 16;
+  else
+    return nearest_e4m3(v[0]) | nearest_e4m3(v[1]) << 8 | nearest_e4m3(v[2]) << 16 | nearest_e4m3(v[3]) << 24;
+}
+SSMJIT_DEVICE u32 pack_word(const float (&v)[4], e5m2) {
+  if constexpr (kFp8InHardware)
+    return fp8_pack_e5m2(v[0], v[1]) | fp8_pack_e5m2(v[2], v[3]) << 16;
+  else
+    return nearest_e5m2(v[0]) | nearest_e5m2(v[1]) << 8 | nearest_e5m2(v[2]) << 16 | nearest_e5m2(v[3]) << 24;
+}
+SSMJIT_DEVICE u32 pack_bytes(int b0, int b1, int b2, int b3) {
+  return (static_cast<u32>(b0) & 0xffu) | (static_cast<u32>(b1) & 0xffu) << 8 | (static_cast<u32>(b2) & 0xffu) << 16 |
+         static_cast<u32>(b3) << 24;
+}
+SSMJIT_DEVICE u32 pack_word(const float (&v)[4], i8) {
+  return pack_bytes(nearest_int<127>(v[0]), nearest_int<127>(v[1]), nearest_int<127>(v[2]), nearest_int<127>(v[3]));
+}
+SSMJIT_DEVICE u32 pack_word(const float (&v)[2], i16) {
+  return (static_cast<u32>(nearest_int<32767>(v[0])) & 0xffffu) | static_cast<u32>(nearest_int<32767>(v[1])) << 16;
+}
+
+SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[4], e4m3) {
+  if constexpr (kFp8InHardware) {
+    float low[2], high[2];
+    unpack_word(fp8_unpack_e4m3(word & 0xffffu), low, f16{});
+    unpack_word(fp8_unpack_e4m3(word >> 16), high, f16{});
+    v[0] = low[0], v[1] = low[1], v[2] = high[0], v[3] = high[1];
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const u32 byte = word >> (8 * i), magnitude = byte & 0x7fu, sign = (byte & 0x80u) << 24;
+      // The pattern as an fp32 of the same fraction, whose exponent the product sets right, subnormals too.
+      const float exact = bits_float(magnitude << 20) * 0x1p120f;
+      v[i] = magnitude == 0x7fu ? bits_float(0x7fffffffu) : bits_float(float_bits(exact) | sign);
+    }
+  }
+}
+// The upper half of an fp16 is an e5m2.
+SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[4], e5m2) {
+  float even[2], odd[2];
+  unpack_word((word & 0x00ff00ffu) << 8, even, f16{});
+  unpack_word(word & 0xff00ff00u, odd, f16{});
+  v[0] = even[0], v[1] = odd[0], v[2] = even[1], v[3] = odd[1];
+}
+SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[4], i8) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v[i] = static_cast<float>(static_cast<i8>(word >> (8 * i)));
+}
+// Elements 2 half and 2 half + 1 of the four.
+SSMJIT_DEVICE void unpack_half_word(u32 word, int half, float (&v)[2], i8) {
+  // v + 128 as the last byte of 2^23 + v + 128: no conversion, which is slow.
+  const u32 biased = (word ^ 0x80808080u) >> (16 * half);
+  v[0] = bits_float(0x4b000000u | (biased & 0xffu)) - 8388736.0f;
+  v[1] = bits_float(0x4b000000u | (biased >> 8 & 0xffu)) - 8388736.0f;
+}
+SSMJIT_DEVICE void unpack_half_word(u32 word, int half, float (&v)[2], e4m3) {
+  if constexpr (kFp8InHardware) {
+    unpack_word(fp8_unpack_e4m3(word >> (16 * half) & 0xffffu), v, f16{});
+  } else {
+    float four[4];
+    unpack_word(word, four, e4m3{});
+    v[0] = half == 0 ? four[0] : four[2];
+    v[1] = half == 0 ? four[1] : four[3];
+  }
+}
+SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
+  v[0] = static_cast<float>(static_cast<i16>(word));
+  v[1] = static_cast<float>(static_cast<i16>(word >> 16));
+}
+
+// ---- eight neighbouring elements of one draw, stochastically ----
+
+// fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
+SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
+
+// Where no element is special, adding the bits and cutting is all that is to do: of sizes that add up to a finite sum
+// and, in fp16, are normal there and do not reach its largest.
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
+  if constexpr (kStochasticInHardware) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
+    return;
+  }
+  float sum = abs_f32(v[0]), least = sum;
+#pragma unroll
+  for (int i = 1; i < 8; ++i) {
+    sum += abs_f32(v[i]);
+    least = min_f32(least, abs_f32(v[i]));
+  }
+  if (least >= 0x1p-14f && sum < 65504.0f) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
+                             bits_float(float_bits(v[2 * i + 1]) + (draw.word[i] >> 16 & 0x1fffu)));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
+                stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
+  }
+}
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16) {
+  if constexpr (kStochasticInHardware) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
+    return;
+  }
+  float sum = abs_f32(v[0]);
+#pragma unroll
+  for (int i = 1; i < 8; ++i) sum += abs_f32(v[i]);
+  if (sum <= 0x1.fffffep127f) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      word[i] = upper_halves(float_bits(v[2 * i]) + (draw.word[i] & 0xffffu),
+                             float_bits(v[2 * i + 1]) + (draw.word[i] >> 16));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      word[i] = stochastic_bf16(v[2 * i], random_half(draw, 2 * i)) |
+                stochastic_bf16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
+  }
+}
+// e4m3 takes word i of the draw for elements 4i to 4i + 3, as the hardware does: the low 16 bits for the first, in
+// reverse for the second, the high 16 likewise for the other two.
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], e4m3) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const u32 bits = draw.word[i];
+    const float four[4] = {v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]};
+    if constexpr (kStochasticInHardware)
+      word[i] = stochastic_pack_e4m3(four, bits);
+    else
+      word[i] = stochastic_e4m3(four[0], bits) | stochastic_e4m3(four[1], reverse_bits(bits) >> 16) << 8 |
+                stochastic_e4m3(four[2], bits >> 16) << 16 | stochastic_e4m3(four[3], reverse_bits(bits)) << 24;
+  }
+}
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], i8) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    int q[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) q[j] = stochastic_int<127>(v[4 * i + j], random_half(draw, 4 * i + j));
+    word[i] = pack_bytes(q[0], q[1], q[2], q[3]);
+  }
+}
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    word[i] = upper_halves(static_cast<u32>(stochastic_units<32767>(v[2 * i], random_half(draw, 2 * i))),
+                           static_cast<u32>(stochastic_units<32767>(v[2 * i + 1], random_half(draw, 2 * i + 1))));
+}
+
+// ---- a vector of neighbouring state elements ----
+
+// Whether the rows of a state of T have a scale, and the largest number that T holds.
+SSMJIT_DEVICE constexpr bool is_scaled(i8) { return true; }
+SSMJIT_DEVICE constexpr bool is_scaled(e4m3) { return true; }
+SSMJIT_DEVICE constexpr bool is_scaled(i16) { return true; }
+template <class T>
+SSMJIT_DEVICE constexpr bool is_scaled(T) {
+  return false;
+}
+SSMJIT_DEVICE constexpr float largest_of(i8) { return 127.0f; }
+SSMJIT_DEVICE constexpr float largest_of(e4m3) { return 448.0f; }
+SSMJIT_DEVICE constexpr float largest_of(i16) { return 32767.0f; }
+
+// What a row is multiplied by before it is rounded, from the size of its largest element; the inverse is its scale.
+// A row of nothing, or of so little that fp32 has no such factor, is stored as zeros with a scale of 1.
+template <class T>
+SSMJIT_DEVICE float encode_of_row(float largest, T) {
+  return largest >= 0x1p-110f ? largest_of(T{}) / largest : 1.0f;
+}
+
+// To nearest even.
+template <int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector(const float (&v)[kCount], T) {
+  static_assert(kCount == 4 * kPerWord<T>);
+  Vec16 rounded;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    float part[kPerWord<T>];
+#pragma unroll
+    for (int e = 0; e < kPerWord<T>; ++e) part[e] = v[w * kPerWord<T> + e];
+    rounded.word[w] = pack_word(part, T{});
+  }
+  return rounded;
+}
+// By chance, from a draw for each eight elements.
+template <int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+  static_assert(kCount == 4 * kPerWord<T> && kCount % 8 == 0);
+  constexpr int kWords = 8 / kPerWord<T>;  // of a draw
+  Vec16 rounded;
+#pragma unroll
+  for (int d = 0; d < kCount / 8; ++d) {
+    float eight[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
+    u32 word[kWords];
+    round_stochastic(eight, draw[d], word, T{});
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) rounded.word[d * kWords + w] = word[w];
+  }
+  return rounded;
+}
+// The same; `place`: of the first element, a multiple of 8, as state_draw counts it.
+template <int kRounds, int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, u64 place, T) {
+  Draw draw[kCount / 8];
+#pragma unroll
+  for (int d = 0; d < kCount / 8; ++d) draw[d] = state_draw<kRounds>(seed, place + 8 * d, 0);
+  return round_vector_by(v, draw, T{});
+}
+
+// ---- index.cuh ----
+
+// An entry of an int32 or int64 index array, as the words that were asked for: what waits for them is value(), so it
+// can stand behind the loads that need no index. No branch. A null array gives `otherwise`; `readable` is any address
+// that may be read in its place.
+struct IndexEntry {
+  u32 low, high;
+  i64 otherwise;
+  bool given, wide;
+
+  static SSMJIT_DEVICE IndexEntry load(const void* indices, int wide, i64 at, i64 otherwise, const void* readable) {
+    IndexEntry e;
+    e.given = indices != nullptr;
+    e.wide = wide != 0;
+    e.otherwise = otherwise;
+    const u32* words = static_cast<const u32*>(e.given ? indices : readable);
+    const i64 first = e.given ? (e.wide ? 2 * at : at) : 0;
+    e.low = load_now_b32(words + first);
+    e.high = load_now_b32(words + (e.given && e.wide ? first + 1 : first));
+    return e;
+  }
+  SSMJIT_DEVICE i64 value() const {
+    const i64 narrow = static_cast<int>(low);
+    return !given ? otherwise : wide ? static_cast<i64>(static_cast<u64>(high) << 32 | low) : narrow;
+  }
+};
+
+// ---- launch.cuh ----
+
+// What a kernel is compiled for and told, beside its sizes and tensors.
+
+// How the state comes to the lane that uses it; each kernel says what it makes of these.
+enum class StatePath { direct, cp_async, bulk };
+// What the output row of a pad request holds.
+enum class PadOutput { zeros, untouched, as_if_zero_state };
+// Programmatic dependent launch: how far a kernel may come before the launch in front of it has ended.
+enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
+
+// ---- maths.cuh ----
+
+// The functions that a description's expressions are made of, in fp32.
+
+SSMJIT_DEVICE float fn_exp(float v) { return exp_f32(v); }
+SSMJIT_DEVICE float fn_log(float v) { return log_f32(v); }
+SSMJIT_DEVICE float fn_tanh(float v) { return tanh_f32(v); }
+SSMJIT_DEVICE float fn_sqrt(float v) { return sqrt_f32(v); }
+SSMJIT_DEVICE float fn_abs(float v) { return abs_f32(v); }
+SSMJIT_DEVICE float fn_min(float a, float b) { return min_f32(a, b); }
+SSMJIT_DEVICE float fn_max(float a, float b) { return max_f32(a, b); }
+SSMJIT_DEVICE float fn_clamp(float v, float low, float high) { return min_f32(max_f32(v, low), high); }
+SSMJIT_DEVICE float fn_relu(float v) { return max_f32(v, 0.0f); }
+// log(1 + exp(v)); v itself above 20, where they agree to fp32
+SSMJIT_DEVICE float fn_softplus(float v) { return v <= 20.0f ? log1p_f32(exp_f32(v)) : v; }
+SSMJIT_DEVICE float fn_sigmoid(float v) { return 1.0f / (1.0f + exp_f32(-v)); }
+SSMJIT_DEVICE float fn_silu(float v) { return v * fn_sigmoid(v); }
+
+// ---- update_args.cuh ----
+
+// What a launch of the update kernels is given, by value, in one struct (also read by the host, so plain C++).
+// Strides count elements; a row is one request. Pointers that the description has no use for are null.
+
+struct UpdateArgs {
+  // What the first load needs stands first: a kernel fetches its arguments line by line, and waits for each.
+  const void* state_batch_indices;  // [batch], null: row b uses slot b
+  long long index_stride;
+  int wide_indices;       // 1: indices are int64, 0: int32
+  int pdl;                // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads the index and the state,
+                          // waits, then reads the rest; any other does as for 1
+  const void* A;          // [nheads] fp32, negative
+  long long slots;        // a slot index outside [0, slots) makes its row a pad row
+  long long pad_slot_id;  // a row with this index, or a negative one, is a pad row
+  void* state;            // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows; updated
+  long long state_stride;  // between slots
+  const void* x;           // [batch, nheads, head_dim]
+  long long x_stride;
+  const void* dt;  // [batch, nheads]
+  long long dt_stride;
+  const void* B;  // [batch, ngroups, dstate]
+  long long B_stride;
+  const void* C;  // [batch, ngroups, dstate]
+  long long C_stride;
+  const void* dt_bias;  // [nheads]
+  const void* D;        // [nheads]
+  const void* z;        // [batch, nheads, head_dim], gate
+  long long z_stride;
+  void* out;  // [batch, nheads, head_dim]
+  long long out_stride;
+  const void* dst_state_batch_indices;  // [batch], where the new state goes; null: where it was read
+  long long dst_index_stride;
+};
+
+// ---- update.cuh ----
+
+// One decode step of a state-space layer, one token a request, the state updated in place (or written to another slot):
+//
+//   delta = Cfg::delta(dt, dt_bias)            a head
+//   h'[p, n] = decay * h[p, n] + (delta * x[p]) * B[n]
+//   y[p] = sum over n of h'[p, n] * C[n]       from the fp32 h', not from what is stored
+//   y[p] += Cfg::skip(D, x[p]);  y[p] *= Cfg::gate(z[p])
+//
+// What costs is the state: [head_dim, dstate] a head is read and written once, the rest is small. A block takes block_m
+// rows of head_dim for heads_per_block heads of one request; a warp takes block_m / warps neighbouring rows and needs
+// no other warp. Within a warp, lanes_per_row lanes share a row in 16-byte vectors (so a load instruction covers whole
+// lines), and each lane has kRows neighbouring rows, all of whose vectors are asked for before the first is used.
+//
+// state_path: how the state travels from memory to registers (it always leaves by vector stores):
+//   direct    straight into registers; with several heads a block the next one's loads are in flight during this one's
+//             arithmetic
+//   cp_async  into shared memory by cp.async, a stage for each head of the block; a lane waits for its own vectors only
+//   bulk      the same by one bulk copy a warp and head (sm_90), on a barrier of the warp's own
+
+// Sizes that follow from Cfg. Cfg is a struct of constants: kHeadDim, kDstate, kHeadsPerGroup, the types State, Input,
+// Dt, Weight, kPadOutput, kDestination, the plan's fields, and the functions delta, decay, skip, gate.
+template <class Cfg>
+struct UpdateShape {
+  static constexpr int kVecElements = 16 / static_cast<int>(sizeof(typename Cfg::State));
+  static constexpr int kRowVectors = Cfg::kDstate / kVecElements;
+  static constexpr int kLanes = Cfg::kLanesPerRow;
+  static constexpr int kVectors = (kRowVectors + kLanes - 1) / kLanes;  // a lane and row; the last may be past the end
+  static constexpr bool kRagged = kRowVectors % kLanes != 0;
+  static constexpr int kRowsPerWarp = Cfg::kBlockM / Cfg::kWarps;
+  static constexpr int kRows = kRowsPerWarp / (32 / kLanes);  // a lane
+  static constexpr int kTiles = Cfg::kHeadDim / Cfg::kBlockM;
+  static constexpr int kHeadSize = Cfg::kHeadDim * Cfg::kDstate;
+  static constexpr int kWarpBytes = kRowsPerWarp * Cfg::kDstate * static_cast<int>(sizeof(typename Cfg::State));
+  using Sums = RowSums<kRows, kLanes>;
+  static constexpr int kOwned = Sums::owned();
+};
+
+// kCount neighbouring elements as they lie in memory, widened where they are used: a load must not make the next one
+// wait. kAligned: the address is a multiple of the largest power of two (up to 16 bytes) that divides their size.
+template <class T, int kCount, bool kAligned>
+struct Packed {
+  static constexpr int kBytes = kCount * static_cast<int>(sizeof(T));
+  static constexpr bool kWords = kAligned && kBytes % 4 == 0;
+  static constexpr int kPer = kPerWord<T>;
+  T element[kWords ? 1 : kCount];
+  u32 word[kWords ? kBytes / 4 : 1];
+
+  SSMJIT_DEVICE void load(const T* p) {
+    if constexpr (kWords)
+      load_now<kBytes / 4>(p, word);
+    else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) load_now(p + i, element[i]);
+    }
+  }
+  SSMJIT_DEVICE void zero() {
+    if constexpr (kWords) {
+#pragma unroll
+      for (int i = 0; i < kBytes / 4; ++i) word[i] = 0;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) element[i] = T{};
+    }
+  }
+  SSMJIT_DEVICE void widen_to(float (&v)[kCount]) const {
+    if constexpr (kWords) {
+#pragma unroll
+      for (int w = 0; w < kBytes / 4; ++w) {
+        float part[kPer];
+        unpack_word(word[w], part, T{});
+#pragma unroll
+        for (int e = 0; e < kPer; ++e) v[w * kPer + e] = part[e];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) v[i] = widen(element[i]);
+    }
+  }
+};
+
+// A lane's share of the state of one head.
+template <class Cfg>
+struct StateTile {
+  using S = UpdateShape<Cfg>;
+  Vec16 raw[S::kRows][S::kVectors];
+};
+
+// A head's scalars and the lane's inputs.
+template <class Cfg>
+struct HeadInputs {
+  using S = UpdateShape<Cfg>;
+  using Input = typename Cfg::Input;
+  typename Cfg::Dt dt;
+  typename Cfg::Weight dt_bias, D;
+  float A;
+  Packed<Input, S::kRows, Cfg::kAlignedRows> x;  // of the rows whose state the lane holds
+  Input x_own[S::kOwned], z_own[S::kOwned];      // of the rows whose output it writes
+};
+
+// B or C at the lane's columns.
+template <class Cfg>
+struct Columns {
+  using S = UpdateShape<Cfg>;
+  Packed<typename Cfg::Input, S::kVecElements, Cfg::kAlignedRows> vector[S::kVectors];
+};
+
+template <class Cfg>
+struct UpdateStep {
+  using S = UpdateShape<Cfg>;
+  using State = typename Cfg::State;
+  using Input = typename Cfg::Input;
+
+  const UpdateArgs& args;
+  int row;       // request
+  int head;      // the block's first head
+  int lane_row;  // the lane's first row of head_dim
+  int column;    // the lane's place among the lanes of a row
+  int own_row;   // the first row whose output the lane writes
+  bool owner;    // whether it writes them
+
+  // The lane's vector v of row r within a head's [head_dim, dstate], in elements.
+  static SSMJIT_DEVICE int element(int r, int v, int lane_row, int column) {
+    return (lane_row + r) * Cfg::kDstate + (v * S::kLanes + column) * S::kVecElements;
+  }
+  static SSMJIT_DEVICE bool inside(int v, int column) {
+    return !S::kRagged || v + 1 < S::kVectors || v * S::kLanes + column < S::kRowVectors;
+  }
+
+  SSMJIT_DEVICE void load_state(StateTile<Cfg>& tile, const State* head_state, bool live) const {
+#pragma unroll
+    for (int r = 0; r < S::kRows; ++r)
+#pragma unroll
+      for (int v = 0; v < S::kVectors; ++v)
+        tile.raw[r][v] = live && inside(v, column)
+                             ? load_global<Cfg::kStreaming>(head_state + element(r, v, lane_row, column))
+                             : Vec16{};
+  }
+
+  SSMJIT_DEVICE void load_inputs(HeadInputs<Cfg>& in, int h) const {
+    const i64 at = static_cast<i64>(h) * Cfg::kHeadDim;
+    const Input* x = static_cast<const Input*>(args.x) + row * args.x_stride + at;
+    load_now(static_cast<const typename Cfg::Dt*>(args.dt) + row * args.dt_stride + h, in.dt);
+    in.x.load(x + lane_row);
+    load_now(static_cast<const float*>(args.A) + h, in.A);
+    if constexpr (Cfg::kHasDtBias) load_now(static_cast<const typename Cfg::Weight*>(args.dt_bias) + h, in.dt_bias);
+    if constexpr (Cfg::kHasD) load_now(static_cast<const typename Cfg::Weight*>(args.D) + h, in.D);
+    if constexpr (Cfg::kHasSkip) {
+#pragma unroll
+      for (int i = 0; i < S::kOwned; ++i) load_now(x + own_row + i, in.x_own[i]);
+    }
+    if constexpr (Cfg::kHasGate) {
+      const Input* z = static_cast<const Input*>(args.z) + row * args.z_stride + at;
+#pragma unroll
+      for (int i = 0; i < S::kOwned; ++i) load_now(z + own_row + i, in.z_own[i]);
+    }
+  }
+
+  SSMJIT_DEVICE void load_columns(Columns<Cfg>& columns, const void* base, i64 stride) const {
+    const Input* p =
+        static_cast<const Input*>(base) + row * stride + static_cast<i64>(head / Cfg::kHeadsPerGroup) * Cfg::kDstate;
+#pragma unroll
+    for (int i = 0; i < S::kVectors; ++i) {
+      if (inside(i, column))
+        columns.vector[i].load(p + (i * S::kLanes + column) * S::kVecElements);
+      else
+        columns.vector[i].zero();
+    }
+  }
+
+  // One head: the recurrence on the lane's vectors, the new state to memory, the sums over dstate, the output.
+  SSMJIT_DEVICE void step(StateTile<Cfg>& tile, const HeadInputs<Cfg>& in, const Columns<Cfg>& columns_B,
+                          const Columns<Cfg>& columns_C, State* head_target, bool store, int h) const {
+    constexpr int kPer = kPerWord<State>;
+    float dt_bias = 0.0f, D = 0.0f;
+    if constexpr (Cfg::kHasDtBias) dt_bias = widen(in.dt_bias);
+    if constexpr (Cfg::kHasD) D = widen(in.D);
+    const float delta = Cfg::delta(widen(in.dt), dt_bias);
+    const float decay = Cfg::decay(in.A, widen(in.dt), delta);
+    float x[S::kRows];
+    in.x.widen_to(x);
+    float B[S::kVectors][S::kVecElements], C[S::kVectors][S::kVecElements];
+#pragma unroll
+    for (int v = 0; v < S::kVectors; ++v) {
+      columns_B.vector[v].widen_to(B[v]);
+      columns_C.vector[v].widen_to(C[v]);
+    }
+    float y[S::kRows];
+#pragma unroll
+    for (int r = 0; r < S::kRows; ++r) {
+      const float u = delta * x[r];
+      y[r] = 0.0f;
+#pragma unroll
+      for (int v = 0; v < S::kVectors; ++v) {
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          float s[kPer];
+          unpack_word(tile.raw[r][v].word[w], s, State{});
+#pragma unroll
+          for (int e = 0; e < kPer; ++e) {
+            s[e] = fma_f32(s[e], decay, u * B[v][w * kPer + e]);
+            y[r] = fma_f32(s[e], C[v][w * kPer + e], y[r]);
+          }
+          tile.raw[r][v].word[w] = pack_word(s, State{});
+        }
+        if (store && inside(v, column))
+          store_global<Cfg::kStreaming>(head_target + element(r, v, lane_row, column), tile.raw[r][v]);
+      }
+    }
+    S::Sums::sum(y, column);
+    if (owner) {
+      Input* out = static_cast<Input*>(args.out) + row * args.out_stride + static_cast<i64>(h) * Cfg::kHeadDim;
+#pragma unroll
+      for (int i = 0; i < S::kOwned; ++i) {
+        float v = y[i];
+        if constexpr (Cfg::kHasSkip) v += Cfg::skip(D, widen(in.x_own[i]));
+        if constexpr (Cfg::kHasGate) v *= Cfg::gate(widen(in.z_own[i]));
+        narrow(v, out[own_row + i]);
+      }
+    }
+  }
+
+  SSMJIT_DEVICE void write_zeros() const {
+    if (!owner) return;
+    for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
+      Input* out = static_cast<Input*>(args.out) + row * args.out_stride + static_cast<i64>(head + i) * Cfg::kHeadDim;
+#pragma unroll
+      for (int j = 0; j < S::kOwned; ++j) narrow(0.0f, out[own_row + j]);
+    }
+  }
+};
+
+// Grid: x = nheads / heads_per_block * (head_dim / block_m), y = batch. Block: 32 * warps threads.
+template <class Cfg>
+SSMJIT_DEVICE void update(const UpdateArgs& args) {
+  using S = UpdateShape<Cfg>;
+  using State = typename Cfg::State;
+  const int warp = thread_index() / 32;
+  const int lane = lane_index();
+  const int column = lane % S::kLanes;
+  const int warp_row = (block_x() % S::kTiles) * Cfg::kBlockM + warp * S::kRowsPerWarp;
+  const int lane_row = warp_row + (lane / S::kLanes) * S::kRows;
+  const UpdateStep<Cfg> at{args,
+                           block_y(),
+                           block_x() / S::kTiles * Cfg::kHeadsPerBlock,
+                           lane_row,
+                           column,
+                           lane_row + S::Sums::first_row(column),
+                           S::Sums::owner(column)};
+
+  if (args.pdl != kPdlOff) {
+    grid_dependency_trigger();
+    if (!Cfg::kEarlyState || args.pdl == kPdlWaitFirst) grid_dependency_wait();
+  }
+
+  // Which slot. A pad row forms no address from its index.
+  const IndexEntry source_entry =
+      IndexEntry::load(args.state_batch_indices, args.wide_indices, at.row * args.index_stride, at.row, args.A);
+  IndexEntry target_entry = source_entry;
+  if constexpr (Cfg::kDestination) {
+    if (args.dst_state_batch_indices != nullptr)
+      target_entry = IndexEntry::load(args.dst_state_batch_indices, args.wide_indices, at.row * args.dst_index_stride,
+                                      at.row, args.A);
+  }
+
+  // Whether there is a state to read and to write, and where. What follows from the index stands behind the loads that
+  // do not need it.
+  bool live, store;
+  const State* from;
+  State* to;
+  const auto locate = [&] {
+    const i64 source = source_entry.value();
+    const i64 target = target_entry.value();
+    live = source >= 0 && source < args.slots && source != args.pad_slot_id;
+    store = live && target >= 0 && target < args.slots && target != args.pad_slot_id;
+    const i64 first = static_cast<i64>(at.head) * S::kHeadSize;
+    from = static_cast<const State*>(args.state) + (live ? source * args.state_stride + first : 0);
+    to = static_cast<State*>(args.state) + (store ? target * args.state_stride + first : 0);
+  };
+
+  // A stage a head in shared memory, private to the warp: [warps][stages][rows of the warp, dstate], then, for bulk
+  // copies, [warps][stages] barriers.
+  static_assert(Cfg::kStatePath == StatePath::direct || Cfg::kStages == Cfg::kHeadsPerBlock);
+  extern __shared__ __align__(128) unsigned char stages[];
+  unsigned char* mine = stages + warp * Cfg::kStages * S::kWarpBytes;
+  Barrier* full = reinterpret_cast<Barrier*>(stages + Cfg::kWarps * Cfg::kStages * S::kWarpBytes) + warp * Cfg::kStages;
+  const auto stage = [&](int i) { return mine + i * S::kWarpBytes; };
+  const auto in_stage = [&](int i, int r, int v) {
+    return stage(i) + at.element(r, v, lane_row - warp_row, column) * static_cast<int>(sizeof(State));
+  };
+  const auto fetch = [&](int i) {
+    if constexpr (Cfg::kStatePath == StatePath::cp_async) {
+      if (i < Cfg::kHeadsPerBlock && live) {
+#pragma unroll
+        for (int r = 0; r < S::kRows; ++r)
+#pragma unroll
+          for (int v = 0; v < S::kVectors; ++v)
+            if (at.inside(v, column))
+              copy_async(in_stage(i, r, v), from + i * S::kHeadSize + at.element(r, v, lane_row, column));
+      }
+      copy_async_commit();  // empty groups too, so that the count of pending ones stays the same
+    } else if (i < Cfg::kHeadsPerBlock && live && lane == 0) {
+      barrier_arrive_expect(full + i, S::kWarpBytes);
+      bulk_load(stage(i), from + i * S::kHeadSize + warp_row * Cfg::kDstate, S::kWarpBytes, full + i);
+    }
+  };
+  const auto wait_for_stage = [&](int i) {
+    if constexpr (Cfg::kStatePath == StatePath::cp_async)
+      copy_async_wait<Cfg::kStages - 1>();
+    else if (live)
+      barrier_wait(full + i, 0);
+  };
+  if constexpr (Cfg::kStatePath == StatePath::bulk) {
+    if (lane < Cfg::kStages) barrier_init(full + lane, 1);
+    barrier_init_fence();
+    sync_warp();
+  }
+
+  StateTile<Cfg> tile;
+  const auto request_state = [&] {
+    if constexpr (Cfg::kStatePath == StatePath::direct) {
+      at.load_state(tile, from, live);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Cfg::kStages - 1; ++i) fetch(i);
+    }
+  };
+
+  // The addresses of the inputs wait for no index, so they are asked for before the state; unless the state may
+  // overtake the producer of the inputs (the wait is none in a launch that depends on nothing).
+  if constexpr (Cfg::kEarlyState) {
+    locate();
+    request_state();
+    grid_dependency_wait();
+  }
+  Columns<Cfg> B, C;
+  HeadInputs<Cfg> in;
+  at.load_columns(B, args.B, args.B_stride);
+  at.load_columns(C, args.C, args.C_stride);
+  at.load_inputs(in, at.head);
+  if constexpr (!Cfg::kEarlyState) locate();
+  if constexpr (Cfg::kPadOutput != PadOutput::as_if_zero_state) {
+    if (!live) {
+      if constexpr (Cfg::kPadOutput == PadOutput::zeros) at.write_zeros();
+      return;
+    }
+  }
+  if constexpr (!Cfg::kEarlyState) request_state();
+
+  if constexpr (Cfg::kHeadsPerBlock == 1) {
+    at.step(tile, in, B, C, to, store, at.head);
+  } else {
+    [[maybe_unused]] StateTile<Cfg> ahead;
+    HeadInputs<Cfg> in_ahead;
+#pragma unroll 1
+    for (int i = 0; i < Cfg::kHeadsPerBlock; ++i) {
+      const bool more = i + 1 < Cfg::kHeadsPerBlock;
+      if (more) at.load_inputs(in_ahead, at.head + i + 1);
+      if constexpr (Cfg::kStatePath == StatePath::direct) {
+        if (more) at.load_state(ahead, from + (i + 1) * S::kHeadSize, live);
+      } else {
+        fetch(i + Cfg::kStages - 1);
+        wait_for_stage(i);
+#pragma unroll
+        for (int r = 0; r < S::kRows; ++r)
+#pragma unroll
+          for (int v = 0; v < S::kVectors; ++v)
+            tile.raw[r][v] = live && at.inside(v, column) ? load_shared(in_stage(i, r, v)) : Vec16{};
+      }
+      at.step(tile, in, B, C, to + i * S::kHeadSize, store, at.head + i);
+      in = in_ahead;
+      if constexpr (Cfg::kStatePath == StatePath::direct) tile = ahead;
+    }
+  }
+}
+
+// ---- update_rounded_args.cuh ----
+
+// What a launch of update_rounded.cuh is given, by value, in one struct (also read by the host, so plain C++): an
+// update's, and how the state is stored. Strides count elements.
+
+struct UpdateRoundedArgs {
+  UpdateArgs update;
+  float* state_scale;            // [slots, nheads, head_dim], inner two contiguous, 16-byte aligned slots; updated;
+                                 // null: the state has none
+  long long state_scale_stride;  // between slots
+  const long long* rand_seed;    // [1] or [slots]; null: to nearest
+  long long seed_stride;         // between slots; 0: one seed for all
+  long long nheads;
+};
+
+// ---- update_rounded.cuh ----
+
+// update.cuh of a state that is more than rounded to nearest: stored by chance, or in units of a factor for each row of
+// dstate (int8, fp8, int16), or both. What is computed is the same, from the stored values times their factors; y comes
+// from the fp32 state as there. A row's new factor follows from its largest element. The random bits of an element are
+// those of its place in the slot that it goes to, so that neither plan nor launch shape shows in them.
+//
+// One head a block, straight into registers. Lanes that share a row search it for its largest together.
+// stages: when the random bits are drawn
+//   1   row by row, where they are used
+//   2   those of all rows while the state is on its way; they wait in registers
+
+// How the rows of a lane are stored.
+template <class Cfg>
+struct RowStorage {
+  using S = UpdateShape<Cfg>;
+  static constexpr bool kScaled = is_scaled(typename Cfg::State{});
+  static constexpr bool kByChance = Cfg::kPhiloxRounds > 0;
+  static constexpr int kDraws = S::kVecElements >= 8 ? S::kVecElements / 8 : 1;  // of a vector
+  Packed<float, kScaled ? S::kRows : 1, true> scale;
+  Draw draw[kByChance ? S::kRows : 1][S::kVectors * kDraws];
+
+  // Row r's draws; `first`: the number of that of the lane's first elements.
+  SSMJIT_DEVICE void draw_row(int r, u64 seed, u64 first) {
+#pragma unroll
+    for (int v = 0; v < S::kVectors; ++v)
+#pragma unroll
+      for (int d = 0; d < kDraws; ++d)
+        draw[r][v * kDraws + d] = numbered_draw<Cfg::kPhiloxRounds>(
+            seed, first + static_cast<u64>((r * Cfg::kDstate + v * S::kLanes * S::kVecElements) / 8 + d), 0);
+  }
+  // They are drawn by here.
+  SSMJIT_DEVICE void keep_draws() {
+#pragma unroll
+    for (int r = 0; r < S::kRows; ++r)
+#pragma unroll
+      for (int d = 0; d < S::kVectors * kDraws; ++d)
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          int bits = static_cast<int>(draw[r][d].word[w]);
+          keep(bits);
+          draw[r][d].word[w] = static_cast<u32>(bits);
+        }
+  }
+};
+
+template <class Cfg>
+struct RoundedStep {
+  using S = UpdateShape<Cfg>;
+  using State = typename Cfg::State;
+  using Input = typename Cfg::Input;
+  using Storage = RowStorage<Cfg>;
+  static constexpr bool kAhead = Storage::kByChance && Cfg::kStages == 2;
+
+  const UpdateStep<Cfg>& at;
+
+  // A row of the lane: in units of its new factor, whose inverse is `scale`, then to memory.
+  SSMJIT_DEVICE void store_row(float (&s)[S::kVectors][S::kVecElements], const Storage& storage, int r, State* to,
+                               float& scale, bool store) const {
+    if constexpr (Storage::kScaled) {
+      float largest = 0.0f;
+#pragma unroll
+      for (int v = 0; v < S::kVectors; ++v)
+#pragma unroll
+        for (int e = 0; e < S::kVecElements; ++e) largest = max_f32(largest, abs_f32(s[v][e]));
+      const float encode = encode_of_row(max_lanes<S::kLanes>(largest), State{});
+#pragma unroll
+      for (int v = 0; v < S::kVectors; ++v)
+#pragma unroll
+        for (int e = 0; e < S::kVecElements; ++e) s[v][e] *= encode;
+      scale = 1.0f / encode;
+    }
+#pragma unroll
+    for (int v = 0; v < S::kVectors; ++v) {
+      Vec16 rounded;
+      if constexpr (Storage::kByChance)
+        rounded = round_vector_by(s[v], &storage.draw[r][v * Storage::kDraws], State{});
+      else
+        rounded = round_vector(s[v], State{});
+      if (store && at.inside(v, at.column))
+        store_global<Cfg::kStreaming>(to + at.element(r, v, at.lane_row, at.column), rounded);
+    }
+  }
+
+  SSMJIT_DEVICE static void store_scale(float* to, const float (&scale)[S::kRows]) {
+    constexpr int kAtOnce = S::kRows % 4 == 0 ? 4 : 1;
+#pragma unroll
+    for (int r = 0; r < S::kRows; r += kAtOnce) {
+      if constexpr (kAtOnce == 4)
+        store_global<false>(to + r, Vec16{{float_bits(scale[r]), float_bits(scale[r + 1]), float_bits(scale[r + 2]),
+                                           float_bits(scale[r + 3])}});
+      else
+        to[r] = scale[r];
+    }
+  }
+
+  // `seed` and `first_draw`: of draws that are made here.
+  SSMJIT_DEVICE void step(const StateTile<Cfg>& tile, const HeadInputs<Cfg>& in, const Columns<Cfg>& columns_B,
+                          const Columns<Cfg>& columns_C, Storage& storage, u64 seed, u64 first_draw, State* to,
+                          float* to_scale, bool store) const {
+    constexpr int kPer = kPerWord<State>;
+    float dt_bias = 0.0f, D = 0.0f;
+    if constexpr (Cfg::kHasDtBias) dt_bias = widen(in.dt_bias);
+    if constexpr (Cfg::kHasD) D = widen(in.D);
+    const float delta = Cfg::delta(widen(in.dt), dt_bias);
+    const float decay = Cfg::decay(in.A, widen(in.dt), delta);
+    float x[S::kRows];
+    in.x.widen_to(x);
+    float scale[Storage::kScaled ? S::kRows : 1];
+    storage.scale.widen_to(scale);
+    float B[S::kVectors][S::kVecElements], C[S::kVectors][S::kVecElements];
+#pragma unroll
+    for (int v = 0; v < S::kVectors; ++v) {
+      columns_B.vector[v].widen_to(B[v]);
+      columns_C.vector[v].widen_to(C[v]);
+    }
+    float y[S::kRows];
+#pragma unroll
+    for (int r = 0; r < S::kRows; ++r) {
+      const float u = delta * x[r];
+      float& own_scale = scale[Storage::kScaled ? r : 0];
+      const float kept = Storage::kScaled ? decay * own_scale : decay;
+      if constexpr (Storage::kByChance && !kAhead) storage.draw_row(r, seed, first_draw);
+      float s[S::kVectors][S::kVecElements];
+      y[r] = 0.0f;
+#pragma unroll
+      for (int v = 0; v < S::kVectors; ++v)
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          float part[kPer];
+          unpack_word(tile.raw[r][v].word[w], part, State{});
+#pragma unroll
+          for (int e = 0; e < kPer; ++e) {
+            float& now = s[v][w * kPer + e];
+            now = fma_f32(part[e], kept, u * B[v][w * kPer + e]);
+            y[r] = fma_f32(now, C[v][w * kPer + e], y[r]);
+          }
+        }
+      store_row(s, storage, r, to, own_scale, store);
+    }
+    if constexpr (Storage::kScaled) {
+      sync_warp();  // all lanes of a row have read its old factor
+      if (store && at.column == 0) store_scale(to_scale + at.lane_row, scale);
+    }
+    S::Sums::sum(y, at.column);
+    if (!at.owner) return;
+    Input* out =
+        static_cast<Input*>(at.args.out) + at.row * at.args.out_stride + static_cast<i64>(at.head) * Cfg::kHeadDim;
+#pragma unroll
+    for (int i = 0; i < S::kOwned; ++i) {
+      float v = y[i];
+      if constexpr (Cfg::kHasSkip) v += Cfg::skip(D, widen(in.x_own[i]));
+      if constexpr (Cfg::kHasGate) v *= Cfg::gate(widen(in.z_own[i]));
+      narrow(v, out[at.own_row + i]);
+    }
+  }
+};
+
+// Grid: x = nheads * (head_dim / block_m), y = batch. Block: 32 * warps threads.
+template <class Cfg>
+SSMJIT_DEVICE void update_rounded(const UpdateRoundedArgs& rounded_args) {
+  using S = UpdateShape<Cfg>;
+  using State = typename Cfg::State;
+  using Storage = RowStorage<Cfg>;
+  static_assert(Cfg::kStatePath == StatePath::direct && Cfg::kHeadsPerBlock == 1);
+  static_assert(!Storage::kByChance || S::kVecElements % 8 == 0);
+  const UpdateArgs& args = rounded_args.update;
+  const int lane = lane_index();
+  const int column = lane % S::kLanes;
+  const int lane_row =
+      (block_x() % S::kTiles) * Cfg::kBlockM + thread_index() / 32 * S::kRowsPerWarp + (lane / S::kLanes) * S::kRows;
+  const UpdateStep<Cfg> at{args,
+                           block_y(),
+                           block_x() / S::kTiles,
+                           lane_row,
+                           column,
+                           lane_row + S::Sums::first_row(column),
+                           S::Sums::owner(column)};
+  const RoundedStep<Cfg> step{at};
+
+  if (args.pdl != kPdlOff) {
+    grid_dependency_trigger();
+    if (!Cfg::kEarlyState || args.pdl == kPdlWaitFirst) grid_dependency_wait();
+  }
+
+  // Which slot. A pad row forms no address from its index.
+  const IndexEntry source_entry =
+      IndexEntry::load(args.state_batch_indices, args.wide_indices, at.row * args.index_stride, at.row, args.A);
+  IndexEntry target_entry = source_entry;
+  if constexpr (Cfg::kDestination) {
+    if (args.dst_state_batch_indices != nullptr)
+      target_entry = IndexEntry::load(args.dst_state_batch_indices, args.wide_indices, at.row * args.dst_index_stride,
+                                      at.row, args.A);
+  }
+  bool live, store;
+  i64 source, target;
+  const auto locate = [&] {
+    source = source_entry.value();
+    target = target_entry.value();
+    live = source >= 0 && source < args.slots && source != args.pad_slot_id;
+    store = live && target >= 0 && target < args.slots && target != args.pad_slot_id;
+    if (!live) source = 0;
+    if (!store) target = 0;
+  };
+  const i64 first_row = static_cast<i64>(at.head) * Cfg::kHeadDim;
+  StateTile<Cfg> tile;
+  Storage storage;
+  const auto request_state = [&] {
+    if constexpr (Storage::kScaled) {
+      storage.scale.zero();
+      if (live)
+        storage.scale.load(rounded_args.state_scale + source * rounded_args.state_scale_stride + first_row + lane_row);
+    }
+    at.load_state(tile, static_cast<const State*>(args.state) + source * args.state_stride + first_row * Cfg::kDstate,
+                  live);
+  };
+
+  // In the order of update.cuh.
+  if constexpr (Cfg::kEarlyState) {
+    locate();
+    request_state();
+    grid_dependency_wait();
+  }
+  Columns<Cfg> B, C;
+  HeadInputs<Cfg> in;
+  at.load_columns(B, args.B, args.B_stride);
+  at.load_columns(C, args.C, args.C_stride);
+  at.load_inputs(in, at.head);
+  if constexpr (!Cfg::kEarlyState) locate();
+  if constexpr (Cfg::kPadOutput != PadOutput::as_if_zero_state) {
+    if (!live) {
+      if constexpr (Cfg::kPadOutput == PadOutput::zeros) at.write_zeros();
+      return;
+    }
+  }
+  u64 seed = 0, first_draw = 0;
+  if constexpr (Storage::kByChance) {
+    u32 words[2];
+    load_now<2>(rounded_args.rand_seed + target * rounded_args.seed_stride, words);
+    seed = static_cast<u64>(words[1]) << 32 | words[0];
+    const u64 row =
+        (static_cast<u64>(target) * static_cast<u64>(rounded_args.nheads) + static_cast<u64>(at.head)) * Cfg::kHeadDim +
+        static_cast<u64>(lane_row);
+    first_draw = (row * Cfg::kDstate + static_cast<u64>(column * S::kVecElements)) / 8;
+  }
+  if constexpr (!Cfg::kEarlyState) request_state();
+  if constexpr (RoundedStep<Cfg>::kAhead) {
+#pragma unroll
+    for (int r = 0; r < S::kRows; ++r) storage.draw_row(r, seed, first_draw);
+    storage.keep_draws();
+  }
+  float* to_scale = nullptr;
+  if constexpr (Storage::kScaled)
+    to_scale = rounded_args.state_scale + target * rounded_args.state_scale_stride + first_row;
+  step.step(tile, in, B, C, storage, seed, first_draw,
+            static_cast<State*>(args.state) + target * args.state_stride + first_row * Cfg::kDstate, to_scale, store);
+}
+
+// ---- this kernel ----
+
+struct Config {
+  using State = i16;
+  using Input = bf16;  // x, z, B, C, out
+  using Dt = float;
+  using Weight = float;  // D, dt_bias
+  static constexpr int kHeadDim = 64;
+  static constexpr int kDstate = 128;
+  static constexpr int kHeadsPerGroup = 16;
+  static constexpr bool kHasDtBias = true;
+  static constexpr bool kHasD = true;
+  static constexpr bool kHasSkip = true;
+  static constexpr bool kHasGate = false;
+  static constexpr int kPhiloxRounds = 0;
+  static constexpr bool kDestination = false;
+  static constexpr bool kAlignedRows = true;
+  static constexpr PadOutput kPadOutput = PadOutput::zeros;
+
+  static constexpr int kBlockM = 16;
+  static constexpr int kWarps = 2;
+  static constexpr int kLanesPerRow = 16;
+  static constexpr int kHeadsPerBlock = 1;
+  static constexpr int kStages = 1;
+  static constexpr StatePath kStatePath = StatePath::direct;
+  static constexpr bool kStreaming = true;
+  static constexpr bool kEarlyState = false;
+
+  static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }
+  static SSMJIT_DEVICE float decay(float A, float dt, float delta) { return fn_exp(A * delta); }
+  static SSMJIT_DEVICE float skip(float D, float x) { return D * x; }
+  static SSMJIT_DEVICE float gate(float z) { return 0.0f; }
+};
+
+extern "C" __global__ void __launch_bounds__(64, 1) ssmjit_update_08e851d8(const __grid_constant__ UpdateRoundedArgs args) {
+  update_rounded<Config>(args);
+}
