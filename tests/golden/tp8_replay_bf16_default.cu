@@ -748,6 +748,8 @@ SSMJIT_DEVICE u32 reverse_bits(u32 bits) { return __brev(bits); }
 SSMJIT_DEVICE int round_to_int(float v) { return __float2int_rn(v); }
 // To the integer below.
 SSMJIT_DEVICE int floor_to_int(float v) { return __float2int_rd(v); }
+// The same of 0 up to 2^23 (anything of others), by an addition, which costs a quarter of a conversion.
+SSMJIT_DEVICE unsigned floor_below_2_23(float v) { return __float_as_uint(__fadd_rz(v, 0x1p23f)) - 0x4b000000u; }
 #endif
 
 // ---- device/stochastic.cuh ----
@@ -789,6 +791,14 @@ SSMJIT_DEVICE u32 stochastic_pack_e4m3(const float (&v)[4], u32 bits) {
 #endif
   return r;
 }
+// Two fp32 cut to fp16 towards zero, the first in the low half; on any GPU. Both are of 2^-14 to 65504 in size.
+SSMJIT_DEVICE u32 pack_cut_f16(float low, float high) {
+  u32 r;
+  asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+// The upper halves of two words, the first's in the low half.
+SSMJIT_DEVICE u32 upper_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
 #endif
 
 // ---- random.cuh ----
@@ -820,13 +830,17 @@ SSMJIT_DEVICE Draw philox(const Draw& counter, u64 key) {
   return {{c0, c1, c2, c3}};
 }
 
-// The bits of eight neighbouring state elements. `element`: the first one's place, a multiple of 8, counted in logical
-// sizes, ((slot * nheads + head) * head_dim + p) * dstate + n; `token`: which of several stored states, 0 where a
-// launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
+// The bits of eight neighbouring state elements, draw `number` of a state. `token`: which of several stored states, 0
+// where a launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
+template <int kRounds>
+SSMJIT_DEVICE Draw numbered_draw(u64 seed, u64 number, u32 token) {
+  return philox<kRounds>({{static_cast<u32>(number), static_cast<u32>(number >> 32), token, 0}}, seed);
+}
+// The same by the first element's place, a multiple of 8, counted in logical sizes, ((slot * nheads + head) * head_dim
+// + p) * dstate + n.
 template <int kRounds>
 SSMJIT_DEVICE Draw state_draw(u64 seed, u64 element, u32 token) {
-  const u64 draw = element / 8;
-  return philox<kRounds>({{static_cast<u32>(draw), static_cast<u32>(draw >> 32), token, 0}}, seed);
+  return numbered_draw<kRounds>(seed, element / 8, token);
 }
 
 // ---- rounding.cuh ----
@@ -871,14 +885,12 @@ SSMJIT_DEVICE u32 nearest_e5m2(float v) { return nearest_fp8<2, 15, 0x7b>(v); }
 // 0x7f (e4m3). fp16: 13 random bits; 2^16 and more is infinity, as is what rounds up to it.
 SSMJIT_DEVICE u32 stochastic_f16(float v, u32 random) {
   const u32 bits = float_bits(v), magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
-  random &= 0x1fffu;
-  if (magnitude > 0x7f800000u) return 0x7fffu;
-  u32 r;
-  if (magnitude >= 0x38800000u)  // 2^-14
-    r = magnitude < 0x47800000u ? (magnitude - 0x38000000u + random) >> 13 : 0x7c00u;
-  else  // in units of 2^-37, 2^-13 of the last place
-    r = (static_cast<u32>(floor_to_int(bits_float(magnitude) * 0x1p37f)) + random) >> 13;
-  return sign | r;
+  // Below 2^-14 in units of 2^-37, 2^-13 of the last place. Selected, not branched to: one of a warp's lanes often has
+  // such an element.
+  const u32 subnormal = floor_below_2_23(bits_float(magnitude) * 0x1p37f);
+  const u32 units = magnitude >= 0x38800000u ? magnitude - 0x38000000u : subnormal;
+  const u32 finite = (units + (random & 0x1fffu)) >> 13;
+  return magnitude > 0x7f800000u ? 0x7fffu : sign | (magnitude < 0x47800000u ? finite : 0x7c00u);
 }
 // bf16: 16 random bits; what rounds up past the largest is infinity.
 SSMJIT_DEVICE u32 stochastic_bf16(float v, u32 random) {
@@ -904,12 +916,16 @@ SSMJIT_DEVICE int nearest_int(float v) {
   const int r = round_to_int(v);
   return r < -kLargest ? -kLargest : r > kLargest ? kLargest : r;
 }
-// floor(v + random / 2^16), exactly: what v drops below 2^-16 never adds up to a carry.
+// floor(v + random / 2^16), exactly, in the upper half of the word: what v drops below 2^-16 never adds up to a carry.
 template <int kLargest>
-SSMJIT_DEVICE int stochastic_int(float v, u32 random) {
+SSMJIT_DEVICE int stochastic_units(float v, u32 random) {
   constexpr int kBound = kLargest * 65536;
   const int r = floor_to_int(v * 65536.0f);
-  return ((r < -kBound ? -kBound : r > kBound ? kBound : r) + static_cast<int>(random & 0xffffu)) >> 16;
+  return (r < -kBound ? -kBound : r > kBound ? kBound : r) + static_cast<int>(random & 0xffffu);
+}
+template <int kLargest>
+SSMJIT_DEVICE int stochastic_int(float v, u32 random) {
+  return stochastic_units<kLargest>(v, random) >> 16;
 }
 
 // ---- words of packed storage, to nearest even; exactly back ----
@@ -991,22 +1007,50 @@ SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
 // fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
 SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
 
+// As trees: a chain would wait for each of its eight links, row after row.
+SSMJIT_DEVICE float sum_of_sizes(const float (&v)[8]) {
+  return ((abs_f32(v[0]) + abs_f32(v[1])) + (abs_f32(v[2]) + abs_f32(v[3]))) +
+         ((abs_f32(v[4]) + abs_f32(v[5])) + (abs_f32(v[6]) + abs_f32(v[7])));
+}
+SSMJIT_DEVICE float least_size(const float (&v)[8]) {
+  return min_f32(min_f32(min_f32(abs_f32(v[0]), abs_f32(v[1])), min_f32(abs_f32(v[2]), abs_f32(v[3]))),
+                 min_f32(min_f32(abs_f32(v[4]), abs_f32(v[5])), min_f32(abs_f32(v[6]), abs_f32(v[7]))));
+}
+
+// Where no element is special, adding the bits and cutting is all that is to do: of sizes that add up to a finite sum
+// and, in fp16, are normal there and do not reach its largest.
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
+  if constexpr (kStochasticInHardware) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (kStochasticInHardware)
-      word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    else
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
+    return;
+  }
+  if (least_size(v) >= 0x1p-14f && sum_of_sizes(v) < 65504.0f) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
+                             bits_float(float_bits(v[2 * i + 1]) + ((draw.word[i] & 0x1fff0000u) >> 16)));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
       word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
                 stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
   }
 }
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16) {
+  if constexpr (kStochasticInHardware) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (kStochasticInHardware)
-      word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    else
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
+    return;
+  }
+  if (sum_of_sizes(v) <= 0x1.fffffep127f) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      word[i] = upper_halves(float_bits(v[2 * i]) + (draw.word[i] & 0xffffu),
+                             float_bits(v[2 * i + 1]) + (draw.word[i] >> 16));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
       word[i] = stochastic_bf16(v[2 * i], random_half(draw, 2 * i)) |
                 stochastic_bf16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
   }
@@ -1037,15 +1081,30 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
-    word[i] = (static_cast<u32>(stochastic_int<32767>(v[2 * i], random_half(draw, 2 * i))) & 0xffffu) |
-              static_cast<u32>(stochastic_int<32767>(v[2 * i + 1], random_half(draw, 2 * i + 1))) << 16;
+    word[i] = upper_halves(static_cast<u32>(stochastic_units<32767>(v[2 * i], random_half(draw, 2 * i))),
+                           static_cast<u32>(stochastic_units<32767>(v[2 * i + 1], random_half(draw, 2 * i + 1))));
 }
 
 // ---- a vector of neighbouring state elements ----
 
-// The largest number of a dtype whose rows have a scale.
+// Whether the rows of a state of T have a scale, and the largest number that T holds.
+SSMJIT_DEVICE constexpr bool is_scaled(i8) { return true; }
+SSMJIT_DEVICE constexpr bool is_scaled(e4m3) { return true; }
+SSMJIT_DEVICE constexpr bool is_scaled(i16) { return true; }
+template <class T>
+SSMJIT_DEVICE constexpr bool is_scaled(T) {
+  return false;
+}
 SSMJIT_DEVICE constexpr float largest_of(i8) { return 127.0f; }
 SSMJIT_DEVICE constexpr float largest_of(e4m3) { return 448.0f; }
+SSMJIT_DEVICE constexpr float largest_of(i16) { return 32767.0f; }
+
+// What a row is multiplied by before it is rounded, from the size of its largest element; the inverse is its scale.
+// A row of nothing, or of so little that fp32 has no such factor, is stored as zeros with a scale of 1.
+template <class T>
+SSMJIT_DEVICE float encode_of_row(float largest, T) {
+  return largest >= 0x1p-110f ? largest_of(T{}) / largest : 1.0f;
+}
 
 // To nearest even.
 template <int kCount, class T>
@@ -1061,10 +1120,10 @@ SSMJIT_DEVICE Vec16 round_vector(const float (&v)[kCount], T) {
   }
   return rounded;
 }
-// By chance; `place`: of the first element, a multiple of 8, as state_draw counts it.
-template <int kRounds, int kCount, class T>
-SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, u64 place, T) {
-  static_assert(kCount == 4 * kPerWord<T>);
+// By chance, from a draw for each eight elements.
+template <int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+  static_assert(kCount == 4 * kPerWord<T> && kCount % 8 == 0);
   constexpr int kWords = 8 / kPerWord<T>;  // of a draw
   Vec16 rounded;
 #pragma unroll
@@ -1073,11 +1132,19 @@ SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, 
 #pragma unroll
     for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
     u32 word[kWords];
-    round_stochastic(eight, state_draw<kRounds>(seed, place + 8 * d, 0), word, T{});
+    round_stochastic(eight, draw[d], word, T{});
 #pragma unroll
     for (int w = 0; w < kWords; ++w) rounded.word[d * kWords + w] = word[w];
   }
   return rounded;
+}
+// The same; `place`: of the first element, a multiple of 8, as state_draw counts it.
+template <int kRounds, int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, u64 place, T) {
+  Draw draw[kCount / 8];
+#pragma unroll
+  for (int d = 0; d < kCount / 8; ++d) draw[d] = state_draw<kRounds>(seed, place + 8 * d, 0);
+  return round_vector_by(v, draw, T{});
 }
 
 // ---- ring.cuh ----
@@ -1718,7 +1785,7 @@ struct RingStep {
 #pragma unroll
             for (int e = 0; e < S::kSpan; ++e) largest = max_f32(largest, abs_f32(v[c][r][e]));
           largest = max_lanes<4>(largest);
-          const float encode = largest > 0.0f ? largest_of(State{}) / largest : 1.0f;
+          const float encode = encode_of_row(largest, State{});
           const float decoded = 1.0f / encode;
           if (q == 0)
             args.state_scale[wide(slot, args.state_scale_stride) + (h * Cfg::kHeadDim + first + 8 * (i + r) + g)] =

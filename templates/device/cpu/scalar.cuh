@@ -24,4 +24,3 @@ SSMJIT_DEVICE int floor_to_int(float v) {
   const int toward_zero = static_cast<int>(v);
   return toward_zero - (static_cast<float>(toward_zero) > v ? 1 : 0);
 }
-SSMJIT_DEVICE unsigned floor_below_2_23(float v) { return v < 0x1p23f ? static_cast<unsigned>(v) : 0; }

@@ -534,6 +534,24 @@ TEST_F(Sweep, AnUpdateHasOnePhase) {
   }
 }
 
+TEST_F(Sweep, AnUpdateThatIsRoundedByChanceOrInUnitsOfAFactorIsVerifiedTimedAndChecked) {
+  const Description of = mamba2({.nheads = 4, .head_dim = 16, .dstate = 64, .ngroups = 2});
+  for (const Description& d :
+       {Description(of).state(DType::bf16).rounding(Stochastic{}), Description(of).state(DType::i16),
+        Description(of).state(DType::i8).rounding(Stochastic{}).destination_slots()}) {
+    use(d, {{3, 0}, {2, 0}});
+    const std::vector<Measurement> all = run();
+    ASSERT_THAT(all, SizeIs(2)) << d.summary();
+    for (const Measurement& m : all) EXPECT_EQ(m.outcome, Outcome::ok) << d.summary() << ": " << m.reason;
+    const Table table = fit_table(all);
+    ASSERT_THAT(table.rows, SizeIs(1));
+    EXPECT_EQ(lookup(table, d, all[0].device, Arch{}, kBatch, PdlMode::off).why, Why::exact);
+    // Nearest with another state is another kernel, of another cost.
+    EXPECT_NE(lookup(table, Description(of).state(DType::bf16), all[0].device, Arch{}, kBatch, PdlMode::off).why,
+              Why::exact);
+  }
+}
+
 TEST_F(Sweep, AnUpdateOfSeveralTokensOfEveryKindIsVerifiedTimedAndChecked) {
   const Description of = mamba2({.nheads = 2, .head_dim = 16, .dstate = 64, .ngroups = 2}).state(DType::bf16).tokens(3);
   for (const Description& d :
