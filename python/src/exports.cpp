@@ -87,6 +87,14 @@ void* stream_of(const ffi::AnyView& stream, int ordinal) {
   return reinterpret_cast<void*>(stream.cast<std::int64_t>());
 }
 
+// Fields that are left out are those of the tables' plan for one row; "form=chain" alone is the chain of default plans.
+Plan forced_plan(const std::string& text, const Session& session, const Description& description) {
+  const Plan base = session.choose(description, 1).plan;
+  const Plan plan = Plan::parse(text, base);
+  if (plan.form == PlanForm::fused || base.form != PlanForm::fused || description.op() != Op::layer) return plan;
+  return Plan::parse(text, default_chain(plan.form, description, device(0).arch(), work_items(description, 1)));
+}
+
 // launch(prepared, stream, pad_slot_id, pdl, flags, tensors...).
 void launch(PackedArgs arguments, Any*) {
   translated([&] {
@@ -251,7 +259,7 @@ Map<String, Function> session_functions() {
                                   .off = arguments[3].cast<bool>(),
                                   .chain = arguments[4].cast<bool>()};
            if (const auto plan = arguments[5].cast<String>(); !plan.empty())
-             options.force = Plan::parse(text_of(plan), Plan{});
+             options.force = forced_plan(text_of(plan), session->session, description);
            if (arguments[6].type_index() != ffi::TypeIndex::kTVMFFINone)
              options.stream = reinterpret_cast<void*>(arguments[6].cast<std::int64_t>());
            *out = ffi::ObjectRef(ffi::make_object<PreparedObject>(session->session.prepare(description, options)));

@@ -2,6 +2,8 @@
 (tests/jit/stub_libcuda.c). What the drop-ins ask of a torch tensor is here, with torch's meaning."""
 
 import ctypes
+import pathlib
+import re
 
 import numpy
 
@@ -129,19 +131,27 @@ def of(values, dtype, device=(CUDA, 0)):
     return made
 
 
+_HEADER = (pathlib.Path(__file__).parents[1] / "jit" / "stub_libcuda.h").read_text()
+_TYPES = {"int": ctypes.c_int, "unsigned": ctypes.c_uint, "unsigned char": ctypes.c_ubyte, "void*": ctypes.c_void_p,
+          "const char*": ctypes.c_char_p}
+_LENGTHS = {"kStubArgumentBytes": 1024}
+
+
+def _fields(struct, known):
+    """What tests/jit/stub_libcuda.h says of a struct, for ctypes."""
+    body = re.search(r"typedef struct \{([^}]*)\} " + struct, _HEADER)[1]
+    fields = []
+    for kind, names in re.findall(r"([\w ]+?\*?) (\w+(?:\[\w+\])?(?:, \w+)*);", re.sub(r"/\*.*?\*/", "", body)):
+        for name in names.split(", "):
+            name, _, length = name.rstrip("]").partition("[")
+            of = known.get(kind.strip()) or _TYPES[kind.strip()]
+            fields.append((name, of * (_LENGTHS.get(length) or int(length)) if length else of))
+    return fields
+
+
 class StubLaunch(ctypes.Structure):
-    _fields_ = [("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("smem_bytes", ctypes.c_uint),
-                ("stream", ctypes.c_void_p), ("attributes", ctypes.c_int), ("pdl", ctypes.c_int),
-                ("function", ctypes.c_void_p), ("arguments", ctypes.c_ubyte * 1024)]
+    _fields_ = _fields("StubLaunch", {})
 
 
 class StubState(ctypes.Structure):
-    """As tests/jit/stub_libcuda.h has it."""
-
-    _fields_ = [("driver_version", ctypes.c_int), ("devices", ctypes.c_int), ("major", ctypes.c_int),
-                ("minor", ctypes.c_int), ("name", ctypes.c_char_p), ("capturing", ctypes.c_int),
-                ("fail_call", ctypes.c_char_p), ("fail_code", ctypes.c_int), ("argument_bytes", ctypes.c_int),
-                ("record", ctypes.c_int), ("context_is_current", ctypes.c_int), ("launches", ctypes.c_int),
-                ("synchronised", ctypes.c_int), ("modules_loaded", ctypes.c_int), ("modules_unloaded", ctypes.c_int),
-                ("dynamic_smem_asked", ctypes.c_int), ("capture_mode", ctypes.c_int),
-                ("capture_mode_at_load", ctypes.c_int), ("last", StubLaunch)]
+    _fields_ = _fields("StubState", {"StubLaunch": StubLaunch})
