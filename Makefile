@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-all golden format lint bench clean
+.PHONY: help deps build wheel demo test test-all golden format lint bench clean
 
 PRESET ?= release
 BUILD = build/$(PRESET)
@@ -17,6 +17,11 @@ deps: ## install what the build needs (Debian 12, Ubuntu 24.04); NVRTC into .ven
 build: ## configure and compile into build/release
 	@[ -f $(BUILD)/CMakeCache.txt ] || cmake --preset $(PRESET) $(GENERATOR)
 	cmake --build $(BUILD) -j $(JOBS)
+
+wheel: ## the Python package as dist/ssmjit-*.whl, for any Python 3; needs libc only
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) .venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps \
+	  --no-build-isolation -w dist ./python
+	@ls dist/ssmjit-*.whl
 
 demo: build ## from a model's config to its kernels: described, looked up, compiled; measured where there is a GPU
 	@examples/demo.sh $(BUILD)/ssmjit
@@ -43,4 +48,4 @@ bench: build ## host costs, and the GPU's where there is one
 	 [ $$found = 1 ] || { echo "no benchmark was built"; exit 1; }
 
 clean: ## remove the build folders
-	rm -rf build
+	rm -rf build dist

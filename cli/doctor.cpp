@@ -1,3 +1,4 @@
+#include <cstdlib>
 #include <memory>
 
 #include <fmt/format.h>
@@ -50,6 +51,15 @@ int run(bool json) {
   const std::string cache = default_cache_dir();
   add("cache", cache.empty() ? "memory only: HOME, XDG_CACHE_HOME and SSMJIT_CACHE_DIR are unset" : cache,
       !cache.empty());
+  if (const char* seeds = std::getenv("SSMJIT_SEEDS"); seeds != nullptr && *seeds != '\0') {
+    try {
+      Session();  // reads them
+      add("seeds", seeds, true);
+    } catch (const Error& e) {
+      add("seeds", e.what(), false);
+      exit = kFellShort;
+    }
+  }
   const std::string user = user_table_dir();
   add("user tables", user.empty() ? "none: HOME and XDG_DATA_HOME are unset" : user, !user.empty());
 

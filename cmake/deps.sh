@@ -74,6 +74,15 @@ else
   echo "NVRTC: .venv"
 fi
 
+# What the Python package is built and tested with. Without it the package is left out, and its tests skip, saying so.
+python_packages=('apache-tvm-ffi>=0.1.11' 'scikit-build-core>=0.10' pytest numpy)
+if ! .venv/bin/python -c 'import tvm_ffi, scikit_build_core, pytest, numpy' 2>/dev/null; then
+  python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+  [ -x .venv/bin/pip ] || python3 -m venv .venv
+  .venv/bin/pip install --quiet --disable-pip-version-check "${python_packages[@]}" ||
+    echo "apache-tvm-ffi could not be had; the Python package will not be built" >&2
+fi
+
 # mpirun, which one test runs ranks with. It skips, saying so, where it is missing.
 (install openmpi-bin) || echo "openmpi-bin for the tests could not be had; they will skip what needs it" >&2
 

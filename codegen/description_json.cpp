@@ -103,8 +103,8 @@ Wrong read_kind(const Json& value, const Kinds& kinds, Kind& out) {
       int number = 0;
       const auto [stop, error] = std::from_chars(part.data(), part.data() + part.size(), number);
       if (i >= names->size() || error != std::errc() || stop != part.data() + part.size()) {
-        const std::string form = names->empty() ? "" : fmt::format(":{}", fmt::join(*names, ":"));
-        return got(value, fmt::format("wants {}{} with whole numbers", out.name, form));
+        if (names->empty()) return got(value, fmt::format("wants {} alone", out.name));
+        return got(value, fmt::format("wants {}:{} with whole numbers", out.name, fmt::join(*names, ":")));
       }
       out.numbers.emplace_back((*names)[i], number);
     }

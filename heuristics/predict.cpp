@@ -57,6 +57,9 @@ constexpr double kReached = 4.45 / 4.8;
 constexpr double kMhz = 1980;
 constexpr double kMostRegisters = 255;
 
+// Whether its kernel is a ring's: a replay is one that flushes every step.
+bool is_ring_kernel(const Description& d) { return d.ring_window() != 0 || d.op() == Op::replay; }
+
 // Least squares over the same journals: what the compiler gave.
 double registers_of(const Description& d, const Plan& p) {
   const double lane_vectors = static_cast<double>(d.dstate) * size_bytes(d.state_dtype) / 16 / p.lanes_per_row;
@@ -64,7 +67,7 @@ double registers_of(const Description& d, const Plan& p) {
   const double columns = lane_vectors * 16 / size_bytes(d.state_dtype);
   const double direct = p.state_path == StatePath::direct ? 1 : 0;
   const double waiting = direct * 4 * vectors * std::min(p.stages, 2);
-  if (d.ring_window() != 0)
+  if (is_ring_kernel(d))
     return 0.09 + 5.622 * vectors + 0.517 * waiting + 2.898 * columns + 38.07 * p.min_blocks_per_sm + 19.9 * direct;
   return 19.75 + 5.194 * vectors + 1.255 * waiting + 2.254 * columns + 30.76 * p.min_blocks_per_sm - 31.45 * direct;
 }
@@ -81,7 +84,8 @@ double predict_us(const Description& description, const Plan& plan, const GpuFac
     const auto moved = static_cast<double>(bytes_moved(description, std::max(batch, 1)).total());
     return kUpdate.launch_us + moved / (gpu.memory_gb_s * 1e3 * kReached);
   }
-  const Constants& c = description.ring_window() != 0 ? kRing : kUpdate;
+  const bool ring = is_ring_kernel(description);
+  const Constants& c = ring ? kRing : kUpdate;
   const SmLimits sm = sm_limits(gpu.arch);
   const double slower = kMhz / gpu.boost_mhz;  // instructions, against the clock of the constants
 
@@ -105,8 +109,8 @@ double predict_us(const Description& description, const Plan& plan, const GpuFac
   const double on_their_way = std::min(plan.stages, plan.heads_per_block);
   double block_us = c.block_us + head_us;
   if (plan.state_path != StatePath::direct) block_us += c.async_us;
-  if (phase == Phase::flush) block_us += c.flush_us * slower;
-  if (description.ring_window() != 0 && plan.ring_rows == RingRows::all) block_us += c.all_rows_us * slower;
+  if (phase == Phase::flush || description.op() == Op::replay) block_us += c.flush_us * slower;
+  if (ring && plan.ring_rows == RingRows::all) block_us += c.all_rows_us * slower;
   block_us += (plan.heads_per_block - 1) * (c.head_us + head_us) / std::sqrt(on_their_way);
 
   // What bounds a step: memory, one multiprocessor's share of it, waves of blocks, instructions.

@@ -131,6 +131,9 @@ void Prepared::launch(const LayerArgs& args, void* stream) const {
 void Prepared::launch(const NormArgs& args, void* stream) const {
   loaded(state_).kernel_for(args).launch(args, stream);
 }
+void Prepared::launch(const ReplayArgs& args, void* stream) const {
+  loaded(state_).kernel_for(args).launch(args, stream);
+}
 
 Choice Prepared::choose(std::int64_t batch, PdlMode mode) const {
   const State& s = loaded(state_);

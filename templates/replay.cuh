@@ -16,6 +16,8 @@
 // rounded to be stored.
 //
 // ring_rows: all: both buffers are read while it is not yet known which counts; live: that one.
+// Asked for early (kEarlyState), a state in registers is brought up to date before the wait for the launch in front, and
+// written after it: nothing of that needs the step's own tokens.
 
 // Grid: x = nheads / heads_per_block * (head_dim / block_m), y = batch. Block: 32 * warps threads.
 template <class Cfg>

@@ -46,14 +46,12 @@ SSMJIT_DEVICE u32 nearest_e5m2(float v) { return nearest_fp8<2, 15, 0x7b>(v); }
 // 0x7f (e4m3). fp16: 13 random bits; 2^16 and more is infinity, as is what rounds up to it.
 SSMJIT_DEVICE u32 stochastic_f16(float v, u32 random) {
   const u32 bits = float_bits(v), magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
-  random &= 0x1fffu;
-  if (magnitude > 0x7f800000u) return 0x7fffu;
-  u32 r;
-  if (magnitude >= 0x38800000u)  // 2^-14
-    r = magnitude < 0x47800000u ? (magnitude - 0x38000000u + random) >> 13 : 0x7c00u;
-  else  // in units of 2^-37, 2^-13 of the last place
-    r = (static_cast<u32>(floor_to_int(bits_float(magnitude) * 0x1p37f)) + random) >> 13;
-  return sign | r;
+  // Below 2^-14 in units of 2^-37, 2^-13 of the last place. Selected, not branched to: one of a warp's lanes often has
+  // such an element.
+  const u32 subnormal = floor_below_2_23(bits_float(magnitude) * 0x1p37f);
+  const u32 units = magnitude >= 0x38800000u ? magnitude - 0x38000000u : subnormal;
+  const u32 finite = (units + (random & 0x1fffu)) >> 13;
+  return magnitude > 0x7f800000u ? 0x7fffu : sign | (magnitude < 0x47800000u ? finite : 0x7c00u);
 }
 // bf16: 16 random bits; what rounds up past the largest is infinity.
 SSMJIT_DEVICE u32 stochastic_bf16(float v, u32 random) {
@@ -170,6 +168,16 @@ SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
 // fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
 SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
 
+// As trees: a chain would wait for each of its eight links, row after row.
+SSMJIT_DEVICE float sum_of_sizes(const float (&v)[8]) {
+  return ((abs_f32(v[0]) + abs_f32(v[1])) + (abs_f32(v[2]) + abs_f32(v[3]))) +
+         ((abs_f32(v[4]) + abs_f32(v[5])) + (abs_f32(v[6]) + abs_f32(v[7])));
+}
+SSMJIT_DEVICE float least_size(const float (&v)[8]) {
+  return min_f32(min_f32(min_f32(abs_f32(v[0]), abs_f32(v[1])), min_f32(abs_f32(v[2]), abs_f32(v[3]))),
+                 min_f32(min_f32(abs_f32(v[4]), abs_f32(v[5])), min_f32(abs_f32(v[6]), abs_f32(v[7]))));
+}
+
 // Where no element is special, adding the bits and cutting is all that is to do: of sizes that add up to a finite sum
 // and, in fp16, are normal there and do not reach its largest.
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
@@ -178,17 +186,11 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
     for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
     return;
   }
-  float sum = abs_f32(v[0]), least = sum;
-#pragma unroll
-  for (int i = 1; i < 8; ++i) {
-    sum += abs_f32(v[i]);
-    least = min_f32(least, abs_f32(v[i]));
-  }
-  if (least >= 0x1p-14f && sum < 65504.0f) {
+  if (least_size(v) >= 0x1p-14f && sum_of_sizes(v) < 65504.0f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
-                             bits_float(float_bits(v[2 * i + 1]) + (draw.word[i] >> 16 & 0x1fffu)));
+                             bits_float(float_bits(v[2 * i + 1]) + ((draw.word[i] & 0x1fff0000u) >> 16)));
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -202,10 +204,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
     for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
     return;
   }
-  float sum = abs_f32(v[0]);
-#pragma unroll
-  for (int i = 1; i < 8; ++i) sum += abs_f32(v[i]);
-  if (sum <= 0x1.fffffep127f) {
+  if (sum_of_sizes(v) <= 0x1.fffffep127f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       word[i] = upper_halves(float_bits(v[2 * i]) + (draw.word[i] & 0xffffu),

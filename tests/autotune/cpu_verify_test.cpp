@@ -30,20 +30,21 @@ constexpr int kRingHeads = 4;  // of a group
 
 class ShippedModel : public testing::TestWithParam<std::string> {};
 
-// A few plans a kernel by a fixed seed, of rings and layers, whose steps are long, with few heads a group; every plan
-// and head when SSMJIT_TEST_ALL is set.
+// A few plans a kernel by a fixed seed, of several tokens and of layers, whose steps are long, with few heads a group;
+// every plan and head when SSMJIT_TEST_ALL is set.
 TEST_P(ShippedModel, HasPlansThatAreRightOnTheCpu) {
   NEEDS_EXECUTOR();
   VerifyOptions options;
   options.on = VerifyOn::cpu;
   const bool all = std::getenv("SSMJIT_TEST_ALL") != nullptr;
   for (auto& [name, d] : load_model(GetParam()).kernels) {
-    if (!all && (d.ring_window() != 0 || d.op() == Op::layer)) {
-      const int heads = std::min(kRingHeads, d.heads_per_group());
+    if (!all && (d.token_count > 1 || d.op() == Op::layer || d.op() == Op::ring)) {
+      const int heads = std::min(d.stores_every_token() ? 1 : kRingHeads, d.heads_per_group());
       if (d.norm) d.norm->group_size = d.norm->group_size * heads / d.heads_per_group();
       d.nheads = d.ngroups * heads;
     }
-    const std::size_t some = d.op() == Op::layer ? 1 : kSample;  // other tests have small layers of every kind
+    // Other tests have small layers, and updates of several tokens, of every kind.
+    const std::size_t some = d.op() == Op::layer || d.stores_every_token() ? 1 : kSample;
     const std::size_t plans = all ? 0 : some;
     for (const Verdict& v : verify(d, sample_plans(plan_space(d, options.cpu.arch), plans, 20), options))
       EXPECT_EQ(v.outcome, Outcome::ok) << name << ", " << v.plan.text() << ": " << testing::PrintToString(v.failures);

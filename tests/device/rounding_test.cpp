@@ -333,6 +333,19 @@ TEST_P(StochasticRounding, EightElementsShareADrawAsTheContractSays) {
   constexpr std::uint64_t kSeed = 0xfedcba9876543210u, kToken = 3;
   for (const Format& f : kStochasticFormats) {
     std::vector<float> in = trying_numbers(f, 18);
+    // Eights of ordinary numbers, and with one among them that is not.
+    std::mt19937 random_numbers(22);
+    std::normal_distribution<float> normal;
+    for (int i = 0; i < 1200; ++i) {
+      const float size = std::ldexp(1.0f, i % 30 - 13);
+      for (int j = 0; j < 8; ++j) {
+        const float v = normal(random_numbers);
+        in.push_back(size * (v + std::copysign(0.5f, v)));
+      }
+      const float special[] = {NAN,      -INFINITY, 0.0f,     -0.0f,   0x1p-15f,       0x1.fffffep-15f,
+                               65503.9f, -65504.0f, 65535.9f, 0x1p17f, 0x1.fffffep127f};
+      if (i % 3 == 0) in[in.size() - 1 - random_numbers() % 8] = special[random_numbers() % std::size(special)];
+    }
     std::vector<std::uint32_t> out(in.size() * static_cast<std::size_t>(f.bits) / 32);
     kStochastic.run(GetParam(), "stochastic_to_" + f.name, {.threads = 128}, {in, out}, {in.size(), kSeed, kToken});
     for (std::size_t i = 0; i < in.size(); ++i) {

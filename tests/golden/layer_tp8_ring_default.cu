@@ -566,6 +566,8 @@ SSMJIT_DEVICE u32 reverse_bits(u32 bits) { return __brev(bits); }
 SSMJIT_DEVICE int round_to_int(float v) { return __float2int_rn(v); }
 // To the integer below.
 SSMJIT_DEVICE int floor_to_int(float v) { return __float2int_rd(v); }
+// The same of 0 up to 2^23 (anything of others), by an addition, which costs a quarter of a conversion.
+SSMJIT_DEVICE unsigned floor_below_2_23(float v) { return __float_as_uint(__fadd_rz(v, 0x1p23f)) - 0x4b000000u; }
 #endif
 
 // ---- device/shuffle.cuh ----
@@ -1046,14 +1048,12 @@ SSMJIT_DEVICE u32 nearest_e5m2(float v) { return nearest_fp8<2, 15, 0x7b>(v); }
 // 0x7f (e4m3). fp16: 13 random bits; 2^16 and more is infinity, as is what rounds up to it.
 SSMJIT_DEVICE u32 stochastic_f16(float v, u32 random) {
   const u32 bits = float_bits(v), magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
-  random &= 0x1fffu;
-  if (magnitude > 0x7f800000u) return 0x7fffu;
-  u32 r;
-  if (magnitude >= 0x38800000u)  // 2^-14
-    r = magnitude < 0x47800000u ? (magnitude - 0x38000000u + random) >> 13 : 0x7c00u;
-  else  // in units of 2^-37, 2^-13 of the last place
-    r = (static_cast<u32>(floor_to_int(bits_float(magnitude) * 0x1p37f)) + random) >> 13;
-  return sign | r;
+  // Below 2^-14 in units of 2^-37, 2^-13 of the last place. Selected, not branched to: one of a warp's lanes often has
+  // such an element.
+  const u32 subnormal = floor_below_2_23(bits_float(magnitude) * 0x1p37f);
+  const u32 units = magnitude >= 0x38800000u ? magnitude - 0x38000000u : subnormal;
+  const u32 finite = (units + (random & 0x1fffu)) >> 13;
+  return magnitude > 0x7f800000u ? 0x7fffu : sign | (magnitude < 0x47800000u ? finite : 0x7c00u);
 }
 // bf16: 16 random bits; what rounds up past the largest is infinity.
 SSMJIT_DEVICE u32 stochastic_bf16(float v, u32 random) {
@@ -1170,6 +1170,16 @@ SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
 // fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
 SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
 
+// As trees: a chain would wait for each of its eight links, row after row.
+SSMJIT_DEVICE float sum_of_sizes(const float (&v)[8]) {
+  return ((abs_f32(v[0]) + abs_f32(v[1])) + (abs_f32(v[2]) + abs_f32(v[3]))) +
+         ((abs_f32(v[4]) + abs_f32(v[5])) + (abs_f32(v[6]) + abs_f32(v[7])));
+}
+SSMJIT_DEVICE float least_size(const float (&v)[8]) {
+  return min_f32(min_f32(min_f32(abs_f32(v[0]), abs_f32(v[1])), min_f32(abs_f32(v[2]), abs_f32(v[3]))),
+                 min_f32(min_f32(abs_f32(v[4]), abs_f32(v[5])), min_f32(abs_f32(v[6]), abs_f32(v[7]))));
+}
+
 // Where no element is special, adding the bits and cutting is all that is to do: of sizes that add up to a finite sum
 // and, in fp16, are normal there and do not reach its largest.
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
@@ -1178,17 +1188,11 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
     for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
     return;
   }
-  float sum = abs_f32(v[0]), least = sum;
-#pragma unroll
-  for (int i = 1; i < 8; ++i) {
-    sum += abs_f32(v[i]);
-    least = min_f32(least, abs_f32(v[i]));
-  }
-  if (least >= 0x1p-14f && sum < 65504.0f) {
+  if (least_size(v) >= 0x1p-14f && sum_of_sizes(v) < 65504.0f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
-                             bits_float(float_bits(v[2 * i + 1]) + (draw.word[i] >> 16 & 0x1fffu)));
+                             bits_float(float_bits(v[2 * i + 1]) + ((draw.word[i] & 0x1fff0000u) >> 16)));
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -1202,10 +1206,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
     for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
     return;
   }
-  float sum = abs_f32(v[0]);
-#pragma unroll
-  for (int i = 1; i < 8; ++i) sum += abs_f32(v[i]);
-  if (sum <= 0x1.fffffep127f) {
+  if (sum_of_sizes(v) <= 0x1.fffffep127f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       word[i] = upper_halves(float_bits(v[2 * i]) + (draw.word[i] & 0xffffu),
@@ -1400,6 +1401,10 @@ struct RingShape {
   using Operand = typename Either<is_same<State, Input> || kScaled, Input, bf16>::Type;
   static constexpr bool kDirect = Cfg::kStatePath == StatePath::direct;
   static constexpr int kWarpSize = kWarpRows * Cfg::kDstate;  // state elements of a warp and head
+  // Whether a replay brings the state up to date, in registers, before it waits for the launch in front: where the new
+  // state as it is stored is the operand of y, too.
+  static constexpr bool kReplaysEarly = Cfg::kReplay && Cfg::kEarlyState && kDirect && Cfg::kPhiloxRounds == 0 &&
+                                        (sizeof(State) == 4 || is_same<State, Operand>);
   // Rows of x in shared memory lie so that eight of them meet no bank twice.
   static constexpr int kXRow = kWarpRows + (kWarpRows > 8 ? 8 : 0);
 
@@ -1579,6 +1584,12 @@ struct RingState {
     else
       return load_shared(stages() + (stage + element(i, c)));
   }
+  SSMJIT_DEVICE void store() const {
+#pragma unroll
+    for (int i = 0; i < S::kTiles; ++i)
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) put(i, c, raw[i][c]);
+  }
   SSMJIT_DEVICE void put(int i, int c, const Vec16& v) const {
     if constexpr (S::kDirect)
       store_global<Cfg::kStreaming>(memory + element(i, c), v);
@@ -1750,17 +1761,24 @@ struct RingStep {
     }
     if (lane == 0) shared.all_old[i] = all_old;
   }
-  // The same of a replay: sums of old rows are given, those of new ones begin anew. Returns that of the lane's row, as
-  // it is kept.
-  SSMJIT_DEVICE float sum_new_rows(int i, float delta, float old_sum, float A, const Cursors& at) const {
-    const float new_sum = scan_lanes(lane < S::kFirstNew ? 0.0f : delta * A);
-    const float sum = lane >= S::kFirstNew ? new_sum : lane < at.count ? old_sum : 0.0f;
+  // The same of a replay, whose old rows' sums are given.
+  SSMJIT_DEVICE void take_old_sums(int i, float delta, float old_sum, const Cursors& at) const {
+    const bool used = lane < at.count;
+    const float sum = used ? old_sum * 1.442695041f : 0.0f;
     const float all_old = shuffle(sum, at.count > 0 ? at.count - 1 : 0);
-    if (8 * S::kRowTiles == 32 || lane < 8 * S::kRowTiles) {
+    if (lane < S::kFirstNew) {
+      shared.row[i][lane][0] = sum;
+      shared.row[i][lane][1] = used ? delta : 0.0f;
+    }
+    if (lane == 0) shared.all_old[i] = all_old;
+  }
+  // Those of the new ones begin anew. Returns that of the lane's row, as it is kept.
+  SSMJIT_DEVICE float sum_new_rows(int i, float delta, float A) const {
+    const float sum = scan_lanes(lane < S::kFirstNew ? 0.0f : delta * A);
+    if (lane >= S::kFirstNew && (8 * S::kRowTiles == 32 || lane < 8 * S::kRowTiles)) {
       shared.row[i][lane][0] = sum * 1.442695041f;
       shared.row[i][lane][1] = delta;
     }
-    if (lane == 0) shared.all_old[i] = all_old * 1.442695041f;
     return sum;
   }
   struct RowPair {
@@ -1825,7 +1843,7 @@ struct RingStep {
   // h' to where h was; y += C . h' as stored to nearest, not yet scaled. x[i][j]: the columns of tile i by the rows of
   // tile j.
   SSMJIT_DEVICE void flush(RingSums<Cfg> (&y)[S::kTiles], float (&scale)[S::kScaled ? S::kTiles : 1][2],
-                           const RingState<Cfg>& state, const RingTokens<Cfg, Operand>& C,
+                           RingState<Cfg>& state, const RingTokens<Cfg, Operand>& C,
                            const u32 (&x)[S::kTiles][S::kRowTiles], float all_old, int slot, int i_head) const {
     int place_of_head = i_head;
     if constexpr (S::kAside > 1) place_of_head = warp / S::kHeadWarps;
@@ -1953,10 +1971,14 @@ struct RingStep {
     return g % 2 == 0 ? even : odd;
   }
   // The lane's columns of a chunk and row: to where they were, rounded to nearest or by chance, and into y to nearest;
-  // of a replay into y as they are, but for an operand's digits.
-  SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, const RingState<Cfg>& state, u64 place,
+  // of a replay into y as they are, but for an operand's digits. One that replays early keeps them for both.
+  SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, RingState<Cfg>& state, u64 place,
                          u64 seed, int i, int c, const float (&v)[S::kSpan]) const {
     const RingSpan<Cfg> nearest{round_vector(v, State{})};
+    if constexpr (S::kReplaysEarly) {
+      state.raw[i][c] = nearest.raw;
+      return;
+    }
     if constexpr (Cfg::kPhiloxRounds == 0) state.put(i, c, nearest.raw);
     const auto operand = [&](int w) {
       if constexpr (Cfg::kReplay && !is_same<State, Operand>) {
@@ -2315,10 +2337,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   const RingCursors<Cfg> at{start, count, tokens, Cfg::kReplay || count + tokens > Cfg::kWindow, buffer};
   float old_delta[S::kBuffers][kHeadsMine][S::kLaneRows];
   float old_sum[S::kBuffers][Cfg::kReplay ? kHeadsMine : 1];
+  float* const first_deltas = step.ring_delta(slot, head, S::kBuffers == 2 ? 0 : buffer);
 #pragma unroll
   for (int i = 0; i < S::kBuffers; ++i) {
     const int from = S::kBuffers == 2 ? i : buffer;
-    const float* const deltas = step.ring_delta(slot, head, from);
+    const float* const deltas = i == 0 ? first_deltas : step.ring_delta(slot, head, from);
 #pragma unroll
     for (int r = 0; r < S::kLaneRows; ++r) {
       const int place = at.place_of_old(lane + 32 * r);
@@ -2347,13 +2370,72 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     if constexpr (!S::kAll) streams.copy_old(shared, i, stage);
     if constexpr (S::kScaled) step.copy_scale(slot, head + i, stage);
   };
+  // Of a replay: what the old rows weigh by, and B, to shared memory.
+  const auto take_old = [&] {
+#pragma unroll
+    for (int k = 0; k < kHeadsMine; ++k) {
+      float delta = old_delta[0][k][0], sum = old_sum[0][Cfg::kReplay ? k : 0];
+      if constexpr (S::kBuffers == 2) {
+        delta = at.of_buffer(delta, old_delta[1][k][0]);
+        sum = at.of_buffer(sum, old_sum[1][k]);
+      }
+      if (has_head(k)) step.take_old_sums(head_mine(k), delta, sum, at);
+    }
+  };
+  const auto take_old_B = [&] {
+#pragma unroll
+    for (int k = 0; k < kOldMine; ++k) {
+      const int tile = warp + k * Cfg::kWarps, j = 8 * tile + g;
+      if (S::kOldTiles % Cfg::kWarps != 0 && tile >= S::kOldTiles) continue;
+      const bool used = at.old_in_use(j);
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c)
+#pragma unroll
+        for (int w = 0; w < S::kSpan / 2; ++w) {
+          u32 word = old_B[0][k].word[c * (S::kSpan / 2) + w];
+          if constexpr (S::kBuffers == 2) word = at.of_buffer(word, old_B[1][k].word[c * (S::kSpan / 2) + w]);
+          *reinterpret_cast<u32*>(&shared.B[j][4 * c * S::kSpan + 8 * w + 2 * q]) = used ? word : 0u;
+        }
+    }
+  };
   if constexpr (Cfg::kEarlyState) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) copy_early(i, i);
     copy_states();
+    if constexpr (S::kReplaysEarly) {
+      take_old();
+      take_old_B();
+      if constexpr (S::kAll) {
+        streams.store_masked(shared, old_x);
+      } else {
+        copy_async_commit();
+        copy_async_wait<0>();
+      }
+      if constexpr (Cfg::kWarps > 1)
+        sync_block();
+      else
+        sync_warp();
+      u32 x[S::kTiles][S::kRowTiles] = {};
+      constexpr int kMatrices = S::kOldTiles * S::kTiles;
+#pragma unroll
+      for (int k = 0; k < (kMatrices + 3) / 4; ++k) {
+        const int n = 4 * k + lane / 8 < kMatrices ? 4 * k + lane / 8 : kMatrices - 1;
+        u32 got[4];
+        load_matrix_transposed(got, streams.all_x(shared) + (streams.x_row(warp, 8 * (n % S::kOldTiles) + lane % 8) +
+                                                             8 * (n / S::kOldTiles)));
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (4 * k + e < kMatrices) x[(4 * k + e) / S::kOldTiles][(4 * k + e) % S::kOldTiles] = got[e];
+      }
+      RingSums<Cfg> no_sums[S::kTiles];
+      float no_scale[1][2];
+      const RingTokens<Cfg, typename S::Operand> no_tokens = {};
+      step.flush(no_sums, no_scale, state, no_tokens, x, shared.all_old[0], slot, 0);
+    }
     grid_dependency_wait();
     if constexpr (kIsLayer) around.copy_tokens(step);
     load_inputs();
+    if constexpr (S::kReplaysEarly) state.store();
   }
   // No load may move down past here, behind arithmetic that waits for another.
   if constexpr (kIsLayer) sync_warp();
@@ -2371,6 +2453,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   // delta of the new rows, while the ring's are on their way; then the sums of the heads.
   float fresh[kHeadsMine][S::kLaneRows];
   float sums[Cfg::kReplay ? kHeadsMine : 1];  // of the lane's row, as a replay keeps them
+  if constexpr (Cfg::kReplay && !S::kReplaysEarly) take_old();
 #pragma unroll
   for (int k = 0; k < kHeadsMine; ++k) {
     if (kIsLayer && !has_head(k)) continue;
@@ -2386,15 +2469,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
     for (int r = 0; r < S::kLaneRows; ++r) {
       const int j = lane + 32 * r;
-      float old = old_delta[0][k][r];
-      if constexpr (S::kBuffers == 2) old = at.of_buffer(old, old_delta[1][k][r]);
-      delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old : fresh[k][r]) : 0.0f;
+      delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old_delta[0][k][r] : fresh[k][r]) : 0.0f;
     }
     const float A_mine = of_head(A, head_mine(k));
     if constexpr (Cfg::kReplay) {
-      float old = old_sum[0][k];
-      if constexpr (S::kBuffers == 2) old = at.of_buffer(old, old_sum[1][k]);
-      if (has_head(k)) sums[k] = step.sum_new_rows(head_mine(k), delta[0], old, A_mine, at);
+      if (has_head(k)) sums[k] = step.sum_new_rows(head_mine(k), delta[0], A_mine);
     } else if constexpr (S::kAside > 1) {
       if (has_head(k)) step.sum_rows(warp / S::kHeadWarps, delta, A_mine, at);
     } else {
@@ -2448,7 +2527,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     for (int k = 0; !kIsLayer && !Cfg::kReplay && k < kOldMine; ++k)
       C.contract(old_CB[k], i, old_B[0][k].word[2 * i], old_B[0][k].word[2 * i + 1]);
 #pragma unroll
-    for (int p = 0; S::kDirect && !Cfg::kReplay && p < S::kTiles; ++p) {
+    for (int p = 0; S::kDirect && (!Cfg::kReplay || S::kReplaysEarly) && p < S::kTiles; ++p) {
       const RingSpan<Cfg> h{state.get(p, i / S::kSteps)};
       C_state.contract(y[p], i, h.operand(i % S::kSteps * 2), h.operand(i % S::kSteps * 2 + 1));
     }
@@ -2456,7 +2535,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 
   // delta of the new rows into the ring.
   if (block_x() % S::kBlocks == 0) {
-    float* const deltas = step.ring_delta(slot, head, 1 - buffer);
+    float* const deltas = Cfg::kReplay ? step.ring_delta(slot, head, 1 - buffer) : first_deltas;
 #pragma unroll
     for (int k = 0; k < kHeadsMine; ++k)
 #pragma unroll
@@ -2478,22 +2557,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       if (keeps_B && tile < S::kNewTiles && t < tokens)
         new_B[k].store(step.ring_B_row(slot, at.place_of_new(t), 1 - buffer));
     }
-    if (at.flush) {
-#pragma unroll
-      for (int k = 0; k < kOldMine; ++k) {
-        const int tile = warp + k * Cfg::kWarps, j = 8 * tile + g;
-        if (S::kOldTiles % Cfg::kWarps != 0 && tile >= S::kOldTiles) continue;
-        const bool used = at.old_in_use(j);
-#pragma unroll
-        for (int c = 0; c < S::kChunks; ++c)
-#pragma unroll
-          for (int w = 0; w < S::kSpan / 2; ++w) {
-            u32 word = old_B[0][k].word[c * (S::kSpan / 2) + w];
-            if constexpr (S::kBuffers == 2) word = at.of_buffer(word, old_B[1][k].word[c * (S::kSpan / 2) + w]);
-            *reinterpret_cast<u32*>(&shared.B[j][4 * c * S::kSpan + 8 * w + 2 * q]) = used ? word : 0u;
-          }
-      }
-    }
+    if (!S::kReplaysEarly && at.flush) take_old_B();
     if constexpr (Cfg::kWarps == 1) {
 #pragma unroll
       for (int e = 0; e < 2 * S::kNewTiles; ++e) {
@@ -2532,7 +2596,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       const bool does = old ? !at.flush && at.old_in_use(j) : j - S::kFirstNew <= t && j - S::kFirstNew < tokens;
       weighs |= (does ? 1u : 0u) << (4 * i + e);
     }
-  if constexpr (S::kAll) streams.store_masked(shared, old_x);
+  if constexpr (S::kAll && !S::kReplaysEarly) streams.store_masked(shared, old_x);
 
   if constexpr (Cfg::kHeadsPerBlock > 1) streams.keep_all();
   // The lane's places for operands of x, four matrices at once, and for its own outputs. Matrix n is of tile
@@ -2613,11 +2677,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       barrier_wait(&shared.full[warp][stage], parity);
     }
     const float all_old = shared.all_old[place];
-    if (at.flush || !S::kDirect) {
+    if ((at.flush || !S::kDirect) && !S::kReplaysEarly) {
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p) y[p].clear();
     }
-    if (at.flush) {
+    if (at.flush && !S::kReplaysEarly) {
       step.flush(y, scale, state, C_state, x, all_old, slot, i);
       if constexpr (!S::kDirect) store_state(i, stage);
     } else if constexpr (!S::kDirect) {

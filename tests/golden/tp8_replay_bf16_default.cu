@@ -748,6 +748,8 @@ SSMJIT_DEVICE u32 reverse_bits(u32 bits) { return __brev(bits); }
 SSMJIT_DEVICE int round_to_int(float v) { return __float2int_rn(v); }
 // To the integer below.
 SSMJIT_DEVICE int floor_to_int(float v) { return __float2int_rd(v); }
+// The same of 0 up to 2^23 (anything of others), by an addition, which costs a quarter of a conversion.
+SSMJIT_DEVICE unsigned floor_below_2_23(float v) { return __float_as_uint(__fadd_rz(v, 0x1p23f)) - 0x4b000000u; }
 #endif
 
 // ---- device/stochastic.cuh ----
@@ -789,6 +791,14 @@ SSMJIT_DEVICE u32 stochastic_pack_e4m3(const float (&v)[4], u32 bits) {
 #endif
   return r;
 }
+// Two fp32 cut to fp16 towards zero, the first in the low half; on any GPU. Both are of 2^-14 to 65504 in size.
+SSMJIT_DEVICE u32 pack_cut_f16(float low, float high) {
+  u32 r;
+  asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+// The upper halves of two words, the first's in the low half.
+SSMJIT_DEVICE u32 upper_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
 #endif
 
 // ---- random.cuh ----
@@ -820,13 +830,17 @@ SSMJIT_DEVICE Draw philox(const Draw& counter, u64 key) {
   return {{c0, c1, c2, c3}};
 }
 
-// The bits of eight neighbouring state elements. `element`: the first one's place, a multiple of 8, counted in logical
-// sizes, ((slot * nheads + head) * head_dim + p) * dstate + n; `token`: which of several stored states, 0 where a
-// launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
+// The bits of eight neighbouring state elements, draw `number` of a state. `token`: which of several stored states, 0
+// where a launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
+template <int kRounds>
+SSMJIT_DEVICE Draw numbered_draw(u64 seed, u64 number, u32 token) {
+  return philox<kRounds>({{static_cast<u32>(number), static_cast<u32>(number >> 32), token, 0}}, seed);
+}
+// The same by the first element's place, a multiple of 8, counted in logical sizes, ((slot * nheads + head) * head_dim
+// + p) * dstate + n.
 template <int kRounds>
 SSMJIT_DEVICE Draw state_draw(u64 seed, u64 element, u32 token) {
-  const u64 draw = element / 8;
-  return philox<kRounds>({{static_cast<u32>(draw), static_cast<u32>(draw >> 32), token, 0}}, seed);
+  return numbered_draw<kRounds>(seed, element / 8, token);
 }
 
 // ---- rounding.cuh ----
@@ -871,14 +885,12 @@ SSMJIT_DEVICE u32 nearest_e5m2(float v) { return nearest_fp8<2, 15, 0x7b>(v); }
 // 0x7f (e4m3). fp16: 13 random bits; 2^16 and more is infinity, as is what rounds up to it.
 SSMJIT_DEVICE u32 stochastic_f16(float v, u32 random) {
   const u32 bits = float_bits(v), magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
-  random &= 0x1fffu;
-  if (magnitude > 0x7f800000u) return 0x7fffu;
-  u32 r;
-  if (magnitude >= 0x38800000u)  // 2^-14
-    r = magnitude < 0x47800000u ? (magnitude - 0x38000000u + random) >> 13 : 0x7c00u;
-  else  // in units of 2^-37, 2^-13 of the last place
-    r = (static_cast<u32>(floor_to_int(bits_float(magnitude) * 0x1p37f)) + random) >> 13;
-  return sign | r;
+  // Below 2^-14 in units of 2^-37, 2^-13 of the last place. Selected, not branched to: one of a warp's lanes often has
+  // such an element.
+  const u32 subnormal = floor_below_2_23(bits_float(magnitude) * 0x1p37f);
+  const u32 units = magnitude >= 0x38800000u ? magnitude - 0x38000000u : subnormal;
+  const u32 finite = (units + (random & 0x1fffu)) >> 13;
+  return magnitude > 0x7f800000u ? 0x7fffu : sign | (magnitude < 0x47800000u ? finite : 0x7c00u);
 }
 // bf16: 16 random bits; what rounds up past the largest is infinity.
 SSMJIT_DEVICE u32 stochastic_bf16(float v, u32 random) {
@@ -904,12 +916,16 @@ SSMJIT_DEVICE int nearest_int(float v) {
   const int r = round_to_int(v);
   return r < -kLargest ? -kLargest : r > kLargest ? kLargest : r;
 }
-// floor(v + random / 2^16), exactly: what v drops below 2^-16 never adds up to a carry.
+// floor(v + random / 2^16), exactly, in the upper half of the word: what v drops below 2^-16 never adds up to a carry.
 template <int kLargest>
-SSMJIT_DEVICE int stochastic_int(float v, u32 random) {
+SSMJIT_DEVICE int stochastic_units(float v, u32 random) {
   constexpr int kBound = kLargest * 65536;
   const int r = floor_to_int(v * 65536.0f);
-  return ((r < -kBound ? -kBound : r > kBound ? kBound : r) + static_cast<int>(random & 0xffffu)) >> 16;
+  return (r < -kBound ? -kBound : r > kBound ? kBound : r) + static_cast<int>(random & 0xffffu);
+}
+template <int kLargest>
+SSMJIT_DEVICE int stochastic_int(float v, u32 random) {
+  return stochastic_units<kLargest>(v, random) >> 16;
 }
 
 // ---- words of packed storage, to nearest even; exactly back ----
@@ -991,22 +1007,50 @@ SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
 // fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
 SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
 
+// As trees: a chain would wait for each of its eight links, row after row.
+SSMJIT_DEVICE float sum_of_sizes(const float (&v)[8]) {
+  return ((abs_f32(v[0]) + abs_f32(v[1])) + (abs_f32(v[2]) + abs_f32(v[3]))) +
+         ((abs_f32(v[4]) + abs_f32(v[5])) + (abs_f32(v[6]) + abs_f32(v[7])));
+}
+SSMJIT_DEVICE float least_size(const float (&v)[8]) {
+  return min_f32(min_f32(min_f32(abs_f32(v[0]), abs_f32(v[1])), min_f32(abs_f32(v[2]), abs_f32(v[3]))),
+                 min_f32(min_f32(abs_f32(v[4]), abs_f32(v[5])), min_f32(abs_f32(v[6]), abs_f32(v[7]))));
+}
+
+// Where no element is special, adding the bits and cutting is all that is to do: of sizes that add up to a finite sum
+// and, in fp16, are normal there and do not reach its largest.
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
+  if constexpr (kStochasticInHardware) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (kStochasticInHardware)
-      word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    else
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
+    return;
+  }
+  if (least_size(v) >= 0x1p-14f && sum_of_sizes(v) < 65504.0f) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
+                             bits_float(float_bits(v[2 * i + 1]) + ((draw.word[i] & 0x1fff0000u) >> 16)));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
       word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
                 stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
   }
 }
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16) {
+  if constexpr (kStochasticInHardware) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (kStochasticInHardware)
-      word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    else
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
+    return;
+  }
+  if (sum_of_sizes(v) <= 0x1.fffffep127f) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      word[i] = upper_halves(float_bits(v[2 * i]) + (draw.word[i] & 0xffffu),
+                             float_bits(v[2 * i + 1]) + (draw.word[i] >> 16));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
       word[i] = stochastic_bf16(v[2 * i], random_half(draw, 2 * i)) |
                 stochastic_bf16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
   }
@@ -1037,15 +1081,30 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
-    word[i] = (static_cast<u32>(stochastic_int<32767>(v[2 * i], random_half(draw, 2 * i))) & 0xffffu) |
-              static_cast<u32>(stochastic_int<32767>(v[2 * i + 1], random_half(draw, 2 * i + 1))) << 16;
+    word[i] = upper_halves(static_cast<u32>(stochastic_units<32767>(v[2 * i], random_half(draw, 2 * i))),
+                           static_cast<u32>(stochastic_units<32767>(v[2 * i + 1], random_half(draw, 2 * i + 1))));
 }
 
 // ---- a vector of neighbouring state elements ----
 
-// The largest number of a dtype whose rows have a scale.
+// Whether the rows of a state of T have a scale, and the largest number that T holds.
+SSMJIT_DEVICE constexpr bool is_scaled(i8) { return true; }
+SSMJIT_DEVICE constexpr bool is_scaled(e4m3) { return true; }
+SSMJIT_DEVICE constexpr bool is_scaled(i16) { return true; }
+template <class T>
+SSMJIT_DEVICE constexpr bool is_scaled(T) {
+  return false;
+}
 SSMJIT_DEVICE constexpr float largest_of(i8) { return 127.0f; }
 SSMJIT_DEVICE constexpr float largest_of(e4m3) { return 448.0f; }
+SSMJIT_DEVICE constexpr float largest_of(i16) { return 32767.0f; }
+
+// What a row is multiplied by before it is rounded, from the size of its largest element; the inverse is its scale.
+// A row of nothing, or of so little that fp32 has no such factor, is stored as zeros with a scale of 1.
+template <class T>
+SSMJIT_DEVICE float encode_of_row(float largest, T) {
+  return largest >= 0x1p-110f ? largest_of(T{}) / largest : 1.0f;
+}
 
 // To nearest even.
 template <int kCount, class T>
@@ -1061,10 +1120,10 @@ SSMJIT_DEVICE Vec16 round_vector(const float (&v)[kCount], T) {
   }
   return rounded;
 }
-// By chance; `place`: of the first element, a multiple of 8, as state_draw counts it.
-template <int kRounds, int kCount, class T>
-SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, u64 place, T) {
-  static_assert(kCount == 4 * kPerWord<T>);
+// By chance, from a draw for each eight elements.
+template <int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+  static_assert(kCount == 4 * kPerWord<T> && kCount % 8 == 0);
   constexpr int kWords = 8 / kPerWord<T>;  // of a draw
   Vec16 rounded;
 #pragma unroll
@@ -1073,11 +1132,19 @@ SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, 
 #pragma unroll
     for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
     u32 word[kWords];
-    round_stochastic(eight, state_draw<kRounds>(seed, place + 8 * d, 0), word, T{});
+    round_stochastic(eight, draw[d], word, T{});
 #pragma unroll
     for (int w = 0; w < kWords; ++w) rounded.word[d * kWords + w] = word[w];
   }
   return rounded;
+}
+// The same; `place`: of the first element, a multiple of 8, as state_draw counts it.
+template <int kRounds, int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_stochastic(const float (&v)[kCount], u64 seed, u64 place, T) {
+  Draw draw[kCount / 8];
+#pragma unroll
+  for (int d = 0; d < kCount / 8; ++d) draw[d] = state_draw<kRounds>(seed, place + 8 * d, 0);
+  return round_vector_by(v, draw, T{});
 }
 
 // ---- ring.cuh ----
@@ -1171,6 +1238,10 @@ struct RingShape {
   using Operand = typename Either<is_same<State, Input> || kScaled, Input, bf16>::Type;
   static constexpr bool kDirect = Cfg::kStatePath == StatePath::direct;
   static constexpr int kWarpSize = kWarpRows * Cfg::kDstate;  // state elements of a warp and head
+  // Whether a replay brings the state up to date, in registers, before it waits for the launch in front: where the new
+  // state as it is stored is the operand of y, too.
+  static constexpr bool kReplaysEarly = Cfg::kReplay && Cfg::kEarlyState && kDirect && Cfg::kPhiloxRounds == 0 &&
+                                        (sizeof(State) == 4 || is_same<State, Operand>);
   // Rows of x in shared memory lie so that eight of them meet no bank twice.
   static constexpr int kXRow = kWarpRows + (kWarpRows > 8 ? 8 : 0);
 
@@ -1350,6 +1421,12 @@ struct RingState {
     else
       return load_shared(stages() + (stage + element(i, c)));
   }
+  SSMJIT_DEVICE void store() const {
+#pragma unroll
+    for (int i = 0; i < S::kTiles; ++i)
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) put(i, c, raw[i][c]);
+  }
   SSMJIT_DEVICE void put(int i, int c, const Vec16& v) const {
     if constexpr (S::kDirect)
       store_global<Cfg::kStreaming>(memory + element(i, c), v);
@@ -1521,17 +1598,24 @@ struct RingStep {
     }
     if (lane == 0) shared.all_old[i] = all_old;
   }
-  // The same of a replay: sums of old rows are given, those of new ones begin anew. Returns that of the lane's row, as
-  // it is kept.
-  SSMJIT_DEVICE float sum_new_rows(int i, float delta, float old_sum, float A, const Cursors& at) const {
-    const float new_sum = scan_lanes(lane < S::kFirstNew ? 0.0f : delta * A);
-    const float sum = lane >= S::kFirstNew ? new_sum : lane < at.count ? old_sum : 0.0f;
+  // The same of a replay, whose old rows' sums are given.
+  SSMJIT_DEVICE void take_old_sums(int i, float delta, float old_sum, const Cursors& at) const {
+    const bool used = lane < at.count;
+    const float sum = used ? old_sum * 1.442695041f : 0.0f;
     const float all_old = shuffle(sum, at.count > 0 ? at.count - 1 : 0);
-    if (8 * S::kRowTiles == 32 || lane < 8 * S::kRowTiles) {
+    if (lane < S::kFirstNew) {
+      shared.row[i][lane][0] = sum;
+      shared.row[i][lane][1] = used ? delta : 0.0f;
+    }
+    if (lane == 0) shared.all_old[i] = all_old;
+  }
+  // Those of the new ones begin anew. Returns that of the lane's row, as it is kept.
+  SSMJIT_DEVICE float sum_new_rows(int i, float delta, float A) const {
+    const float sum = scan_lanes(lane < S::kFirstNew ? 0.0f : delta * A);
+    if (lane >= S::kFirstNew && (8 * S::kRowTiles == 32 || lane < 8 * S::kRowTiles)) {
       shared.row[i][lane][0] = sum * 1.442695041f;
       shared.row[i][lane][1] = delta;
     }
-    if (lane == 0) shared.all_old[i] = all_old * 1.442695041f;
     return sum;
   }
   struct RowPair {
@@ -1596,7 +1680,7 @@ struct RingStep {
   // h' to where h was; y += C . h' as stored to nearest, not yet scaled. x[i][j]: the columns of tile i by the rows of
   // tile j.
   SSMJIT_DEVICE void flush(RingSums<Cfg> (&y)[S::kTiles], float (&scale)[S::kScaled ? S::kTiles : 1][2],
-                           const RingState<Cfg>& state, const RingTokens<Cfg, Operand>& C,
+                           RingState<Cfg>& state, const RingTokens<Cfg, Operand>& C,
                            const u32 (&x)[S::kTiles][S::kRowTiles], float all_old, int slot, int i_head) const {
     int place_of_head = i_head;
     if constexpr (S::kAside > 1) place_of_head = warp / S::kHeadWarps;
@@ -1701,7 +1785,7 @@ struct RingStep {
 #pragma unroll
             for (int e = 0; e < S::kSpan; ++e) largest = max_f32(largest, abs_f32(v[c][r][e]));
           largest = max_lanes<4>(largest);
-          const float encode = largest > 0.0f ? largest_of(State{}) / largest : 1.0f;
+          const float encode = encode_of_row(largest, State{});
           const float decoded = 1.0f / encode;
           if (q == 0)
             args.state_scale[wide(slot, args.state_scale_stride) + (h * Cfg::kHeadDim + first + 8 * (i + r) + g)] =
@@ -1724,10 +1808,14 @@ struct RingStep {
     return g % 2 == 0 ? even : odd;
   }
   // The lane's columns of a chunk and row: to where they were, rounded to nearest or by chance, and into y to nearest;
-  // of a replay into y as they are, but for an operand's digits.
-  SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, const RingState<Cfg>& state, u64 place,
+  // of a replay into y as they are, but for an operand's digits. One that replays early keeps them for both.
+  SSMJIT_DEVICE void put(RingSums<Cfg>& y, const RingTokens<Cfg, Operand>& C, RingState<Cfg>& state, u64 place,
                          u64 seed, int i, int c, const float (&v)[S::kSpan]) const {
     const RingSpan<Cfg> nearest{round_vector(v, State{})};
+    if constexpr (S::kReplaysEarly) {
+      state.raw[i][c] = nearest.raw;
+      return;
+    }
     if constexpr (Cfg::kPhiloxRounds == 0) state.put(i, c, nearest.raw);
     const auto operand = [&](int w) {
       if constexpr (Cfg::kReplay && !is_same<State, Operand>) {
@@ -2086,10 +2174,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   const RingCursors<Cfg> at{start, count, tokens, Cfg::kReplay || count + tokens > Cfg::kWindow, buffer};
   float old_delta[S::kBuffers][kHeadsMine][S::kLaneRows];
   float old_sum[S::kBuffers][Cfg::kReplay ? kHeadsMine : 1];
+  float* const first_deltas = step.ring_delta(slot, head, S::kBuffers == 2 ? 0 : buffer);
 #pragma unroll
   for (int i = 0; i < S::kBuffers; ++i) {
     const int from = S::kBuffers == 2 ? i : buffer;
-    const float* const deltas = step.ring_delta(slot, head, from);
+    const float* const deltas = i == 0 ? first_deltas : step.ring_delta(slot, head, from);
 #pragma unroll
     for (int r = 0; r < S::kLaneRows; ++r) {
       const int place = at.place_of_old(lane + 32 * r);
@@ -2118,13 +2207,72 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     if constexpr (!S::kAll) streams.copy_old(shared, i, stage);
     if constexpr (S::kScaled) step.copy_scale(slot, head + i, stage);
   };
+  // Of a replay: what the old rows weigh by, and B, to shared memory.
+  const auto take_old = [&] {
+#pragma unroll
+    for (int k = 0; k < kHeadsMine; ++k) {
+      float delta = old_delta[0][k][0], sum = old_sum[0][Cfg::kReplay ? k : 0];
+      if constexpr (S::kBuffers == 2) {
+        delta = at.of_buffer(delta, old_delta[1][k][0]);
+        sum = at.of_buffer(sum, old_sum[1][k]);
+      }
+      if (has_head(k)) step.take_old_sums(head_mine(k), delta, sum, at);
+    }
+  };
+  const auto take_old_B = [&] {
+#pragma unroll
+    for (int k = 0; k < kOldMine; ++k) {
+      const int tile = warp + k * Cfg::kWarps, j = 8 * tile + g;
+      if (S::kOldTiles % Cfg::kWarps != 0 && tile >= S::kOldTiles) continue;
+      const bool used = at.old_in_use(j);
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c)
+#pragma unroll
+        for (int w = 0; w < S::kSpan / 2; ++w) {
+          u32 word = old_B[0][k].word[c * (S::kSpan / 2) + w];
+          if constexpr (S::kBuffers == 2) word = at.of_buffer(word, old_B[1][k].word[c * (S::kSpan / 2) + w]);
+          *reinterpret_cast<u32*>(&shared.B[j][4 * c * S::kSpan + 8 * w + 2 * q]) = used ? word : 0u;
+        }
+    }
+  };
   if constexpr (Cfg::kEarlyState) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) copy_early(i, i);
     copy_states();
+    if constexpr (S::kReplaysEarly) {
+      take_old();
+      take_old_B();
+      if constexpr (S::kAll) {
+        streams.store_masked(shared, old_x);
+      } else {
+        copy_async_commit();
+        copy_async_wait<0>();
+      }
+      if constexpr (Cfg::kWarps > 1)
+        sync_block();
+      else
+        sync_warp();
+      u32 x[S::kTiles][S::kRowTiles] = {};
+      constexpr int kMatrices = S::kOldTiles * S::kTiles;
+#pragma unroll
+      for (int k = 0; k < (kMatrices + 3) / 4; ++k) {
+        const int n = 4 * k + lane / 8 < kMatrices ? 4 * k + lane / 8 : kMatrices - 1;
+        u32 got[4];
+        load_matrix_transposed(got, streams.all_x(shared) + (streams.x_row(warp, 8 * (n % S::kOldTiles) + lane % 8) +
+                                                             8 * (n / S::kOldTiles)));
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (4 * k + e < kMatrices) x[(4 * k + e) / S::kOldTiles][(4 * k + e) % S::kOldTiles] = got[e];
+      }
+      RingSums<Cfg> no_sums[S::kTiles];
+      float no_scale[1][2];
+      const RingTokens<Cfg, typename S::Operand> no_tokens = {};
+      step.flush(no_sums, no_scale, state, no_tokens, x, shared.all_old[0], slot, 0);
+    }
     grid_dependency_wait();
     if constexpr (kIsLayer) around.copy_tokens(step);
     load_inputs();
+    if constexpr (S::kReplaysEarly) state.store();
   }
   // No load may move down past here, behind arithmetic that waits for another.
   if constexpr (kIsLayer) sync_warp();
@@ -2142,6 +2290,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   // delta of the new rows, while the ring's are on their way; then the sums of the heads.
   float fresh[kHeadsMine][S::kLaneRows];
   float sums[Cfg::kReplay ? kHeadsMine : 1];  // of the lane's row, as a replay keeps them
+  if constexpr (Cfg::kReplay && !S::kReplaysEarly) take_old();
 #pragma unroll
   for (int k = 0; k < kHeadsMine; ++k) {
     if (kIsLayer && !has_head(k)) continue;
@@ -2157,15 +2306,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
     for (int r = 0; r < S::kLaneRows; ++r) {
       const int j = lane + 32 * r;
-      float old = old_delta[0][k][r];
-      if constexpr (S::kBuffers == 2) old = at.of_buffer(old, old_delta[1][k][r]);
-      delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old : fresh[k][r]) : 0.0f;
+      delta[r] = at.in_use(j) ? (j < S::kFirstNew ? old_delta[0][k][r] : fresh[k][r]) : 0.0f;
     }
     const float A_mine = of_head(A, head_mine(k));
     if constexpr (Cfg::kReplay) {
-      float old = old_sum[0][k];
-      if constexpr (S::kBuffers == 2) old = at.of_buffer(old, old_sum[1][k]);
-      if (has_head(k)) sums[k] = step.sum_new_rows(head_mine(k), delta[0], old, A_mine, at);
+      if (has_head(k)) sums[k] = step.sum_new_rows(head_mine(k), delta[0], A_mine);
     } else if constexpr (S::kAside > 1) {
       if (has_head(k)) step.sum_rows(warp / S::kHeadWarps, delta, A_mine, at);
     } else {
@@ -2219,7 +2364,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     for (int k = 0; !kIsLayer && !Cfg::kReplay && k < kOldMine; ++k)
       C.contract(old_CB[k], i, old_B[0][k].word[2 * i], old_B[0][k].word[2 * i + 1]);
 #pragma unroll
-    for (int p = 0; S::kDirect && !Cfg::kReplay && p < S::kTiles; ++p) {
+    for (int p = 0; S::kDirect && (!Cfg::kReplay || S::kReplaysEarly) && p < S::kTiles; ++p) {
       const RingSpan<Cfg> h{state.get(p, i / S::kSteps)};
       C_state.contract(y[p], i, h.operand(i % S::kSteps * 2), h.operand(i % S::kSteps * 2 + 1));
     }
@@ -2227,7 +2372,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 
   // delta of the new rows into the ring.
   if (block_x() % S::kBlocks == 0) {
-    float* const deltas = step.ring_delta(slot, head, 1 - buffer);
+    float* const deltas = Cfg::kReplay ? step.ring_delta(slot, head, 1 - buffer) : first_deltas;
 #pragma unroll
     for (int k = 0; k < kHeadsMine; ++k)
 #pragma unroll
@@ -2249,22 +2394,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       if (keeps_B && tile < S::kNewTiles && t < tokens)
         new_B[k].store(step.ring_B_row(slot, at.place_of_new(t), 1 - buffer));
     }
-    if (at.flush) {
-#pragma unroll
-      for (int k = 0; k < kOldMine; ++k) {
-        const int tile = warp + k * Cfg::kWarps, j = 8 * tile + g;
-        if (S::kOldTiles % Cfg::kWarps != 0 && tile >= S::kOldTiles) continue;
-        const bool used = at.old_in_use(j);
-#pragma unroll
-        for (int c = 0; c < S::kChunks; ++c)
-#pragma unroll
-          for (int w = 0; w < S::kSpan / 2; ++w) {
-            u32 word = old_B[0][k].word[c * (S::kSpan / 2) + w];
-            if constexpr (S::kBuffers == 2) word = at.of_buffer(word, old_B[1][k].word[c * (S::kSpan / 2) + w]);
-            *reinterpret_cast<u32*>(&shared.B[j][4 * c * S::kSpan + 8 * w + 2 * q]) = used ? word : 0u;
-          }
-      }
-    }
+    if (!S::kReplaysEarly && at.flush) take_old_B();
     if constexpr (Cfg::kWarps == 1) {
 #pragma unroll
       for (int e = 0; e < 2 * S::kNewTiles; ++e) {
@@ -2303,7 +2433,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       const bool does = old ? !at.flush && at.old_in_use(j) : j - S::kFirstNew <= t && j - S::kFirstNew < tokens;
       weighs |= (does ? 1u : 0u) << (4 * i + e);
     }
-  if constexpr (S::kAll) streams.store_masked(shared, old_x);
+  if constexpr (S::kAll && !S::kReplaysEarly) streams.store_masked(shared, old_x);
 
   if constexpr (Cfg::kHeadsPerBlock > 1) streams.keep_all();
   // The lane's places for operands of x, four matrices at once, and for its own outputs. Matrix n is of tile
@@ -2384,11 +2514,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       barrier_wait(&shared.full[warp][stage], parity);
     }
     const float all_old = shared.all_old[place];
-    if (at.flush || !S::kDirect) {
+    if ((at.flush || !S::kDirect) && !S::kReplaysEarly) {
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p) y[p].clear();
     }
-    if (at.flush) {
+    if (at.flush && !S::kReplaysEarly) {
       step.flush(y, scale, state, C_state, x, all_old, slot, i);
       if constexpr (!S::kDirect) store_state(i, stage);
     } else if constexpr (!S::kDirect) {
@@ -2491,6 +2621,8 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 // rounded to be stored.
 //
 // ring_rows: all: both buffers are read while it is not yet known which counts; live: that one.
+// Asked for early (kEarlyState), a state in registers is brought up to date before the wait for the launch in front, and
+// written after it: nothing of that needs the step's own tokens.
 
 // Grid: x = nheads / heads_per_block * (head_dim / block_m), y = batch. Block: 32 * warps threads.
 template <class Cfg>

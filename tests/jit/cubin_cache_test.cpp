@@ -272,6 +272,80 @@ TEST_F(CubinCacheTest, FaultRow21_SixteenWritersAndReadersOfOneKeySeeWholeFilesO
   EXPECT_THAT(list_cache(cache_.folder()), SizeIs(1));
 }
 
+// A process that has the turn of a kernel, until it is told to end.
+class OwnerOfTurn {
+ public:
+  OwnerOfTurn(const CubinCache& cache, const std::string& key, const Arch& arch) {
+    int pipe_of[2];
+    EXPECT_EQ(pipe(pipe_of), 0);
+    child_ = fork();
+    if (child_ == 0) {
+      const CompileTurn turn(cache, key, arch);
+      if (write(pipe_of[1], "x", 1) != 1) _exit(1);
+      pause();
+    }
+    char ready = 0;
+    EXPECT_EQ(read(pipe_of[0], &ready, 1), 1);
+    close(pipe_of[0]);
+    close(pipe_of[1]);
+  }
+  ~OwnerOfTurn() { end(); }
+  void end() {
+    if (child_ <= 0) return;
+    kill(child_, SIGKILL);
+    waitpid(child_, nullptr, 0);
+    child_ = 0;
+  }
+  pid_t process() const { return child_; }
+
+ private:
+  pid_t child_ = 0;
+};
+
+TEST_F(CubinCacheTest, FaultRow21_ATurnThatIsHeldTooLongIsGivenUpNamingItsOwner) {
+  const OwnerOfTurn owner(cache_, key_, arch_);
+  Warnings warnings;
+  { const CompileTurn turn(cache_, key_, arch_, 0.05); }
+  ASSERT_THAT(warnings.lines, SizeIs(1));
+  EXPECT_THAT(warnings.lines[0], HasSubstr("process " + std::to_string(owner.process()) + " of "));
+  EXPECT_THAT(warnings.lines[0], HasSubstr("the kernel is compiled here too"));
+  const CompileTurn other(cache_, make_key(make_source("another")), arch_, 0.05);
+  EXPECT_THAT(warnings.lines, SizeIs(1)) << "another kernel is another turn";
+}
+
+TEST_F(CubinCacheTest, FaultRow21_ATurnGoesWithItsOwnerHoweverThatEnds) {
+  OwnerOfTurn owner(cache_, key_, arch_);
+  owner.end();
+  Warnings warnings;
+  { const CompileTurn turn(cache_, key_, arch_, 0.05); }
+  EXPECT_THAT(warnings.lines, IsEmpty());
+  EXPECT_THAT(list_cache(cache_.folder()), IsEmpty()) << "and leaves no file";
+}
+
+TEST_F(CubinCacheTest, FaultRow22_WithoutAFolderToWriteToThereIsNoTurnToWaitFor) {
+  Warnings warnings;
+  const CompileTurn nowhere(CubinCache(""), key_, arch_), nobody(CubinCache("/dev/null/cache"), key_, arch_);
+  EXPECT_THAT(warnings.lines, IsEmpty());
+}
+
+TEST_F(CubinCacheTest, AKernelIsFoundByItsSourceWithoutTheCompilersVersion) {
+  const Source source = make_source();
+  const std::string of_source = source_key(source, {"-O3"});
+  ASSERT_TRUE(cache_.keep(cubin_key(source, {"-O3"}, "12.9"), make_cubin('a'), "12.9", of_source));
+  ASSERT_TRUE(cache_.keep(cubin_key(source, {"-O3"}, "13.0"), make_cubin('b'), "13.0", of_source));
+  const std::map<std::string, std::string> names = cache_.names_by_source();
+  ASSERT_THAT(names, SizeIs(1));
+  const auto found = cache_.find_source(names.at(of_source), of_source, arch_);
+  ASSERT_TRUE(found.has_value());
+  EXPECT_EQ(found->image[0], 'b') << "the newest compiler's";
+  EXPECT_NE(of_source, source_key(source, {"-O2"}));
+  EXPECT_NE(of_source, source_key(make_source("another"), {"-O3"}));
+  Warnings warnings;
+  EXPECT_FALSE(cache_.find_source(names.at(of_source), source_key(source, {"-O2"}), arch_).has_value());
+  ASSERT_THAT(warnings.lines, SizeIs(1));
+  EXPECT_THAT(warnings.lines[0], HasSubstr("another kernel"));
+}
+
 TEST_F(CubinCacheTest, FaultRow22_AFolderThatCannotBeMadeGivesOneWarningAndNoError) {
   const CubinCache cache("/dev/null/cache");
   Warnings warnings;

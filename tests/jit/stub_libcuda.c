@@ -7,7 +7,7 @@
 #include "stub_libcuda.h"
 
 static StubState state;
-static int context, module, function;
+static int contexts[8], module, function; /* a context a device */
 static CUcontext current;
 
 StubState* stub_state(void) { return &state; }
@@ -100,12 +100,11 @@ CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice device) {
 }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext* out, CUdevice device) {
-  (void)device;
-  *out = (CUcontext)&context;
+  *out = (CUcontext)&contexts[device];
   STUB_RETURN(cuDevicePrimaryCtxRetain);
 }
 CUresult cuCtxGetCurrent(CUcontext* out) {
-  *out = state.context_is_current ? (CUcontext)&context : current;
+  *out = state.context_is_current ? (CUcontext)&contexts[state.device] : current;
   return CUDA_SUCCESS;
 }
 CUresult cuCtxSetCurrent(CUcontext which) {
@@ -117,11 +116,11 @@ CUresult cuCtxPushCurrent_v2(CUcontext which) {
   return CUDA_SUCCESS;
 }
 CUresult cuCtxPopCurrent_v2(CUcontext* out) {
-  *out = (CUcontext)&context;
+  *out = (CUcontext)&contexts[state.device];
   return CUDA_SUCCESS;
 }
 CUresult cuCtxGetDevice(CUdevice* device) {
-  *device = 0;
+  *device = state.device;
   return CUDA_SUCCESS;
 }
 

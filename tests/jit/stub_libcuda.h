@@ -29,6 +29,7 @@ typedef struct {
   int argument_bytes;     /* how much of a launch's argument to keep */
   int record;             /* 0: a launch only counts */
   int context_is_current; /* whether a context is there from the start */
+  int device;             /* of the current context */
   /* What happened. */
   int launches;
   int synchronised;

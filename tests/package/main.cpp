@@ -1,4 +1,4 @@
-// What a consumer does first: describe a step, look up a plan, read its source.
+// What a consumer does first: describe a step, open a session, look up a plan, read its source.
 #include <cstdio>
 
 #include <ssmjit/ssmjit.h>
@@ -8,7 +8,7 @@ int main() {
   const Description step = mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1}).state(DType::bf16);
   step.validate();
   const Arch arch = Arch::parse("sm_90a");
-  const Choice choice = lookup(shipped_tables(), step, "h200", arch, 8);
+  const Choice choice = Session().choose(step, 8, PdlMode::off, "h200", arch);
   const Source source = emit(step, choice.plan, arch);
   std::printf("%s: %s, %zu bytes of CUDA C++\n", step.summary().c_str(), name(choice.why), source.text.size());
   try {

@@ -119,6 +119,22 @@ TEST_F(SessionTest, TheSameAgainIsTheSameHandleAndLoadsNothing) {
   EXPECT_GT(stub_->modules_loaded, loaded);
 }
 
+TEST_F(SessionTest, EachDeviceOfAProcessHasAHandleOfItsOwn) {
+  const Session all = session();
+  stub_->devices = 2;
+  stub_->context_is_current = 1;
+  const Prepared first = all.prepare(unshipped_description(), {.max_batch = 4});
+  const int of_one = stub_->modules_loaded;
+  stub_->device = 1;
+  const Prepared second = all.prepare(unshipped_description(), {.max_batch = 4});
+  EXPECT_EQ(stub_->modules_loaded, 2 * of_one);
+  EXPECT_EQ(first.device().ordinal, 0);
+  EXPECT_EQ(second.device().ordinal, 1);
+  stub_->device = 0;
+  EXPECT_EQ(all.prepare(unshipped_description(), {.max_batch = 4}).device().ordinal, 0);
+  EXPECT_EQ(stub_->modules_loaded, 2 * of_one);
+}
+
 TEST_F(SessionTest, AHandleOutlivesItsSession) {
   const Prepared step = prepared();
   step.launch(sample_args(3), nullptr);

@@ -125,15 +125,13 @@ double ring_step(const Description& d, const RingArgs& a, std::int64_t batch) {
 }
 
 // One head's new state to where it lies.
-void write_state(const Description& d, const Tensor& state, const Tensor& rand_seed, std::int64_t slot, int h,
+void write_state(const Description& d, const Tensor& state, std::uint64_t seed, std::int64_t slot, int h,
                  const std::vector<double>& values) {
   const int P = d.head_dim, N = d.dstate;
   for (int p = 0; p < P; ++p)
     for (int n = 0; n < N; ++n) {
       double v = values[static_cast<std::size_t>(p * N + n)];
-      if (std::holds_alternative<Stochastic>(d.rounding_kind))
-        v = stored_stochastically(d, v, static_cast<std::uint64_t>(stored_index(rand_seed, 0, read_host)), slot, h, p,
-                                  n);
+      if (std::holds_alternative<Stochastic>(d.rounding_kind)) v = stored_stochastically(d, v, seed, slot, h, p, n);
       encode(d.state_dtype, bytes_of(state), slot * state.stride[0] + (std::int64_t{h} * P + p) * N + n, v);
     }
 }
@@ -184,14 +182,19 @@ void replay_step(const Description& d, const device_args::RingArgs& a, std::int6
         encode(DType::f32, bytes_of(r.old_dt), old_sum_at(r.old_dt, slot, other, h, t), delta);
         encode(DType::f32, bytes_of(r.old_cumAdt), old_sum_at(r.old_cumAdt, slot, other, h, t), sum);
       }
-      if (of.rows.live) write_state(d, r.state, common.rand_seed, slot, h, head.state);
+      if (!of.rows.live) continue;
+      const std::uint64_t seed =
+          a.rand_seed == nullptr ? 0 : static_cast<std::uint64_t>(a.rand_seed[slot * a.rand_seed_stride]);
+      write_state(d, r.state, seed, slot, h, head.state);
     }
     for (int g = 0; of.rows.live && g < G; ++g)
       for (int t = 0; t < T; ++t) copy(r.old_B, old_B_at(r, slot, other, t, g), r.B, row(r.B, t) + g * N, N);
   }
 }
 
-void update_step(const Description& d, const device_args::UpdateArgs& a, std::int64_t batch) {
+// `rounding`: of an update whose state is stored by chance or with factors; else null.
+void update_step(const Description& d, const device_args::UpdateArgs& a, const device_args::UpdateRoundedArgs* rounding,
+                 std::int64_t batch) {
   const std::int64_t S = a.slots, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
   UpdateArgs r;
   r.state = strided(a.state, d.state_dtype, {S, H, P, N}, {a.state_stride, P * N, N, 1});
@@ -204,7 +207,14 @@ void update_step(const Description& d, const device_args::UpdateArgs& a, std::in
   r.dt_bias = contiguous(a.dt_bias, d.weight_dtype, {H});
   const DType index = a.wide_indices != 0 ? DType::i64 : DType::i32;
   r.state_batch_indices = strided(a.state_batch_indices, index, {batch}, {a.index_stride});
+  if (a.dst_state_batch_indices != nullptr)
+    r.dst_state_batch_indices = strided(a.dst_state_batch_indices, index, {batch}, {a.dst_index_stride});
   r.pad_slot_id = a.pad_slot_id;
+  if (rounding != nullptr) {
+    r.state_scale = strided(rounding->state_scale, DType::f32, {S, H, P}, {rounding->state_scale_stride, P, 1});
+    if (rounding->rand_seed != nullptr)
+      r.rand_seed = contiguous(rounding->rand_seed, DType::i64, {rounding->seed_stride == 0 ? 1 : S});
+  }
   for (std::int64_t b = 0; b < batch; ++b) {
     const RowSlots slots = row_slots(d, r, b, read_host);
     for (int h = 0; h < d.nheads; ++h) {
@@ -212,9 +222,18 @@ void update_step(const Description& d, const device_args::UpdateArgs& a, std::in
       for (int p = 0; p < d.head_dim; ++p)
         encode(d.input_dtype, static_cast<std::byte*>(a.out), b * a.out_stride + h * P + p,
                slots.live ? head.y[static_cast<std::size_t>(p)] : 0.0);
-      for (std::int64_t i = 0; slots.store && i < P * N; ++i)
-        encode(d.state_dtype, bytes_of(r.state), slots.target * a.state_stride + h * P * N + i,
-               head.state[static_cast<std::size_t>(i)]);
+      for (std::int64_t p = 0; slots.store && p < P; ++p) {
+        const double scale = head.scale.empty() ? 1.0 : head.scale[static_cast<std::size_t>(p)];
+        if (!head.scale.empty())
+          encode(DType::f32, bytes_of(r.state_scale), slots.target * r.state_scale.stride[0] + h * P + p, scale);
+        for (std::int64_t n = 0; n < N; ++n) {
+          double v = head.state[static_cast<std::size_t>(p * N + n)] / scale;
+          if (r.rand_seed.data != nullptr)
+            v = stored_stochastically(d, v, seed_of_slot(r.rand_seed, slots.target, read_host), slots.target, h,
+                                      static_cast<int>(p), static_cast<int>(n));
+          encode(d.state_dtype, bytes_of(r.state), slots.target * a.state_stride + (h * P + p) * N + n, v);
+        }
+      }
     }
   }
 }
@@ -399,6 +418,7 @@ std::size_t argument_bytes(const char* name) {
   if (op_of(kernel) == "conv1d") return sizeof(device_args::Conv1dArgs);
   if (op_of(kernel) == "norm") return sizeof(device_args::NormArgs);
   if (op_of(kernel) == "update" && has_token_kernel(world->description)) return sizeof(device_args::UpdateTokensArgs);
+  if (op_of(kernel) == "update" && is_update_rounded(world->description)) return sizeof(device_args::UpdateRoundedArgs);
   return op_of(kernel) == "ring" || op_of(kernel) == "replay" ? sizeof(device_args::RingArgs)
                                                               : sizeof(device_args::UpdateArgs);
 }
@@ -425,7 +445,7 @@ double launch(const char* name, const CUlaunchConfig& config, const void* argume
   }
   if (kernel == "ssmjit_fill") {
     const auto a = read_argument<FillArgs>(argument);
-    const DType dtypes[] = {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8};
+    const DType dtypes[] = {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8, DType::i16};
     for (std::uint64_t i = 0; i < a.count; ++i) {
       const double uniform = static_cast<double>(mixed(a.seed * 0x9e3779b97f4a7c15ull + i) >> 11) * 0x1p-53;
       encode(dtypes[a.dtype], a.data, static_cast<std::int64_t>(i), a.mean + a.deviation * (2 * uniform - 1) * 1.7);
@@ -448,8 +468,15 @@ double launch(const char* name, const CUlaunchConfig& config, const void* argume
     tokens_step(d, device, batch);
     return cost.no_flush;
   }
+  if (is_update_rounded(d)) {
+    const auto device = read_argument<device_args::UpdateRoundedArgs>(argument);
+    d.nheads = static_cast<int>(device.nheads);
+    d.ngroups = d.nheads / world->description.heads_per_group();
+    update_step(d, device.update, &device, batch);
+    return cost.no_flush;
+  }
   if (d.op() == Op::update) {
-    update_step(d, read_argument<device_args::UpdateArgs>(argument), batch);
+    update_step(d, read_argument<device_args::UpdateArgs>(argument), nullptr, batch);
     return cost.no_flush;
   }
   if (d.op() == Op::conv1d) {

@@ -1,0 +1,106 @@
+"""The steps of a Mamba-2 layer in plain PyTorch, one operation after the other: what the kernels compute, and what a
+model runs without them. In fp32, rounded where a kernel stores; each function has the signature of its drop-in."""
+
+import torch
+import torch.nn.functional as F
+
+
+def selective_state_update(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False,
+                           state_batch_indices=None):
+    rows = torch.arange(x.shape[0], device=x.device) if state_batch_indices is None else state_batch_indices.long()
+    live = rows >= 0
+    delta = dt[..., 0].float() + (0 if dt_bias is None else dt_bias[:, 0].float())
+    if dt_softplus:
+        delta = F.softplus(delta)
+    heads_per_group = x.shape[1] // B.shape[1]
+    B, C = (each.float().repeat_interleave(heads_per_group, dim=1) for each in (B, C))
+    decay = torch.exp(A[:, 0, 0].float() * delta)
+    h = state[rows.clamp(min=0)].float() * decay[..., None, None]
+    h = h + (delta[..., None] * x.float())[..., None] * B[:, :, None, :]
+    state[rows[live]] = h[live].to(state.dtype)
+    y = (h * C[:, :, None, :]).sum(-1)
+    if D is not None:
+        y = y + D.float() * x.float()
+    if z is not None:
+        y = y * F.silu(z.float())
+    return torch.where(live[:, None, None], y, 0.0).to(x.dtype)
+
+
+def causal_conv1d_update(x, conv_state, weight, bias=None, activation=None, cache_seqlens=None,
+                         conv_state_indices=None):
+    assert cache_seqlens is None
+    rows = torch.arange(x.shape[0], device=x.device) if conv_state_indices is None else conv_state_indices.long()
+    live = rows >= 0
+    tokens = x[..., None] if x.dim() == 2 else x
+    stream = torch.cat([conv_state[rows.clamp(min=0)], tokens], dim=-1)
+    conv_state[rows[live]] = stream[live][..., -conv_state.shape[-1]:]
+    windows = stream[..., -(weight.shape[1] - 1 + tokens.shape[-1]):].float().unfold(-1, weight.shape[1], 1)
+    y = (windows * weight.float()[:, None, :]).sum(-1)
+    if bias is not None:
+        y = y + bias.float()[:, None]
+    if activation is not None:
+        y = F.silu(y)
+    y = torch.where(live[:, None, None], y, 0.0).to(x.dtype)
+    return y[..., 0] if x.dim() == 2 else y
+
+
+def rmsnorm_fn(x, weight, bias, z=None, eps=1e-6, group_size=None, norm_before_gate=True):
+    u = x.float()
+    if z is not None and not norm_before_gate:
+        u = u * F.silu(z.float())
+    groups = u.unflatten(-1, (-1, group_size or x.shape[-1]))
+    y = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(-2) * weight.float()
+    if bias is not None:
+        y = y + bias.float()
+    if z is not None and norm_before_gate:
+        y = y * F.silu(z.float())
+    return y.to(x.dtype)
+
+
+def conv_of_accepted(x, conv_state, weight, bias, accepted):
+    """Of x (batch, tokens, channels): conv_state (batch, width + tokens - 2, channels) holds the stream of the step
+    before, of which `accepted` (batch,) tokens were kept; row b uses slot b."""
+    width, channels = weight.shape[1], x.shape[2]
+    first = (accepted.long() - 1)[:, None] + torch.arange(width - 1, device=x.device)
+    history = torch.gather(conv_state, 1, first[..., None].expand(-1, -1, channels))
+    stream = torch.cat([history, x], dim=1)
+    conv_state.copy_(stream[:, 1:])
+    windows = stream.float().unfold(1, width, 1)
+    return F.silu((windows * weight.float()).sum(-1) + bias.float()).to(x.dtype)
+
+
+def checkpointing_ssu(state, x_cache, B_cache, dt_cache, ring_start, prev_num_accepted_tokens, x, dt, A, B, C, out,
+                      D=None, z=None, dt_bias=None, dt_softplus=False):
+    """The ring's step, row b on slot b, token by token: the recurrence from the state over the rows in use and on over
+    the new tokens, of which the former are stored where they and the tokens no longer fit the window."""
+    tokens, length = x.shape[1], x_cache.shape[2]
+    for b in range(x.shape[0]):
+        start, count = int(ring_start[b]), int(prev_num_accepted_tokens[b])
+        h = state[b].float()
+        for i in range(count):
+            row = (start + i) % length
+            delta, B_row = dt_cache[b, :, row], B_cache[b, :, row].float()
+            h = _step(h, x_cache[b, :, row].float(), delta, A, B_row)
+        if count + tokens > length - tokens:  # the window is full
+            h = h.to(state.dtype).float()
+            state[b] = h.to(state.dtype)
+        for t in range(tokens):
+            row = (start + count + t) % length
+            delta = dt[b, t, :, 0].float() + (0 if dt_bias is None else dt_bias[:, 0].float())
+            if dt_softplus:
+                delta = F.softplus(delta)
+            x_cache[b, :, row], B_cache[b, :, row], dt_cache[b, :, row] = x[b, t], B[b, t], delta
+            h = _step(h, x[b, t].float(), delta, A, B[b, t].float())
+            heads_per_group = h.shape[0] // C.shape[2]
+            y = (h * C[b, t].float().repeat_interleave(heads_per_group, dim=0)[:, None, :]).sum(-1)
+            if D is not None:
+                y = y + D.float() * x[b, t].float()
+            if z is not None:
+                y = y * F.silu(z[b, t].float())
+            out[b, t] = y.to(out.dtype)
+    return out
+
+
+def _step(h, x, delta, A, B):
+    B = B.repeat_interleave(h.shape[0] // B.shape[0], dim=0)
+    return h * torch.exp(A[:, 0, 0].float() * delta)[:, None, None] + (delta[:, None] * x)[..., None] * B[:, None, :]

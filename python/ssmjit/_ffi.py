@@ -1,0 +1,24 @@
+"""The functions of libssmjit_python.so, by name (python/src/exports.cpp)."""
+
+import os
+import pathlib
+import sys
+
+import tvm_ffi
+
+from . import errors  # noqa: F401  what the functions raise is registered before any of them is called
+
+# Where wheels of NVRTC are looked for, behind toolkits and VIRTUAL_ENV: in this Python's own environment.
+os.environ.setdefault("SSMJIT_NVRTC_VENV", sys.prefix)
+
+_LIBRARY = pathlib.Path(__file__).with_name("libssmjit_python.so")
+_module = tvm_ffi.load_module(str(_LIBRARY))
+_functions = dict(_module.functions().items())
+
+
+def function(name, keep_gil=False):
+    """A function of the library. One that takes less time than handing over the interpreter's lock keeps that lock."""
+    found = _functions[name]
+    if keep_gil:
+        found.release_gil = False
+    return found
