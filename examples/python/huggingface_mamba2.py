@@ -14,18 +14,18 @@ import torch
 
 
 def config(layers=64):
-    """The sizes of mamba2-2.7b."""
+    """The sizes of mamba2-2.7b; chunks as short as the prompt: plain PyTorch makes tensors of chunk x chunk of them."""
     from transformers import Mamba2Config
 
     return Mamba2Config(num_heads=80, head_dim=64, hidden_size=2560, expand=2, n_groups=1, state_size=128,
-                        num_hidden_layers=layers, vocab_size=50288, initializer_range=0.02)
+                        num_hidden_layers=layers, vocab_size=50288, initializer_range=0.02, chunk_size=8)
 
 
 def tiny():
     from transformers import Mamba2Config
 
     return Mamba2Config(num_heads=4, head_dim=32, hidden_size=64, expand=2, n_groups=2, state_size=32,
-                        num_hidden_layers=3, vocab_size=211, initializer_range=0.05)
+                        num_hidden_layers=3, vocab_size=211, initializer_range=0.05, chunk_size=8)
 
 
 def random_model(of, dtype, device):

@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
 
 
 MAMBA2_2_7B = Sizes(layers=64, model=2560, heads=80, head_dim=64, dstate=128, groups=1, vocabulary=50288)
-TINY = Sizes(layers=3, model=64, heads=4, head_dim=32, dstate=32, groups=2, vocabulary=211)
+TINY = Sizes(layers=3, model=64, heads=8, head_dim=16, dstate=32, groups=2, vocabulary=211)
 
 
 class Ops(NamedTuple):

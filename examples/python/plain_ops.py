@@ -7,40 +7,51 @@ import torch.nn.functional as F
 
 def selective_state_update(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False,
                            state_batch_indices=None):
-    rows = torch.arange(x.shape[0], device=x.device) if state_batch_indices is None else state_batch_indices.long()
-    live = rows >= 0
     delta = dt[..., 0].float() + (0 if dt_bias is None else dt_bias[:, 0].float())
     if dt_softplus:
         delta = F.softplus(delta)
     heads_per_group = x.shape[1] // B.shape[1]
     B, C = (each.float().repeat_interleave(heads_per_group, dim=1) for each in (B, C))
     decay = torch.exp(A[:, 0, 0].float() * delta)
-    h = state[rows.clamp(min=0)].float() * decay[..., None, None]
+    rows = None if state_batch_indices is None else state_batch_indices.long()
+    h = (state if rows is None else state[rows.clamp(min=0)]).float() * decay[..., None, None]
     h = h + (delta[..., None] * x.float())[..., None] * B[:, :, None, :]
-    state[rows[live]] = h[live].to(state.dtype)
+    _store(state, rows, h)
     y = (h * C[:, :, None, :]).sum(-1)
     if D is not None:
         y = y + D.float() * x.float()
     if z is not None:
         y = y * F.silu(z.float())
-    return torch.where(live[:, None, None], y, 0.0).to(x.dtype)
+    return _without_pads(y, rows).to(x.dtype)
+
+
+def _store(pool, rows, values):
+    """Row b to slot rows[b], or b where there are none; pads, which are negative, nowhere."""
+    if rows is None:
+        pool.copy_(values)
+    else:
+        live = rows >= 0
+        pool[rows[live]] = values[live].to(pool.dtype)
+
+
+def _without_pads(y, rows):
+    return y if rows is None else torch.where((rows >= 0)[:, None, None], y, 0.0)
 
 
 def causal_conv1d_update(x, conv_state, weight, bias=None, activation=None, cache_seqlens=None,
                          conv_state_indices=None):
     assert cache_seqlens is None
-    rows = torch.arange(x.shape[0], device=x.device) if conv_state_indices is None else conv_state_indices.long()
-    live = rows >= 0
+    rows = None if conv_state_indices is None else conv_state_indices.long()
     tokens = x[..., None] if x.dim() == 2 else x
-    stream = torch.cat([conv_state[rows.clamp(min=0)], tokens], dim=-1)
-    conv_state[rows[live]] = stream[live][..., -conv_state.shape[-1]:]
+    stream = torch.cat([conv_state if rows is None else conv_state[rows.clamp(min=0)], tokens], dim=-1)
+    _store(conv_state, rows, stream[..., -conv_state.shape[-1]:])
     windows = stream[..., -(weight.shape[1] - 1 + tokens.shape[-1]):].float().unfold(-1, weight.shape[1], 1)
     y = (windows * weight.float()[:, None, :]).sum(-1)
     if bias is not None:
         y = y + bias.float()[:, None]
     if activation is not None:
         y = F.silu(y)
-    y = torch.where(live[:, None, None], y, 0.0).to(x.dtype)
+    y = _without_pads(y, rows).to(x.dtype)
     return y[..., 0] if x.dim() == 2 else y
 
 

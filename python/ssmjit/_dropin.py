@@ -105,7 +105,7 @@ def refuse_grad(**tensors):
 
 
 class Elsewhere:
-    """Whether a tensor is on another GPU than the thread works on; one GPU is the common case, and is known for good."""
+    """Whether a tensor is on another GPU than the thread works on; one GPU is the common case, known for good."""
 
     several = None
 

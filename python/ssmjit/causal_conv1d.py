@@ -1,7 +1,7 @@
 """Drop-in for causal_conv1d: `causal_conv1d_update`. What it does not cover raises NotImplementedError, naming the
 argument."""
 
-from ._dropin import (Calls, elsewhere, empty_like, facts_of, is_grad_enabled, not_covered, on_its_device, peer_asserts, refuse_grad,
+from ._dropin import (Calls, elsewhere, empty_like, facts_of, is_grad_enabled, not_covered, on_its_device, refuse_grad,
                       same_dtype, wants_dtype)
 from .errors import InvalidError
 

@@ -92,7 +92,7 @@ class Description:
         return tuple(_advance_ring(self._json, *cursor, tokens, accepted))
 
     def advance_replay(self, cursor, accepted):
-        """(buffer, accepted) of a replay's slot after a step of which the first `accepted` tokens are kept, likewise."""
+        """(buffer, accepted) of a replay's slot after a step of which `accepted` tokens are kept, likewise."""
         return tuple(_advance_replay(self._json, *cursor, accepted))
 
     def ring_slot_bytes(self):

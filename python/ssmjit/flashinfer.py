@@ -1,6 +1,6 @@
-"""Drop-ins for flashinfer.mamba: `selective_state_update` and `checkpointing_ssu` (0.7.2). What they do not cover raises
-NotImplementedError, naming the argument. What only tunes FlashInfer's kernels (algorithm, backend, d_split, scratch) is
-checked as it checks it, and has no effect: the tables choose."""
+"""Drop-ins for flashinfer.mamba: `selective_state_update` and `checkpointing_ssu` (0.7.2). What they do not cover
+raises NotImplementedError, naming the argument. What only tunes FlashInfer's kernels (algorithm, backend, d_split,
+scratch) is checked as it checks it, and has no effect: the tables choose."""
 
 from ._dropin import (Calls, elsewhere, empty_like, facts_of, is_grad_enabled, not_covered, on_its_device,
                       peer_asserts, refuse_grad, wants_dtype)
@@ -70,8 +70,9 @@ def selective_state_update(state, x, dt, A, B, C, D, z=None, dt_bias=None, dt_so
         written = out
     else:
         written = out.squeeze(1) if out.dim() > x.dim() else out.unsqueeze(1)
-    arguments = (key, pad_slot_id, 0, _DISABLE_STATE_UPDATE if disable_state_update else 0, state, state_scale, x, dt, A,
-                 B, C, D, dt_bias, z, written, state_batch_indices, destinations, num_accepted_tokens,
+    flags = _DISABLE_STATE_UPDATE if disable_state_update else 0
+    arguments = (key, pad_slot_id, 0, flags, state, state_scale, x, dt, A, B, C, D, dt_bias, z, written,
+                 state_batch_indices, destinations, num_accepted_tokens,
                  intermediate_states_buffer, intermediate_state_scales, intermediate_state_indices, None, cu_seqlens,
                  rand_seed)
 
@@ -138,7 +139,7 @@ def _describe_update(tensors, dt_softplus, disable_state_update, philox_rounds, 
     wants(len(rows) in (1, 2), f"x: got {len(t['x'].shape)} dimensions; wants 2 to 4")
     if cu_seqlens_given := t["cu_seqlens"] is not None:
         wants(is_packed, f"x: got {len(t['x'].shape)} dimensions; with cu_seqlens wants (total, nheads, dim)")
-        wants(cache_steps >= 1, f"cache_steps: got {cache_steps}; with cu_seqlens wants the longest sequence, 1 or more")
+        wants(cache_steps >= 1, f"cache_steps: got {cache_steps}; with cu_seqlens wants the longest sequence")
         wants_dtype(t["cu_seqlens"], ("int32",), "kernels take")
     tokens = cache_steps if is_packed else rows[1] if len(rows) == 2 else 1
     batch = t["cu_seqlens"].shape[0] - 1 if cu_seqlens_given else rows[0]
@@ -224,8 +225,9 @@ def checkpointing_ssu(state, x_cache, B_cache, dt_cache, ring_start, prev_num_ac
     else:
         calls = _ring
         peer_asserts(max_seqlen is None, "max_seqlen is only valid with cu_seqlens (varlen mode)")
-    arguments = (key, pad_slot_id, 1 if enable_pdl else 0, 0, state, state_scale, x_cache, B_cache, dt_cache, ring_start,
-                 prev_num_accepted_tokens, x, dt, A, B, C, D, dt_bias, z, out, state_batch_indices, cu_seqlens, rand_seed)
+    arguments = (key, pad_slot_id, 1 if enable_pdl else 0, 0, state, state_scale, x_cache, B_cache, dt_cache,
+                 ring_start, prev_num_accepted_tokens, x, dt, A, B, C, D, dt_bias, z, out, state_batch_indices,
+                 cu_seqlens, rand_seed)
 
     def describe(aligned):
         return _describe_ring(

@@ -117,8 +117,8 @@ def _refuse_grad(tensors):
         return
     for name, tensor in tensors.items():
         if getattr(tensor, "requires_grad", False):
-            raise InvalidError(f"{name}: requires grad, and launches have no backward; launch under torch.no_grad(), or "
-                               f"give {name}.detach()")
+            raise InvalidError(f"{name}: requires grad, and launches have no backward; launch under torch.no_grad(), "
+                               f"or give {name}.detach()")
 
 
 class PrepareA:

@@ -5,8 +5,10 @@ import ctypes
 
 import numpy
 
-_CODES = {"fp32": (2, 32, "f4"), "fp64": (2, 64, "f8"), "fp16": (2, 16, "f2"), "bf16": (4, 16, "u2"), "int8": (0, 8, "i1"),
-          "int16": (0, 16, "i2"), "int32": (0, 32, "i4"), "int64": (0, 64, "i8"), "fp8": (10, 8, "u1"), "bool": (6, 8, "u1")}
+# DLPack's code and bits, and elements of as many bytes.
+_CODES = {"fp32": (2, 32, "f4"), "fp64": (2, 64, "f8"), "fp16": (2, 16, "f2"), "bf16": (4, 16, "u2"),
+          "int8": (0, 8, "i1"), "int16": (0, 16, "i2"), "int32": (0, 32, "i4"), "int64": (0, 64, "i8"),
+          "fp8": (10, 8, "u1")}
 CPU, CUDA = 1, 2
 
 

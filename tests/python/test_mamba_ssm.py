@@ -15,7 +15,8 @@ def tied(values, *behind):
 
 def update(**changed):
     given = dict(state=memory.empty((SLOTS, HEADS, DIM, DSTATE), "fp32"), x=memory.empty((BATCH, HEADS, DIM)),
-                 dt=tied(memory.empty((BATCH, HEADS), "fp32"), DIM), A=tied(memory.empty((HEADS,), "fp32"), DIM, DSTATE),
+                 dt=tied(memory.empty((BATCH, HEADS), "fp32"), DIM),
+                 A=tied(memory.empty((HEADS,), "fp32"), DIM, DSTATE),
                  B=memory.empty((BATCH, GROUPS, DSTATE)), C=memory.empty((BATCH, GROUPS, DSTATE)),
                  D=tied(memory.empty((HEADS,), "fp32"), DIM), dt_bias=tied(memory.empty((HEADS,), "fp32"), DIM),
                  dt_softplus=True, state_batch_indices=memory.of([2, 5, -1], "int64"))

@@ -1,4 +1,4 @@
-"""What bench/python_on_gpu.py finds, where there is a GPU, a driver and PyTorch: drop-ins, graphs, a model that decodes."""
+"""What bench/python_on_gpu.py finds, where there is a GPU and PyTorch: drop-ins, graphs, a model that decodes."""
 
 import os
 import pathlib

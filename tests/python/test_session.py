@@ -67,7 +67,8 @@ WRONG = {
     "superfluous": (dict(dst_state_batch_indices=memory.of([1, 3, 4], "int64")),
                     "dst_state_batch_indices: given, but the description has no destination slots"),
     "no tensor": (dict(out="here"), "out: got"),
-    "a name of no tensor": (dict(bias=memory.empty((HEADS,), "fp32")), "bias: a launch of op update has no such tensor"),
+    "a name of no tensor": (dict(bias=memory.empty((HEADS,), "fp32")),
+                            "bias: a launch of op update has no such tensor"),
 }
 
 

@@ -17,7 +17,8 @@ BATCH, HEADS, DIM, DSTATE = 2, 4, 64, 128
 
 def update(**changed):
     given = dict(state=torch.zeros(BATCH, HEADS, DIM, DSTATE), x=torch.zeros(BATCH, HEADS, DIM, dtype=torch.bfloat16),
-                 dt=torch.zeros(BATCH, HEADS, 1).expand(-1, -1, DIM), A=torch.zeros(HEADS, 1, 1).expand(-1, DIM, DSTATE),
+                 dt=torch.zeros(BATCH, HEADS, 1).expand(-1, -1, DIM),
+                 A=torch.zeros(HEADS, 1, 1).expand(-1, DIM, DSTATE),
                  B=torch.zeros(BATCH, 1, DSTATE, dtype=torch.bfloat16),
                  C=torch.zeros(BATCH, 1, DSTATE, dtype=torch.bfloat16), D=torch.zeros(HEADS, 1).expand(-1, DIM))
     given.update(changed)
