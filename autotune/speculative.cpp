@@ -31,7 +31,7 @@ constexpr Why kWhys[] = {Why::exact,     Why::interpolated, Why::nearest, Why::s
                          Why::predicted, Why::other_device, Why::fallback};
 constexpr int kOutcomeCount = static_cast<int>(Outcome::pruned) + 1;
 
-double rounded(double value, double step) { return std::round(value / step) * step; }
+double rounded(double value) { return std::round(value * 1e4) / 1e4; }
 
 // An acceptance as it was asked for.
 struct Kept {
@@ -389,8 +389,8 @@ std::string SpeculativeStep::json() const {
   json["tokens"] = tokens;
   json["accepted"] = accepted;
   if (draft_chance >= 0) json["draft_chance"] = draft_chance;
-  json["kept"] = rounded(kept, 1e-4);
-  if (steps_per_flush > 0) json["steps_per_flush"] = rounded(steps_per_flush, 1e-4);
+  json["kept"] = rounded(kept);
+  if (steps_per_flush > 0) json["steps_per_flush"] = rounded(steps_per_flush);
   json["pdl"] = name(pdl);
   json["outcome"] = name(outcome);
   if (!reason.empty()) json["reason"] = reason;
@@ -399,7 +399,7 @@ std::string SpeculativeStep::json() const {
     json["kernel_us"] = tidy_us(kernel_us);
     json["copies_us"] = tidy_us(copies_us);
     json["floor_us"] = tidy_us(floor_us);
-    json["share"] = rounded(share, 1e-4);
+    json["share"] = rounded(share);
     json["us_per_token"] = tidy_us(us_per_token);
     json["layers"] = layers;
     json["slot_bytes"] = slot_bytes;

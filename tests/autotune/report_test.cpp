@@ -339,7 +339,7 @@ TEST(Report, FormsOfVerifyingDraftsAreDrawnByTokensAcceptanceAndBatch) {
   options.speculative.back().tokens = 4;
   const Json data = data_of({}, options);
   EXPECT_EQ(data["measurements"], 0);
-  EXPECT_EQ(data["journals"], (Json{{{"name", "forms.jsonl"}, {"skipped", 2}}}));
+  EXPECT_EQ(data["journals"], Json::parse(R"([{"name": "forms.jsonl", "skipped": 2}])"));
   ASSERT_THAT(data["speculative"], SizeIs(1));
   const Json tokens = data["speculative"][0]["tokens"];
   ASSERT_THAT(tokens, SizeIs(2));
