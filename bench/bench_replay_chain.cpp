@@ -20,6 +20,7 @@
 
 #include "autotune/layers.h"
 #include "autotune/timer.h"
+#include "jit/gpu.h"
 
 namespace ssmjit {
 namespace {
