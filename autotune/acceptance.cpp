@@ -70,6 +70,20 @@ Acceptance Acceptance::parse(std::string_view text) {
   return accepted;
 }
 
+Acceptance Acceptance::of_drafts(double chance, int tokens) {
+  if (!(chance >= 0 && chance <= 1))
+    fail(ErrorKind::invalid, "acceptance: got {}; wants the chance of a draft, 0 to 1", chance);
+  Acceptance accepted = constant(tokens);  // refuses tokens out of range
+  double reached = 1;                      // the chance that so many are kept at least
+  for (double& of : accepted.chance) {
+    of = &of == &accepted.chance.back() ? reached : reached * (1 - chance);
+    reached *= chance;
+  }
+  // Without what has no chance, so that the same distributions are equal.
+  while (accepted.chance.back() == 0) accepted.chance.pop_back();
+  return accepted;
+}
+
 double Acceptance::mean() const {
   double mean = 0;
   for (std::size_t i = 0; i < chance.size(); ++i) mean += static_cast<double>(i + 1) * chance[i];

@@ -145,7 +145,8 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
     return part;
   };
   const bool conv = d.op() == Op::conv1d;
-  const bool by_token = conv ? d.conv->keep == ConvKeep::slots : std::holds_alternative<Slots>(d.store_kind);
+  // States of all tokens: slots behind those that are read, snapshots among them, so that one pool has both.
+  const bool by_token = conv ? d.conv->keep == ConvKeep::slots : d.stores_every_token();
   const std::int64_t channels = conv ? d.conv_channels() : d.op() == Op::norm ? d.norm_channels() : H * P;
   const std::int64_t window = conv ? channels * d.conv_state_len() : H * P * N;
   const bool gated = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
@@ -167,10 +168,6 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   if (conv) kept_ = place(by_token ? 0 : bytes_moved(d, batch).written_new - x_.bytes);
   if (layer && d.conv && d.conv->keep == ConvKeep::snapshots)
     kept_ = place(rows * d.conv_channels() * d.conv_snapshot_len() * in);
-  if (std::holds_alternative<Snapshots>(d.store_kind)) {
-    kept_ = place(rows * window * size_bytes(d.state_dtype));
-    kept_scale_ = place(d.token_count * scales);
-  }
   cold_bytes_ =
       state_.bytes + windows_.bytes + scale_.bytes + x_ring_.bytes + B_ring_.bytes + dt_ring_.bytes + sum_ring_.bytes;
   if (d.op() == Op::norm) cold_bytes_ = x_.bytes + z_.bytes;
@@ -341,9 +338,7 @@ Args Layers::common_args(int layer, Pdl pdl, const std::vector<std::int64_t>& of
   };
   const std::byte* p = at(layer);
   Args a;
-  const std::int64_t slots = std::holds_alternative<Slots>(d.store_kind) ? B * (1 + d.token_count)
-                             : d.has_destination                         ? 2 * B
-                                                                         : B;
+  const std::int64_t slots = std::holds_alternative<Slots>(d.store_kind) ? all_slots() : d.has_destination ? 2 * B : B;
   a.state = contiguous(p + state_.at, d.state_dtype, {slots, H, P, N});
   a.x = tensor(p + x_.at, d.input_dtype, {H, P});
   a.B = tensor(p + B_.at, d.input_dtype, {G, N});
@@ -381,8 +376,9 @@ UpdateArgs Layers::token_args(int layer, Pdl pdl) const {
   else if (d.has_destination)
     a.dst_state_batch_indices = contiguous(targets, DType::i32, {B});
   if (std::holds_alternative<Snapshots>(d.store_kind)) {
-    a.intermediate_states = contiguous(p + kept_.at, d.state_dtype, {B, T, H, P, N});
-    if (d.has_state_scale()) a.intermediate_state_scales = contiguous(p + kept_scale_.at, DType::f32, {B, T, H, P});
+    a.intermediate_states = contiguous(p + state_.at + state_.bytes / (1 + T), d.state_dtype, {B, T, H, P, N});
+    if (d.has_state_scale())
+      a.intermediate_state_scales = contiguous(p + scale_.at + scale_.bytes / (1 + T), DType::f32, {B, T, H, P});
     a.disable_state_update = true;  // as an engine does, which knows later how many of the tokens it keeps
   }
   if (d.has_tree) a.retrieve_parent_token = strided(targets, DType::i32, {B, T}, {0, 1});
@@ -594,7 +590,7 @@ void Layers::pass(int layer, const BenchKernels::Pass& how, bool dependent) cons
   if (description_.stores_every_token()) {
     moved.written_new = x_.bytes;
     moved.appended = bytes_.written_new - x_.bytes;
-    moved.rows = kept_.bytes > 0 ? at(layer) + kept_.at : at(layer) + state_.bytes / (1 + description_.token_count);
+    moved.rows = at(layer) + state_.bytes / (1 + description_.token_count);
   }
   if (description_.op() == Op::ring || description_.op() == Op::layer || description_.op() == Op::replay) {
     // Behind the rows in use, at the end.
@@ -603,6 +599,25 @@ void Layers::pass(int layer, const BenchKernels::Pass& how, bool dependent) cons
     moved.rows = at(layer) + layer_bytes_ - round_up(moved.appended, 16);
   }
   kernels_.pass(how, moved, dependent, stream_);
+}
+
+std::vector<Tensor> Layers::slot_pools(int layer) const {
+  const Description& d = description_;
+  std::vector<Tensor> pools{
+      contiguous(at(layer) + state_.at, d.state_dtype, {all_slots(), d.nheads, d.head_dim, d.dstate})};
+  if (d.has_state_scale())
+    pools.push_back(contiguous(at(layer) + scale_.at, DType::f32, {all_slots(), d.nheads, d.head_dim}));
+  return pools;
+}
+
+void Layers::copy_pass(std::int64_t bytes, const BenchKernels::Pass& how) const {
+  BenchKernels::Moved moved;
+  moved.data = memory_.data();
+  moved.read = moved.written_new = bytes;
+  moved.elsewhere = memory_.data() + round_up(bytes, kPartAlign);
+  if (round_up(bytes, kPartAlign) + bytes > static_cast<std::int64_t>(memory_.size()))
+    fail(ErrorKind::internal, "layers: a copy of {} bytes in {}", bytes, memory_.size());
+  kernels_.pass(how, moved, false, stream_);
 }
 
 void Layers::displace_l2() const {

@@ -89,6 +89,11 @@ class Layers {
   void poison_inputs() const;
   void produce(int layer) const;
   void pass(int layer, const BenchKernels::Pass& how, bool dependent) const;
+  // Of an update that stores the state after every token: the pools of a layer with all slots, states and factors.
+  // Request b reads slot b; its token t writes slot batch + b * tokens + t, of snapshots step t of row b.
+  std::vector<Tensor> slot_pools(int layer) const;
+  // Reads `bytes` (a multiple of 16) of all layers' memory and writes as many elsewhere in it, in one launch.
+  void copy_pass(std::int64_t bytes, const BenchKernels::Pass& how) const;
   // Of the layer's memory and the output; of all layers' and the output.
   std::uint64_t hash(int layer) const;
   std::uint64_t hash_all() const;
@@ -98,6 +103,7 @@ class Layers {
   std::byte* source(int layer) const { return sources_.data() + static_cast<std::int64_t>(layer) * input_bytes_; }
   std::uint64_t seed_of(int layer) const { return seed_ + 16 * static_cast<std::uint64_t>(layer + 1); }
   std::uint64_t read_hash() const;
+  std::int64_t all_slots() const { return std::int64_t{batch_} * (1 + description_.token_count); }
   template <class Args>
   Args common_args(int layer, Pdl pdl, const std::vector<std::int64_t>& of_rows) const;
   UpdateArgs update_args(int layer, Pdl pdl) const;
@@ -129,8 +135,7 @@ class Layers {
   };
   Part state_, windows_, scale_, x_, B_, C_, z_, dt_, x_ring_, B_ring_, dt_ring_;  // a replay's old_x, old_B, old_dt
   Part sum_ring_;                                                                  // and its old_cumAdt
-  Part kept_;  // of a convolution: what it writes beside its windows and its output; of a layer or update its snapshots
-  Part kept_scale_;
+  Part kept_;  // of a convolution: what it writes beside its windows and its output; of a layer its snapshots
   std::int64_t input_bytes_ = 0, layer_bytes_ = 0, cold_bytes_ = 0;
   // Of each of: slots, destination slots (of each token, where it has one) or parents, cu_seqlens (a convolution's
   // counts), the seed; and of starts and counts.

@@ -40,11 +40,14 @@ std::optional<Plan> plan_between(const TableRow& low, const TableRow& high, cons
   const auto at_low = sizes.find(low.total_heads), at_high = sizes.find(high.total_heads);
   if (at_low == sizes.end() || at_high == sizes.end()) return std::nullopt;
   const Measurement *best_low = nullptr, *best_high = fastest(at_high->second);
-  for (const auto& [plan, m] : at_low->second)
-    if (m.outcome == Outcome::ok && m.us > 0 && weight_of_low(m, low, high) > kEven / 2 &&
-        (best_low == nullptr || m.us < best_low->us))
-      best_low = &m;
-  if (best_low == nullptr) best_low = fastest(at_low->second);
+  // Of those in full, or else of those that were dropped, as all are beside a plan that is no measure of sizes above.
+  for (const bool in_full : {true, false}) {
+    if (best_low != nullptr) break;
+    for (const auto& [plan, m] : at_low->second)
+      if ((in_full ? m.outcome == Outcome::ok && m.us > 0 : has_time(m)) && weight_of_low(m, low, high) > kEven / 2 &&
+          (best_low == nullptr || m.us < best_low->us))
+        best_low = &m;
+  }
   if (best_low == nullptr || best_high == nullptr) return std::nullopt;
   const auto lost = [&](const std::string& plan) {
     const auto here = at_low->second.find(plan);

@@ -44,8 +44,15 @@ Graph StepTimer::record_each(const std::function<void(int)>& step) const {
 }
 
 Graph StepTimer::record(const Kernel& kernel) const {
+  return record(kernel, [] {});
+}
+
+Graph StepTimer::record(const Kernel& kernel, const std::function<void()>& behind) const {
   const Pdl pdl = mode_ == PdlMode::chain ? Pdl::early_state : Pdl::off;
-  return record_each([&](int layer) { launch_case(kernel, layers_.args(layer, pdl), stream_); });
+  return record_each([&](int layer) {
+    launch_case(kernel, layers_.args(layer, pdl), stream_);
+    if (layer == layers_.count() - 1) behind();
+  });
 }
 
 double StepTimer::mean_us(const Graph& graph, int replays, const std::function<void(int)>& prepare) const {
@@ -87,13 +94,9 @@ std::vector<double> StepTimer::replays_us(const Graph& graph, int count) const {
   return samples;
 }
 
-double StepTimer::floor_us() const {
-  struct Candidate {
-    BenchKernels::Pass pass;
-    double us = 0;
-  };
-  const std::int64_t vectors = layers_.bytes().read / 16;
-  std::vector<Candidate> candidates;
+StepTimer::Fastest StepTimer::fastest_pass(std::int64_t vectors,
+                                           const std::function<Graph(const BenchKernels::Pass&)>& record) const {
+  std::vector<Fastest> candidates;
   for (int threads : {128, 256, 512}) {
     for (int unroll : {1, 4, 8}) {
       const std::int64_t all = std::max<std::int64_t>(1, (vectors + threads * unroll - 1) / (threads * unroll));
@@ -106,26 +109,35 @@ double StepTimer::floor_us() const {
         for (bool streaming : {false, true}) candidates.push_back({{unroll, streaming, threads, grid}});
     }
   }
-  const auto record = [&](const BenchKernels::Pass& pass) {
-    return record_each([&](int layer) { layers_.pass(layer, pass, mode_ == PdlMode::chain); });
-  };
-  for (Candidate& c : candidates) {
+  for (Fastest& c : candidates) {
     const Graph graph = record(c.pass);
     c.us = least(replays_us(graph, 2));
   }
-  std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) { return a.us < b.us; });
-  double best = 0;
+  std::sort(candidates.begin(), candidates.end(), [](const Fastest& a, const Fastest& b) { return a.us < b.us; });
+  Fastest best;
   for (std::size_t i = 0; i < std::min<std::size_t>(4, candidates.size()); ++i) {
     const Graph graph = record(candidates[i].pass);
     const double us = median(replays_us(graph, 9));
-    if (best == 0 || us < best) {
-      best = us;
-      const BenchKernels::Pass& p = candidates[i].pass;
-      floor_pass_ = fmt::format("{} threads, {} vectors a thread, {} blocks{}", p.threads, p.unroll, p.grid,
-                                p.streaming ? ", streaming stores" : "");
-    }
+    if (i == 0 || us < best.us) best = {candidates[i].pass, us};
   }
   return best;
+}
+
+double StepTimer::floor_us() const {
+  const Fastest best = fastest_pass(layers_.bytes().read / 16, [&](const BenchKernels::Pass& pass) {
+    return record_each([&](int layer) { layers_.pass(layer, pass, mode_ == PdlMode::chain); });
+  });
+  const BenchKernels::Pass& p = best.pass;
+  floor_pass_ = fmt::format("{} threads, {} vectors a thread, {} blocks{}", p.threads, p.unroll, p.grid,
+                            p.streaming ? ", streaming stores" : "");
+  return best.us;
+}
+
+double StepTimer::copy_floor_us(std::int64_t bytes) const {
+  const auto record = [&](const BenchKernels::Pass& pass) {
+    return Graph(stream_, [&] { layers_.copy_pass(bytes, pass); });
+  };
+  return fastest_pass(bytes / 16, record).us;
 }
 
 }  // namespace ssmjit

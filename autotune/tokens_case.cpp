@@ -65,7 +65,7 @@ void TokensMeter::add_state(const std::vector<double>& want, const std::vector<d
                             const Reader& read) {
   const Description& d = description_;
   const int P = d.head_dim, N = d.dstate;
-  if (!d.has_state_scale() && std::holds_alternative<Nearest>(d.rounding_kind)) {
+  if (d.state_dtype == DType::f32) {
     const std::vector<double> got =
         stored_values(states, slot * states.stride[0] + std::int64_t{head} * P * N, P * N, read);
     for (int p = 0; p < P; ++p) {
@@ -97,8 +97,7 @@ void TokensMeter::add_head(const TokensHead& want, std::int64_t request, const T
 }
 
 Nearness TokensMeter::state() const {
-  const bool plain = !description_.has_state_scale() && std::holds_alternative<Nearest>(description_.rounding_kind);
-  return plain ? state_.result() : rounded_.result();
+  return description_.state_dtype == DType::f32 ? state_.result() : rounded_.result();
 }
 
 std::vector<std::string> TokensMeter::failures() const {
@@ -108,8 +107,7 @@ std::vector<std::string> TokensMeter::failures() const {
     if (!sentence.empty()) found.push_back(std::move(sentence));
   };
   add(judge(y(), d.input_dtype, d.dstate, "out"));
-  const bool plain = !d.has_state_scale() && std::holds_alternative<Nearest>(d.rounding_kind);
-  add(plain ? judge(state_.result(), d.state_dtype, d.dstate, "state") : rounded_.failure());
+  add(d.state_dtype == DType::f32 ? judge(state_.result(), d.state_dtype, d.dstate, "state") : rounded_.failure());
   return found;
 }
 

@@ -32,8 +32,9 @@ class TokensMeter {
                  const Reader& read);
 
   Description description_;
-  NearnessMeter y_, state_;
-  StateMeter rounded_;  // of states that are scaled or rounded by chance
+  NearnessMeter y_, state_;  // the latter of fp32
+  // Of all other states, to half a unit: one that is rounded between tokens is no further off than two.
+  StateMeter rounded_;
 };
 
 // Calls visit(states, scales, slot, token) for every state that a request stores: `states` and `scales` of rank 4 and

@@ -20,6 +20,7 @@
 
 #include "autotune/layers.h"
 #include "autotune/timer.h"
+#include "jit/gpu.h"
 
 namespace ssmjit {
 namespace {
@@ -120,6 +121,7 @@ void run(const std::string& batches, const std::string& settings, const std::str
 
 int main(int argc, char** argv) {
   try {
+    ssmjit::use_device(0);
     ssmjit::run(argc > 1 ? argv[1] : "1,8,64,256", argc > 2 ? argv[2] : "state=bf16", argc > 3 ? argv[3] : "");
   } catch (const ssmjit::Error& error) {
     fmt::print(stderr, "{}\n", error.what());

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/bench_speculative.h"
 #include "cli/verb.h"
 #include "codegen/fail.h"
 
@@ -11,7 +12,7 @@ namespace {
 
 struct Options {
   SpecOption spec;
-  std::string batches = "1,4,16,64,256,1024";
+  std::string batches;
   std::string plan;
   std::string pdl = "off";
   std::string phase;
@@ -20,6 +21,11 @@ struct Options {
   int steps = SteadyOptions{}.steps;
   int device = 0;
   bool json = false;
+  bool speculative = false;
+  std::string tokens = "6";
+  std::string forms;
+  std::string acceptance;
+  int window = 16;
 };
 
 std::vector<Phase> phases_of(const Options& o) {
@@ -53,7 +59,30 @@ int wrong_floors(const Measurement& m) {
   return wrong;
 }
 
+int run_speculative(const Options& o) {
+  if (o.steady || !o.phase.empty() || !o.plan.empty())
+    fail(ErrorKind::invalid, "--speculative: it takes the tables' plans and both phases of a ring; leave out {}",
+         o.steady           ? "--steady"
+         : !o.phase.empty() ? "--phase"
+                            : "--plan");
+  if (!o.accepted.empty() && !o.acceptance.empty())
+    fail(ErrorKind::invalid, "--acceptance: got --accepted too; wants one of them");
+  const SpecOption::Kernel kernel = o.spec.one();
+  return bench_speculative({.base = kernel.description,
+                            .label = kernel.label,
+                            .batches = o.batches.empty() ? "1,8,64,256" : o.batches,
+                            .tokens = o.tokens,
+                            .forms = o.forms,
+                            .acceptance = o.acceptance,
+                            .accepted = o.accepted,
+                            .pdl = o.pdl,
+                            .window = o.window,
+                            .device = o.device,
+                            .json = o.json});
+}
+
 int run(const Options& o) {
+  if (o.speculative) return run_speculative(o);
   if (o.steady && !o.phase.empty())
     fail(ErrorKind::invalid, "--steady: it is compared with both phases; leave out --phase");
   const Acceptance accepted = o.accepted.empty() ? Acceptance{} : Acceptance::parse(o.accepted);
@@ -66,7 +95,7 @@ int run(const Options& o) {
            kernel.label);
   }
   const DeviceFacts gpu = device(o.device);
-  const std::vector<int> batches = parse_batches(o.batches);
+  const std::vector<int> batches = parse_batches(o.batches.empty() ? "1,4,16,64,256,1024" : o.batches);
   const Table table = load_tables();
   int measured = 0, failed = 0;
   if (!o.json) {
@@ -142,14 +171,31 @@ Verb bench_verb(CLI::App& root) {
   const auto o = std::make_shared<Options>();
   CLI::App* app = root.add_subcommand("bench", "us, floor and share by batch, of the plans that the tables choose");
   o->spec.add(*app);
-  app->add_option("--batches", o->batches, "batch sizes");
+  app->add_option("--batches", o->batches, "batch sizes; 1,4,16,64,256,1024, of --speculative 1,8,64,256");
   app->add_option("--plan", o->plan, "tunables to change from the chosen plan's");
   app->add_option("--pdl", o->pdl, "off, chain, or both: off,chain");
   app->add_option("--phase", o->phase, "of a ring: this phase alone")->check(CLI::IsMember({"no_flush", "flush"}));
   app->add_option("--accepted", o->accepted,
-                  "of a ring: tokens that a step keeps, 3 or 1:0.2,2:0.3,3:0.5 by chance; without it (tokens + 1) / 2");
+                  "of a ring or --speculative: tokens that a step keeps, 3 or 1:0.2,2:0.3,3:0.5 by chance; without it "
+                  "(tokens + 1) / 2");
   app->add_flag("--steady", o->steady, "of a ring: also as a model runs it, its cursors moved on between steps");
   app->add_option("--steps", o->steps, "of --steady")->check(CLI::Range(1, 10000))->capture_default_str();
+  CLI::Option* speculative = app->add_flag(
+      "--speculative", o->speculative,
+      "a step that verifies drafts in every form held against each other: in place with snapshots, output slots, "
+      "replay, ring");
+  app->add_option("--tokens", o->tokens, "of --speculative: tokens a step, 2 to 16")
+      ->needs(speculative)
+      ->capture_default_str();
+  app->add_option("--acceptance", o->acceptance,
+                  "of --speculative: chances of a draft, each after the one before it was taken; without it and "
+                  "--accepted 0,0.5,0.8,1")
+      ->needs(speculative);
+  app->add_option("--forms", o->forms, "of --speculative: some of snapshots,slots,replay,ring")->needs(speculative);
+  app->add_option("--window", o->window, "of --speculative: the ring's")
+      ->needs(speculative)
+      ->check(CLI::Range(1, 32))
+      ->capture_default_str();
   app->add_option("--device", o->device, "GPU ordinal");
   app->add_flag("--json", o->json, "one JSON object a line");
   return {app, [o] { return run(*o); }};

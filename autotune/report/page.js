@@ -433,6 +433,145 @@ function kernelSection(kernel, index) {
           .flat());
 }
 
+// ---- forms of verifying drafts ----
+const forms = {
+  snapshots: {colour: "var(--flush)", shape: "triangle"},
+  slots: {colour: "var(--no-flush)", shape: "square"},
+  replay: {colour: "var(--replay)", shape: "diamond"},
+  ring: {colour: "var(--step)", shape: "circle"},
+};
+const kib = (bytes) => count(Math.round(bytes / 102.4) / 10);
+const acceptanceName = (a, tokens) => {
+  const kept = `${Number(a.kept.toFixed(2))} of ${tokens} kept`;
+  return a.draft_chance === undefined ? `${kept} (${a.accepted})` : `drafts ${percent(a.draft_chance)}: ${kept}`;
+};
+const formOf = (cell, name) => cell.forms.find((f) => f.form === name && f.us > 0);
+
+// Horizontal bars: {name, colour, value}; values are written beside them.
+function bars({title, unit, rows, format}) {
+  const height = 252;
+  const box = el("div", {style: `height: ${height}px`});
+  const figure = el("figure", {class: "panel"}, el("figcaption", {}, el("h4", {}, title)), box);
+  const most = Math.max(...rows.map((r) => r.value));
+  const draw = () => {
+    const width = Math.floor(box.clientWidth);
+    if (width < 40) return;
+    const edge = {left: 74, right: 78, top: 26, bottom: 8};
+    const step = (height - edge.top - edge.bottom) / rows.length;
+    const picture =
+        svg("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, ${unit}`},
+            svg("text", {x: 2, y: 11}, unit));
+    rows.forEach((r, i) => {
+      const y = edge.top + (i + 0.5) * step, long = Math.max(2, (r.value / most) * (width - edge.left - edge.right));
+      picture.append(
+          svg("text", {x: edge.left - 8, y: y + 4, "text-anchor": "end"}, r.name),
+          svg("rect", {x: edge.left, y: y - 9, width: long, height: 18, rx: 2, fill: r.colour}),
+          svg("text", {x: edge.left + long + 7, y: y + 4}, format(r.value)));
+    });
+    box.replaceChildren(picture);
+  };
+  let width = 0;
+  new ResizeObserver(() => {
+    if (Math.floor(box.clientWidth) === width) return;
+    width = Math.floor(box.clientWidth);
+    requestAnimationFrame(draw);
+  }).observe(box);
+  return figure;
+}
+
+function formCharts(of) {
+  const drawn = of.acceptances.flatMap((a) => a.cells.flatMap((c) => c.forms.map((f) => f.us))).filter((v) => v > 0);
+  if (drawn.length === 0) return el("p", {}, "No form was timed.");
+  const low = Math.min(...drawn) * 0.8, high = Math.max(...drawn) * 1.3;
+  const names = Object.keys(forms);
+  const lines = of.acceptances.map((a) => {
+    const at = new Map(a.cells.map((c) => [c.batch, c]));
+    return chart({
+      title: acceptanceName(a, of.tokens),
+      unit: "us a layer's step, copies included",
+      batches: a.cells.map((c) => c.batch),
+      logarithmic: true,
+      low,
+      high,
+      series: names.map((name) => ({
+                          name,
+                          ...forms[name],
+                          points: a.cells.map((c) => [c.batch, formOf(c, name)?.us]).filter((p) => p[1] > 0),
+                        })),
+      format: (v) => String(+v.toPrecision(3)),
+      tipOf: (b) => tipRows(
+          b,
+          [
+            ["", "us", "floor", "us/token"],
+            ...names.map((name) => [name, formOf(at.get(b), name)])
+                .filter((n) => n[1])
+                .map(([name, f]) => [name, us(f.us), us(f.floor_us), us(f.us_per_token)])
+          ]),
+    });
+  });
+  const slots = bars({
+    title: "Memory of a request",
+    unit: "KiB a layer: state and what is kept beside it",
+    rows: of.slots.map((s) => ({name: s.form, colour: forms[s.form].colour, value: s.bytes})),
+    format: kib,
+  });
+  return el("div", {class: "charts"}, lines, slots);
+}
+
+// The fastest form of each batch, and what the next one takes more.
+function fastestForms(of) {
+  const batches = [...new Set(of.acceptances.flatMap((a) => a.cells.map((c) => c.batch)))].sort((a, b) => a - b);
+  const rows = of.acceptances.map((a) => {
+    const at = new Map(a.cells.map((c) => [c.batch, c]));
+    return el(
+        "tr", {}, el("th", {class: "text stick", scope: "row"}, acceptanceName(a, of.tokens)), batches.map((b) => {
+          const timed = (at.get(b)?.forms || []).filter((f) => f.us > 0).sort((x, y) => x.us - y.us);
+          if (timed.length === 0) return cell("·", {class: "none"});
+          const next = timed[1] ? `${timed[1].form} +${percent(timed[1].us / timed[0].us - 1)}` : "";
+          return cell([el("b", {}, timed[0].form), ` ${us(timed[0].us)}`, el("small", {}, next)]);
+        }));
+  });
+  return table(
+      [el("th", {class: "text stick"}, "fastest, us, and the next"), ...batches.map(String)], rows, {class: "heat"});
+}
+
+function formTable(of) {
+  const rows = of.acceptances.flatMap((a) => a.cells.flatMap((c) => c.forms.map((f) => {
+    const head = [row(c.batch), text(acceptanceName(a, of.tokens)), text(f.form)];
+    if (!(f.us > 0))
+      return el(
+          "tr", {}, head, el("td", {class: "text wide", colspan: 9}, `${f.outcome.replace("_", " ")}: ${f.reason}`));
+    return el(
+        "tr", {}, head, cell(us(f.us), {class: f.form === c.fastest ? "best" : null}), cell(us(f.kernel_us)),
+        cell(f.copies_us > 0 ? us(f.copies_us) : "–"), cell(us(f.floor_us)), cell(percent(f.share, 1)),
+        cell(us(f.us_per_token)), cell((f.moved_bytes / 1e6).toFixed(2)), cell(kib(f.slot_bytes)),
+        el("td", {class: "text plan"}, f.why === "exact" ? null : el("span", {class: "badge"}, f.why.replace("_", " ")),
+           " ", f.plan));
+  })));
+  return folded(
+      "Values by batch", "kernel and copies measured apart and together; the plans are the tables'", false,
+      table(
+          [
+            el("th", {class: "stick"}, "batch"), left("acceptance"), left("form"), "us", "kernel", "copies", "floor",
+            "share", "us a token", "MB moved", "KiB a request", left("plan")
+          ],
+          rows));
+}
+
+function draftSection(group) {
+  return el(
+      "section", {}, el("h2", {}, `Verifying drafts: ${kernelName(group)}`),
+      el("p", {class: "dim small"},
+         `${group.kernel}, device ${group.device}. Microseconds of a layer's step, cold. Snapshots: the state stays, ` +
+             "the accepted ones of all layers are copied in one launch at the end of the step. Slots, replay and ring copy " +
+             "nothing. The host's bookkeeping is index work once a step and in no figure; nor are the windows of a " +
+             "convolution."),
+      group.tokens.flatMap(
+          (of) =>
+              [el("h3", {}, `${of.tokens} tokens a step, ${modeName({pdl: group.pdl, phase: "step"})}`),
+               fastestForms(of), el("div", {class: "gap"}), formCharts(of), formTable(of)]));
+}
+
 // ---- the page ----
 function overview() {
   const batches = [...new Set(data.kernels.flatMap((k) => k.modes.flatMap((m) => m.cells.map((c) => c.batch))))].sort(
@@ -494,9 +633,10 @@ function provenance() {
                .map((j) => j.name + (j.skipped ? ` (${of(j.skipped, "line", "lines")} could not be read)` : ""))
                .join(", ") :
                                                  "not named",
-       ". Table: ",
-       data.table.fitted ? "fitted to these journals, a row for each measured size" :
-                           `${data.table.name}, ${of(data.table.rows, "row", "rows")}`,
+       data.kernels.length === 0 ? "" : ". Table: ",
+       data.kernels.length === 0 ? "" :
+           data.table.fitted     ? "fitted to these journals, a row for each measured size" :
+                                   `${data.table.name}, ${of(data.table.rows, "row", "rows")}`,
        `. Written by ssmjit ${data.version}.`)
   ];
 }
@@ -533,28 +673,35 @@ const devices = [...new Set(data.provenance.map((p) => p.device_name || p.device
 const figure = (value, label) => el("div", {}, el("b", {}, value), el("span", {}, label));
 
 document.title = `ssmjit report: ${devices.join(", ")}`;
+const sweep = data.kernels.length > 0 ?
+    [
+      el("div", {class: "figures"}, figure(count(data.measurements), "measurements"),
+         figure(count(outcomes.ok || 0), "timed in full"), figure(count(outcomes.dropped || 0), "dropped, slower"),
+         outcomes.pruned ? figure(count(outcomes.pruned), "left out untimed") : "", figure(count(failed), "failed"),
+         figure(percent(median(timed.map((c) => c.best.share).filter((s) => s > 0))), "of the floor, median cell"),
+         figure(most(regrets("table")), data.table.fitted ? "worst regret, own table" : "worst regret of the table"),
+         figure(most(regrets("left_out")), "worst regret, row left out")),
+      noRow ? el("p", {class: "alarm"},
+                 `For ${of(noRow, "cell", "cells")} the table has no row: a lookup takes the default plan there.`) :
+              "",
+      notTimed ? el("p", {class: "alarm"},
+                    `In ${of(notTimed, "cell", "cells")} the table's plan was not timed, so its regret is not known.`) :
+                 "",
+      el("h2", {}, "Best step of each cell"),
+      el("p", {class: "dim small"},
+         "Microseconds on cold state, and below them the share of the memory floor that was measured in the same run."),
+      overview()
+    ] :
+    [];
 document.getElementById("page").append(
-    el("h1", {}, `Sweep of ${devices.join(", ")}`),
+    el("h1", {}, `${data.kernels.length > 0 ? "Sweep of" : "Forms of verifying drafts on"} ${devices.join(", ")}`),
     el("p", {class: "dim"},
        [
-         days.join(" to "), of(data.kernels.length, "kernel", "kernels"),
-         of(cells.length, "cell", "cells") + " (kernel, PDL mode, batch)"
+         days.join(" to "),
+         data.kernels.length > 0 ? of(data.kernels.length, "kernel", "kernels") : "",
+         data.kernels.length > 0 ? of(cells.length, "cell", "cells") + " (kernel, PDL mode, batch)" : "",
        ].filter(Boolean)
            .join(" · ")),
-    el("div", {class: "figures"}, figure(count(data.measurements), "measurements"),
-       figure(count(outcomes.ok || 0), "timed in full"), figure(count(outcomes.dropped || 0), "dropped, slower"),
-       outcomes.pruned ? figure(count(outcomes.pruned), "left out untimed") : "", figure(count(failed), "failed"),
-       figure(percent(median(timed.map((c) => c.best.share).filter((s) => s > 0))), "of the floor, median cell"),
-       figure(most(regrets("table")), data.table.fitted ? "worst regret, own table" : "worst regret of the table"),
-       figure(most(regrets("left_out")), "worst regret, row left out")),
-    noRow ? el("p", {class: "alarm"},
-               `For ${of(noRow, "cell", "cells")} the table has no row: a lookup takes the default plan there.`) :
-            "",
-    notTimed ? el("p", {class: "alarm"},
-                  `In ${of(notTimed, "cell", "cells")} the table's plan was not timed, so its regret is not known.`) :
-               "",
-    el("h2", {}, "Best step of each cell"),
-    el("p", {class: "dim small"},
-       "Microseconds on cold state, and below them the share of the memory floor that was measured in the same run."),
-    overview(), ...data.kernels.map(kernelSection), el("h2", {}, "Failures, by reason"), failures(),
-    el("h2", {}, "Provenance"), ...provenance(), otherRows() || "");
+    ...sweep, ...data.speculative.map(draftSection), ...data.kernels.map(kernelSection),
+    ...(data.kernels.length > 0 ? [el("h2", {}, "Failures, by reason"), failures()] : []), el("h2", {}, "Provenance"),
+    ...provenance(), otherRows() || "");

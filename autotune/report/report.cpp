@@ -32,10 +32,12 @@ std::string for_script(const nlohmann::ordered_json& data) {
 }  // namespace
 
 std::string report_html(const std::vector<Measurement>& measurements, const ReportOptions& options) {
-  if (measurements.empty())
+  if (measurements.empty() && options.speculative.empty())
     fail(ErrorKind::invalid,
          "report: no measurement in {}; wants a journal with at least one whole line, as ssmjit tune --journal writes",
-         options.journals.empty() ? "the journal" : in_quotes(options.journals.front().name));
+         !options.journals.empty()            ? in_quotes(options.journals.front().name)
+         : !options.speculative_files.empty() ? in_quotes(options.speculative_files.front().name)
+                                              : "the journal");
   const std::string data = for_script(report_data(measurements, options));
   // In the page's order; what was put in is not searched again.
   std::string page;

@@ -10,6 +10,8 @@
 
 #include <fmt/format.h>
 
+#include "autotune/report/speculative_data.h"
+
 namespace ssmjit {
 namespace {
 
@@ -269,18 +271,21 @@ Json kernel_json(const Lines& lines, const Checks& checks) {
 }
 
 // What the measurements were made with: a row each for what differs.
-Json provenance_json(const std::vector<Measurement>& measurements) {
+Json provenance_json(const std::vector<Measurement>& measurements, const std::vector<SpeculativeStep>& speculative) {
   struct Row {
     int count = 0;
     std::string from, to;
   };
   std::map<std::tuple<std::string, std::string, std::string, std::string, std::string>, Row> rows;
-  for (const Measurement& m : measurements) {
+  const auto add = [&](const auto& m) {
     Row& row = rows[{m.device, m.device_name, m.driver, m.nvrtc, m.policy}];
     ++row.count;
     if (row.from.empty() || m.measured < row.from) row.from = m.measured;
     row.to = std::max(row.to, m.measured);
-  }
+  };
+  for (const Measurement& m : measurements) add(m);
+  for (const SpeculativeStep& s : speculative)
+    if (s.outcome == Outcome::ok) add(s);
   Json list = Json::array();
   for (const auto& [key, row] : rows) {
     const auto& [device, device_name, driver, nvrtc, policy] = key;
@@ -332,19 +337,20 @@ Json report_data(const std::vector<Measurement>& measurements, const ReportOptio
   for (const Measurement& m : measurements) kernels[{m.device, m.op, m.kernel_digest, m.nheads}].push_back(&m);
 
   Json journals = Json::array();
-  for (const ReportOptions::Journal& j : options.journals)
-    journals.push_back({{"name", j.name}, {"skipped", j.skipped}});
+  for (const auto& files : {options.journals, options.speculative_files})
+    for (const ReportOptions::Journal& j : files) journals.push_back({{"name", j.name}, {"skipped", j.skipped}});
   Json data{{"schema", 1},
             {"version", SSMJIT_VERSION},
             {"measurements", measurements.size()},
             {"journals", std::move(journals)},
             {"table", {{"name", options.table_name}, {"rows", table.rows.size()}, {"fitted", fitted}}},
-            {"provenance", provenance_json(measurements)}};
+            {"provenance", provenance_json(measurements, options.speculative)}};
   const Checks checks = checks_of(table, measurements);
   Json of_kernels = Json::array();
   for (const auto& [key, lines] : kernels) of_kernels.push_back(kernel_json(lines, checks));
   data["kernels"] = std::move(of_kernels);
   data["other_rows"] = other_rows_json(table, measurements);
+  data["speculative"] = speculative_data(options.speculative);
   return data;
 }
 

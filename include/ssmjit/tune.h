@@ -76,6 +76,9 @@ struct Acceptance {
   static Acceptance constant(int tokens);
   // "3", or "1:0.2,2:0.3,3:0.5" with chances that sum to 1. Fails: ErrorKind::invalid.
   static Acceptance parse(std::string_view text);
+  // Drafts taken one after the other up to the first that is refused, each by `chance`, and the token that is always
+  // kept: of `tokens` 1 for a chance of 0, all for 1. Fails: ErrorKind::invalid for a chance outside 0 to 1.
+  static Acceptance of_drafts(double chance, int tokens);
   // The mean of a step of `tokens`, rounded down: (tokens + 1) / 2.
   static Acceptance usual(int tokens) { return constant((tokens + 1) / 2); }
   double mean() const;

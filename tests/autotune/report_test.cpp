@@ -311,6 +311,54 @@ TEST(Report, FiveThousandMeasurementsStayBelowThreeMegabytes) {
   EXPECT_EQ(page, report_html(recorded()));
 }
 
+SpeculativeStep draft_step_of(DraftForm form, int batch, double us) {
+  SpeculativeStep s;
+  s.form = form;
+  s.base = s.kernel = "16 heads x 64 x 128";
+  s.batch = batch;
+  s.tokens = 6;
+  s.accepted = "1:0.5,2:0.5";
+  s.draft_chance = 0.5;
+  s.kept = 1.5;
+  s.us = s.kernel_us = us;
+  s.slot_bytes = form == DraftForm::ring ? 1000 : 7000;
+  s.device = "h200";
+  s.device_name = "NVIDIA H200";
+  s.measured = "2026-01-02T03:04:05Z";
+  return s;
+}
+
+TEST(Report, FormsOfVerifyingDraftsAreDrawnByTokensAcceptanceAndBatch) {
+  ReportOptions options{.speculative_files = {{"forms.jsonl", 2}}};
+  options.speculative = {draft_step_of(DraftForm::ring, 8, 9), draft_step_of(DraftForm::slots, 1, 3),
+                         draft_step_of(DraftForm::ring, 1, 2), draft_step_of(DraftForm::replay, 1, 1),
+                         draft_step_of(DraftForm::ring, 8, 7)};
+  options.speculative[3].outcome = Outcome::spills;
+  options.speculative[3].reason = "8 bytes <b>";
+  options.speculative.push_back(draft_step_of(DraftForm::ring, 1, 4));
+  options.speculative.back().tokens = 4;
+  const Json data = data_of({}, options);
+  EXPECT_EQ(data["measurements"], 0);
+  EXPECT_EQ(data["journals"], Json::parse(R"([{"name": "forms.jsonl", "skipped": 2}])"));
+  ASSERT_THAT(data["speculative"], SizeIs(1));
+  const Json tokens = data["speculative"][0]["tokens"];
+  ASSERT_THAT(tokens, SizeIs(2));
+  EXPECT_EQ(tokens[0]["tokens"], 4);
+  EXPECT_EQ(tokens[1]["slots"], Json::parse(R"([{"form": "slots", "bytes": 7000}, {"form": "ring", "bytes": 1000}])"));
+  ASSERT_THAT(tokens[1]["acceptances"], SizeIs(1));
+  const Json cells = tokens[1]["acceptances"][0]["cells"];
+  ASSERT_THAT(cells, SizeIs(2));
+  EXPECT_EQ(cells[0]["fastest"], "ring") << "a replay that spills is no answer";
+  ASSERT_THAT(cells[0]["forms"], SizeIs(3));
+  EXPECT_EQ(cells[0]["forms"][1]["reason"], "8 bytes <b>");
+  EXPECT_EQ(cells[1]["forms"][0]["us"], 7) << "the last line counts";
+  ASSERT_THAT(data["provenance"], SizeIs(1));
+  EXPECT_EQ(data["provenance"][0]["measurements"], 5);
+  EXPECT_THAT(data_text(report_html({}, options)), Not(HasSubstr("<")));
+  EXPECT_EQ(data_of(small(), options)["speculative"], data["speculative"]);
+  EXPECT_THAT(data_of(small())["speculative"], IsEmpty());
+}
+
 TEST(Report, WithoutAMeasurementIsRefused) {
   try {
     report_html({}, {.journals = {{"empty.jsonl", 0}}});

@@ -20,6 +20,7 @@
 #include <ssmjit/error.h>
 #include <ssmjit/measurement.h>
 #include <ssmjit/source.h>
+#include <ssmjit/speculative.h>
 #include <ssmjit/table.h>
 
 namespace ssmjit {
@@ -559,6 +560,30 @@ TEST_F(Cli, BenchAndTuneRefuseAnAcceptanceThatDoesNotFitAndRingOptionsWithoutARi
   EXPECT_THAT(ssmjit("bench " + kModel + " --steady").err, HasSubstr("has no ring; name one as SPEC:ring"));
 }
 
+TEST_F(Cli, BenchSpeculativeRefusesWhatDoesNotFitBeforeItAsksForAGpu) {
+  const std::pair<const char*, const char*> wrong[] = {
+      {" --speculative --tokens 1", "tokens: got 1; wants 2 to 16"},
+      {" --speculative --acceptance 0.5,2", "acceptance: got 2"},
+      {" --speculative --acceptance half", "--acceptance: got \"half\""},
+      {" --speculative --acceptance 1 --accepted 2", "wants one of them"},
+      {" --speculative --accepted 7", "accepted: got 7 tokens at most; a step has 6"},
+      {" --speculative --forms ring,telegraph", "--forms: got \"telegraph\""},
+      {" --speculative --steady", "leave out --steady"},
+      {" --speculative --plan block_m=8", "leave out --plan"},
+      {" --speculative --window 33", "--window"},
+      {" --acceptance 1", "--speculative"}};
+  for (const auto& [arguments, says] : wrong) {
+    const Ran ran = ssmjit("bench " + kModel + arguments);
+    EXPECT_EQ(ran.exit, kWrongUse) << arguments << ": " << ran.err;
+    EXPECT_THAT(ran.err, HasSubstr(says)) << arguments;
+    EXPECT_THAT(ran.out, IsEmpty()) << arguments;
+  }
+  EXPECT_THAT(ssmjit("bench " + kWholeModel + ":conv1d --speculative").err, HasSubstr("SPEC:update"));
+  const Ran ran = ssmjit("bench " + kWholeModel + " --speculative --set state=bf16");
+  EXPECT_EQ(ran.exit, kMissing) << ran.err;
+  EXPECT_THAT(ran.out, IsEmpty());
+}
+
 TEST_F(Cli, TuneRefusesAStrategyThatThereIsNotAndRoundsOfNothing) {
   const Ran ran = ssmjit("tune " + kModel + " --strategy fast");
   EXPECT_EQ(ran.exit, kWrongUse);
@@ -955,6 +980,30 @@ TEST_F(Cli, AReportWithoutAMeasurementIsRefused) {
   EXPECT_EQ(ssmjit("report " + kJournal).exit, kWrongUse) << "no -o";
   write("none.json", R"({"schema": 1, "rows": []})");
   EXPECT_THAT(ssmjit("report " + kJournal + " --table none.json -o r.html").err, HasSubstr("none.json"));
+}
+
+TEST_F(Cli, AReportOfFormsOfVerifyingDraftsStandsAloneOrBesideJournals) {
+  SpeculativeStep step;
+  step.base = step.kernel = "16 heads x 64 x 128";
+  step.batch = 8;
+  step.tokens = 6;
+  step.accepted = "4";
+  step.kept = 4;
+  step.us = step.kernel_us = 5;
+  step.plan = default_plan(mamba2({.nheads = 16, .head_dim = 64, .dstate = 128}), Arch{}, 16);
+  write("forms.jsonl", step.json() + "\nnot a line\n" + step.json());
+  Ran ran = ssmjit("report --speculative forms.jsonl -o r.html --json");
+  EXPECT_EQ(ran.exit, kOk) << ran.err;
+  EXPECT_EQ(ran.json().at(0).at("measurements"), 1) << "the last line is torn";
+  EXPECT_THAT(ran.err, HasSubstr("forms.jsonl: 1 lines could not be read"));
+  EXPECT_THAT(read(folder_ / "r.html"), HasSubstr("forms.jsonl"));
+  ran = ssmjit("report " + kJournal + " --speculative forms.jsonl -o r.html --json");
+  EXPECT_EQ(ran.json().at(0).at("measurements"), 261);
+  EXPECT_EQ(ssmjit("report -o r.html").exit, kWrongUse);
+  write("empty.jsonl", "");
+  ran = ssmjit("report --speculative empty.jsonl -o r.html");
+  EXPECT_EQ(ran.exit, kWrongUse);
+  EXPECT_THAT(ran.err, HasSubstr("empty.jsonl"));
 }
 
 // ---- doctor ----

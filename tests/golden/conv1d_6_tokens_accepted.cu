@@ -331,8 +331,6 @@ SSMJIT_DEVICE u32 reverse_bits(u32 bits) { return __brev(bits); }
 SSMJIT_DEVICE int round_to_int(float v) { return __float2int_rn(v); }
 // To the integer below.
 SSMJIT_DEVICE int floor_to_int(float v) { return __float2int_rd(v); }
-// The same of 0 up to 2^23 (anything of others), by an addition, which costs a quarter of a conversion.
-SSMJIT_DEVICE unsigned floor_below_2_23(float v) { return __float_as_uint(__fadd_rz(v, 0x1p23f)) - 0x4b000000u; }
 #endif
 
 // ---- device/approx.cuh ----

@@ -513,8 +513,6 @@ SSMJIT_DEVICE u32 reverse_bits(u32 bits) { return __brev(bits); }
 SSMJIT_DEVICE int round_to_int(float v) { return __float2int_rn(v); }
 // To the integer below.
 SSMJIT_DEVICE int floor_to_int(float v) { return __float2int_rd(v); }
-// The same of 0 up to 2^23 (anything of others), by an addition, which costs a quarter of a conversion.
-SSMJIT_DEVICE unsigned floor_below_2_23(float v) { return __float_as_uint(__fadd_rz(v, 0x1p23f)) - 0x4b000000u; }
 #endif
 
 // ---- device/stochastic.cuh ----
@@ -556,6 +554,9 @@ SSMJIT_DEVICE u32 stochastic_pack_e4m3(const float (&v)[4], u32 bits) {
 #endif
   return r;
 }
+// The integer below a value from 0 up to 2^23 (anything of others), by an addition, which costs a quarter of a
+// conversion.
+SSMJIT_DEVICE unsigned floor_below_2_23(float v) { return __float_as_uint(__fadd_rz(v, 0x1p23f)) - 0x4b000000u; }
 // Two fp32 cut to fp16 towards zero, the first in the low half; on any GPU. Both are of 2^-14 to 65504 in size.
 SSMJIT_DEVICE u32 pack_cut_f16(float low, float high) {
   u32 r;

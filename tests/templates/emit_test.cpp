@@ -11,6 +11,8 @@
 #include <ssmjit/error.h>
 #include <ssmjit/source.h>
 
+#include "codegen/plan_smem.h"
+
 namespace ssmjit {
 namespace {
 
@@ -335,6 +337,28 @@ TEST(PlanSpace, OfTokensIsSmallAndHoldsTheirInputsInSharedMemory) {
                                   .input(DType::f32)
                                   .store(Slots{});
         EXPECT_THAT(plan_space(d, Arch{}), Not(IsEmpty())) << d.summary();
+      }
+}
+
+TEST(PlanSpace, OfARoundedUpdateIsSmallNeverEmptyAndOfOneHeadABlock) {
+  for (const int head_dim : {8, 40, 64, 80, 128, 256})
+    for (int dstate = 16; dstate <= 256; dstate += 8)
+      for (const DType state : {DType::bf16, DType::f16, DType::i8, DType::f8, DType::i16}) {
+        if (size_bytes(state) == 1 && dstate % 16 != 0) continue;
+        const Description d = mamba2({.nheads = 2, .head_dim = head_dim, .dstate = dstate, .ngroups = 1})
+                                  .state(state)
+                                  .rounding(Stochastic{});
+        const std::vector<Plan> all = plan_space(d, Arch{});
+        ASSERT_THAT(all, Not(IsEmpty())) << d.summary();
+        ASSERT_LE(all.size(), 800u) << d.summary();
+        for (const Plan& plan : all) {
+          ASSERT_EQ(plan.heads_per_block, 1);
+          ASSERT_EQ(launch_shape(plan, d, 1).smem_bytes, 0);
+          ASSERT_EQ(plan_smem_bytes(plan, d, Arch{}), 0);
+        }
+        // Nearest draws no bits, so there is nothing to draw ahead.
+        for (const Plan& plan : plan_space(Description(d).state(DType::i16).rounding(Nearest{}), Arch{}))
+          ASSERT_EQ(plan.stages, 1);
       }
 }
 

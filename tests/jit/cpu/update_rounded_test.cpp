@@ -106,9 +106,9 @@ TEST(CpuUpdateRounding, StatesAndFactorsHaveTheSameBitsWhateverThePlan) {
     const Description d =
         mamba2({.nheads = 4, .head_dim = 64, .dstate = 128, .ngroups = 1}).state(state).rounding(Stochastic{});
     const UpdateCase test(d, {.batch = 3, .indexed = true, .padded_state = true}, 7);
-    const std::vector<Plan> plans = sample_plans(plan_space(d, kArch), 6, 11);
-    ASSERT_EQ(plans.size(), 6u);
-    const Memory first = run(test, plans[0]);
+    std::vector<Plan> plans = sample_plans(plan_space(d, kArch), 2, 11);
+    ASSERT_EQ(plans.size(), 2u);
+    const Memory first = run(test, default_plan(d, kArch, 12));
     for (const Plan& plan : plans) {
       const Memory other = run(test, plan);
       EXPECT_TRUE(first.at("state") == other.at("state")) << name(state) << ": " << plan.text();

@@ -387,6 +387,22 @@ void norm_step(Description d, const device_args::NormArgs& a, std::int64_t rows)
       }
 }
 
+// As templates/slot_copies.cuh, of slots in int32; `pieces`, `requests`: the launch's grid.
+void slot_copies(const device_args::SlotCopiesArgs& a, std::int64_t pieces, std::int64_t requests) {
+  for (std::int64_t b = 0; b < requests; ++b) {
+    const int from = static_cast<const int*>(a.src_slots)[b], to = static_cast<const int*>(a.dst_slots)[b];
+    std::int64_t bytes = 0;
+    for (std::int64_t i = 0; i < pieces; ++i) {
+      const device_args::SlotPiece& piece = a.pieces[i];
+      if (from < 0 || to < 0 || from >= piece.slots || to >= piece.slots) continue;
+      std::memcpy(piece.first + to * piece.stride, piece.first + from * piece.stride,
+                  static_cast<std::size_t>(piece.bytes));
+      bytes += piece.bytes;
+    }
+    if (world->copied) world->copied(from, to, bytes);
+  }
+}
+
 // "ring" of ssmjit_ring_1234 and of a chain's ssmjit_layer_ring_1234.
 std::string_view op_of(std::string_view kernel) {
   for (const std::string_view before : {"ssmjit_", "layer_"})
@@ -415,6 +431,7 @@ std::size_t argument_bytes(const char* name) {
   if (kernel == "ssmjit_produce") return sizeof(ProduceArgs);
   if (kernel == "ssmjit_fill") return sizeof(FillArgs);
   if (kernel == "ssmjit_hash") return sizeof(HashArgs);
+  if (kernel == "ssmjit_slot_copies") return sizeof(device_args::SlotCopiesArgs);
   if (op_of(kernel) == "conv1d") return sizeof(device_args::Conv1dArgs);
   if (op_of(kernel) == "norm") return sizeof(device_args::NormArgs);
   if (op_of(kernel) == "update" && has_token_kernel(world->description)) return sizeof(device_args::UpdateTokensArgs);
@@ -458,6 +475,11 @@ double launch(const char* name, const CUlaunchConfig& config, const void* argume
     return 1;
   }
   const Cost cost = world->cost[kernel];
+  if (kernel == "ssmjit_slot_copies") {
+    const auto a = read_argument<device_args::SlotCopiesArgs>(argument);
+    slot_copies(a, config.gridDimX, config.gridDimY);
+    return cost.no_flush;
+  }
   const auto batch = static_cast<std::int64_t>(config.gridDimY);
   world->batches.push_back(static_cast<int>(batch));
   Description d = description_of(kernel);

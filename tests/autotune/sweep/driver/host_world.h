@@ -26,6 +26,8 @@ struct World {
   std::map<std::string, Cost> cost;
   // What a launch does wrong once it is done, if anything.
   std::function<void(const RingArgs& args, std::int64_t batch)> spoil;
+  // A request's slots in a launch that copies slots, and the bytes that it has copied of each.
+  std::function<void(int from, int to, std::int64_t bytes)> copied;
   std::vector<int> batches;           // of the launches of the kernel
   std::vector<std::uint64_t> passed;  // bytes that the floor's passes moved
 };
