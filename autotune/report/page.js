@@ -563,9 +563,9 @@ function draftSection(group) {
       "section", {}, el("h2", {}, `Verifying drafts: ${kernelName(group)}`),
       el("p", {class: "dim small"},
          `${group.kernel}, device ${group.device}. Microseconds of a layer's step, cold. Snapshots: the state stays, ` +
-             "the accepted ones of all layers are copied in one launch at the end of the step. Slots, replay and ring copy " +
-             "nothing. The host's bookkeeping is index work once a step and in no figure; nor are the windows of a " +
-             "convolution."),
+             "the accepted ones of all layers are copied in one launch at the end of the step. Slots, replay and " +
+             "ring copy nothing. The host's bookkeeping is index work once a step and in no figure; nor are the " +
+             "windows of a convolution."),
       group.tokens.flatMap(
           (of) =>
               [el("h3", {}, `${of.tokens} tokens a step, ${modeName({pdl: group.pdl, phase: "step"})}`),
