@@ -25,7 +25,7 @@ double weight_of_low(const Measurement& at_low, const TableRow& low, const Table
   if (at_low.waves <= 0) return kEven;
   const double ratio = static_cast<double>(high.total_heads) / static_cast<double>(low.total_heads);
   const double full = std::ceil(at_low.waves) / at_low.waves;  // the ratio up to which there is room
-  return full < ratio ? std::min(kEven, std::log(full) / std::log(ratio)) : kEven;
+  return full < ratio ? std::log(full) / std::log(ratio) : kEven;
 }
 
 // A sweep checks the outputs of whatever it races, so of what was timed more often than at first.

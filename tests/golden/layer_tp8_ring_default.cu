@@ -1171,16 +1171,6 @@ SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
 // fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
 SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
 
-// As trees: a chain would wait for each of its eight links, row after row.
-SSMJIT_DEVICE float sum_of_sizes(const float (&v)[8]) {
-  return ((abs_f32(v[0]) + abs_f32(v[1])) + (abs_f32(v[2]) + abs_f32(v[3]))) +
-         ((abs_f32(v[4]) + abs_f32(v[5])) + (abs_f32(v[6]) + abs_f32(v[7])));
-}
-SSMJIT_DEVICE float least_size(const float (&v)[8]) {
-  return min_f32(min_f32(min_f32(abs_f32(v[0]), abs_f32(v[1])), min_f32(abs_f32(v[2]), abs_f32(v[3]))),
-                 min_f32(min_f32(abs_f32(v[4]), abs_f32(v[5])), min_f32(abs_f32(v[6]), abs_f32(v[7]))));
-}
-
 // Where no element is special, adding the bits and cutting is all that is to do: of sizes that add up to a finite sum
 // and, in fp16, are normal there and do not reach its largest.
 SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
@@ -1189,7 +1179,13 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
     for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
     return;
   }
-  if (least_size(v) >= 0x1p-14f && sum_of_sizes(v) < 65504.0f) {
+  float sum = abs_f32(v[0]), least = sum;
+#pragma unroll
+  for (int i = 1; i < 8; ++i) {
+    sum += abs_f32(v[i]);
+    least = min_f32(least, abs_f32(v[i]));
+  }
+  if (least >= 0x1p-14f && sum < 65504.0f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
@@ -1207,7 +1203,10 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
     for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
     return;
   }
-  if (sum_of_sizes(v) <= 0x1.fffffep127f) {
+  float sum = abs_f32(v[0]);
+#pragma unroll
+  for (int i = 1; i < 8; ++i) sum += abs_f32(v[i]);
+  if (sum <= 0x1.fffffep127f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       word[i] = upper_halves(float_bits(v[2 * i]) + (draw.word[i] & 0xffffu),
