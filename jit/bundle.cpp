@@ -68,6 +68,7 @@ std::vector<Wanted> wanted_kernels(const std::vector<BundleItem>& items, const T
   };
   for (const Arch& arch : options.archs) {
     add("prepare_A", "", emit_prepare_A(arch));
+    add("slot_copies", "", emit_slot_copies(arch));
     for (const BundleItem& item : items) {
       const Description& d = item.description;
       std::vector<Plan> plans;

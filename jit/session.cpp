@@ -344,6 +344,11 @@ RingSlots Session::ring_slots(const Description& description, void* stream) cons
   return RingSlots::load(description, source, state_->cubin_of(source, "slots of " + description.summary()));
 }
 
+SlotCopies Session::slot_copies(void* stream) const {
+  const Source source = emit_slot_copies(arch_to_load_for(static_cast<CUstream>(stream)));
+  return SlotCopies::load(source, state_->cubin_of(source, "slot_copies"));
+}
+
 Choice Session::choose(const Description& description, std::int64_t batch, PdlMode mode, std::string_view device_key,
                        const Arch& arch) const {
   description.validate();

@@ -38,7 +38,8 @@ struct BundleOptions {
 
 // A file of a bundle.
 struct BundleFile {
-  std::string label;  // of the description it was made for first; "prepare_A" and "NAME slots" for those beside steps
+  std::string label;  // of the description it was made for first; "prepare_A", "slot_copies" and "NAME slots" for those
+                      // beside steps
   std::string name;   // of the file
   std::string plan;   // text(); empty for those beside steps
   std::string arch;

@@ -22,6 +22,7 @@
 #include <ssmjit/plan.h>
 #include <ssmjit/prepare.h>
 #include <ssmjit/ring.h>
+#include <ssmjit/slots.h>
 #include <ssmjit/table.h>
 
 namespace ssmjit {
@@ -72,8 +73,8 @@ class Prepared {
  public:
   // As Kernel::launch() of the plan for the batch of `args` and the mode of args.pdl: asynchronous, safe under capture
   // and from many threads; picking the kernel is one read of a table. Allocates nothing, takes no lock, compiles,
-  // hashes and reads nothing. `scratch`, where the op has one, may always be given, of scratch_bytes(); a plan that has
-  // no use for it ignores it. Fails: as Kernel::launch(), with the same sentences; ErrorKind::invalid for a batch above
+  // hashes and reads nothing. `scratch`, where scratch_bytes() is not 0, is given to every launch; a plan that has no
+  // use for it ignores it. Fails: as Kernel::launch(), with the same sentences; ErrorKind::invalid for a batch above
   // max_batch or a mode that was not prepared, saying what to prepare.
   void launch(const UpdateArgs& args, void* stream) const;
   void launch(const RingArgs& args, void* stream) const;
@@ -110,8 +111,8 @@ class Prepared {
 
 class Session {
  public:
-  // Reads tables and bundles, and the environment for the last time. Needs no driver and no GPU. Fails:
-  // ErrorKind::invalid for a bundle whose manifest can't be read or is of another schema, for a negative thread count.
+  // Reads tables, bundles and what the environment says of them. Needs no driver and no GPU. Fails: ErrorKind::invalid
+  // for a bundle whose manifest can't be read or is of another schema, and for a negative thread count.
   explicit Session(const SessionOptions& options = {});
 
   // Compiles, on `threads` cores, or takes from seeds and cache, all kernels that the tables can choose, and loads them
@@ -126,6 +127,7 @@ class Session {
   // What a model needs beside its steps, from the same seeds and cache. Fail: as prepare().
   PrepareA prepare_A(void* stream = nullptr) const;
   RingSlots ring_slots(const Description& description, void* stream = nullptr) const;
+  SlotCopies slot_copies(void* stream = nullptr) const;
 
   // The plan of a batch on a device of this key and arch, which need not be here; on the current one. Fails:
   // ErrorKind::invalid for an invalid description; the second as prepare().

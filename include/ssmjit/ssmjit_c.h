@@ -1,5 +1,5 @@
 /* ssmjit in plain C (C11), for engines in C, Rust, Go and the like: libssmjit_c.so exports these functions and nothing
- * else. What each does is said in session.h, kernel.h, prepare.h, ring.h and bundle.h; the names are the same.
+ * else. What each does is said in session.h, kernel.h, prepare.h, ring.h, slots.h and bundle.h; the names are the same.
  *
  *   ssmjit_session* session = NULL;
  *   ssmjit_prepared* step = NULL;
@@ -85,6 +85,7 @@ typedef struct ssmjit_session ssmjit_session;
 typedef struct ssmjit_prepared ssmjit_prepared;
 typedef struct ssmjit_prepare_A ssmjit_prepare_A;
 typedef struct ssmjit_ring_slots ssmjit_ring_slots;
+typedef struct ssmjit_slot_copies ssmjit_slot_copies;
 
 typedef struct SsmjitSessionOptions {
   size_t size;
@@ -337,6 +338,58 @@ SSMJIT_API ssmjit_status ssmjit_materialise(const ssmjit_ring_slots* slots, cons
                                             void* stream);
 SSMJIT_API ssmjit_status ssmjit_reset(const ssmjit_ring_slots* slots, const SsmjitResetSlotsArgs* args, void* stream);
 SSMJIT_API ssmjit_status ssmjit_copy(const ssmjit_ring_slots* slots, const SsmjitCopySlotsArgs* args, void* stream);
+
+/* Output slots of verify steps (slots.h): the host's bookkeeping, and copies of whole slots. */
+typedef struct SsmjitOutputPool {
+  size_t size;
+  int64_t working;
+  int64_t requests;
+  int32_t tokens;
+  int32_t reserved; /* 0 */
+} SsmjitOutputPool;
+#define SSMJIT_OUTPUT_POOL_INIT \
+  { .size = sizeof(SsmjitOutputPool), .tokens = 1 }
+typedef struct SsmjitSlotRequest {
+  size_t size;
+  int64_t request;
+  int64_t working;
+  int64_t shared;
+} SsmjitSlotRequest;
+#define SSMJIT_SLOT_REQUEST_INIT \
+  { .size = sizeof(SsmjitSlotRequest), .request = -1, .working = -1, .shared = -1 }
+enum { SSMJIT_WORKING_SLOT = -1, SSMJIT_SLOT_PIECE_WORDS = 4 };
+/* row: `tokens` of them, pool->tokens at most. */
+SSMJIT_API ssmjit_status ssmjit_output_row(const SsmjitOutputPool* pool, const SsmjitSlotRequest* request, int32_t* row,
+                                           int32_t tokens);
+SSMJIT_API ssmjit_status ssmjit_input_slot(const SsmjitOutputPool* pool, const SsmjitSlotRequest* request,
+                                           int32_t current, int32_t* slot);
+SSMJIT_API ssmjit_status ssmjit_accepted_slot(const SsmjitOutputPool* pool, const SsmjitSlotRequest* request,
+                                              int32_t accepted, int32_t* current);
+/* Both give -1 where there is nothing to copy. */
+SSMJIT_API ssmjit_status ssmjit_retract_copy(const SsmjitOutputPool* pool, const SsmjitSlotRequest* request,
+                                             int32_t current, int32_t* from, int32_t* to);
+SSMJIT_API ssmjit_status ssmjit_checkpoint_copy(const SsmjitOutputPool* pool, const SsmjitSlotRequest* request,
+                                                int64_t length, int32_t accepted, int64_t page, int64_t checkpoint,
+                                                int32_t* from, int32_t* to);
+/* words: room for `capacity`; *length: how many there are, a multiple of SSMJIT_SLOT_PIECE_WORDS. SSMJIT_TOO_SMALL as
+ * for text. */
+SSMJIT_API ssmjit_status ssmjit_slot_copy_table(const SsmjitTensor* pools, size_t count, int64_t* words,
+                                                size_t capacity, size_t* length);
+
+typedef struct SsmjitSlotCopiesArgs {
+  size_t size;
+  int64_t pad_slot_id;
+  int32_t checked;
+  int32_t reserved; /* 0 */
+  SsmjitTensor pieces, src_slots, dst_slots;
+} SsmjitSlotCopiesArgs;
+#define SSMJIT_SLOT_COPIES_ARGS_INIT \
+  { .size = sizeof(SsmjitSlotCopiesArgs), .pad_slot_id = -1 }
+SSMJIT_API ssmjit_status ssmjit_slot_copies_create(const ssmjit_session* session, void* stream,
+                                                   ssmjit_slot_copies** out);
+SSMJIT_API ssmjit_status ssmjit_slot_copies_destroy(ssmjit_slot_copies* copies);
+SSMJIT_API ssmjit_status ssmjit_slot_copies_launch(const ssmjit_slot_copies* copies, const SsmjitSlotCopiesArgs* args,
+                                                   void* stream);
 
 /* ---- bundles (bundle.h) ---- */
 

@@ -16,6 +16,8 @@ HandleWords words_of(HandleKind kind) {
       return {"prepare_A", "ssmjit_prepare_A_create()", "ssmjit_prepare_A_destroy()"};
     case HandleKind::ring_slots:
       return {"slots", "ssmjit_ring_slots_create()", "ssmjit_ring_slots_destroy()"};
+    case HandleKind::slot_copies:
+      return {"copies", "ssmjit_slot_copies_create()", "ssmjit_slot_copies_destroy()"};
     case HandleKind::none:
       break;
   }

@@ -12,11 +12,12 @@ namespace ssmjit {
 
 // What a handle is of; any other value is no handle. The letters say which it is in a debugger.
 enum class HandleKind : std::uint64_t {
-  session = 0x5353454A53545353,     // "SSTSJESS"
-  prepared = 0x5353504A53545050,    // "PPTSJPSS"
-  prepare_A = 0x5353414A53544141,   // "AATSJASS"
-  ring_slots = 0x5353524A53545252,  // "RRTSJRSS"
-  none = 0x5353000053530000,        // destroyed
+  session = 0x5353454A53545353,      // "SSTSJESS"
+  prepared = 0x5353504A53545050,     // "PPTSJPSS"
+  prepare_A = 0x5353414A53544141,    // "AATSJASS"
+  ring_slots = 0x5353524A53545252,   // "RRTSJRSS"
+  slot_copies = 0x5353434A53544343,  // "CCTSJCSS"
+  none = 0x5353000053530000,         // destroyed
 };
 struct HandleWords {
   const char *name, *made_by, *destroyed_by;

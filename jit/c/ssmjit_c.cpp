@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <new>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -128,36 +129,34 @@ static_assert(static_cast<int>(Why::exact) == SSMJIT_EXACT && static_cast<int>(W
 static_assert(kRingLayerWords == SSMJIT_RING_LAYER_WORDS);
 
 // The tensors of each struct, by their common name in C and C++.
-#define SSMJIT_UPDATE_TENSORS(X)                                                                               \
-  X(state)                                                                                                     \
-  X(state_scale)                                                                                               \
-  X(x) X(dt) X(A) X(B) X(C) X(D) X(dt_bias) X(z) X(out) X(state_batch_indices) X(dst_state_batch_indices)      \
-      X(num_accepted_tokens) X(intermediate_states) X(intermediate_state_scales) X(intermediate_state_indices) \
-          X(retrieve_parent_token) X(cu_seqlens) X(rand_seed)
-#define SSMJIT_RING_TENSORS(X)                                                                                     \
-  X(state)                                                                                                         \
-  X(state_scale)                                                                                                   \
-  X(x_ring) X(B_ring) X(dt_ring) X(ring_start) X(ring_count) X(x) X(dt) X(A) X(B) X(C) X(D) X(dt_bias) X(z) X(out) \
-      X(state_batch_indices) X(cu_seqlens) X(rand_seed)
-#define SSMJIT_CONV1D_TENSORS(X)                                                            \
-  X(conv_state)                                                                             \
-  X(x)                                                                                      \
-  X(w) X(bias) X(out) X(state_batch_indices) X(output_state_indices) X(intermediate_states) \
-      X(intermediate_state_indices) X(cache_seqlens) X(num_accepted_tokens)
-#define SSMJIT_LAYER_TENSORS(X)                                                                                      \
-  X(state)                                                                                                           \
-  X(conv_state)                                                                                                      \
-  X(x) X(B) X(C) X(dt) X(z) X(conv_weight) X(conv_bias) X(A) X(D) X(dt_bias) X(norm_weight) X(norm_bias) X(out)      \
-      X(state_batch_indices) X(scratch) X(state_scale) X(x_ring) X(B_ring) X(dt_ring) X(ring_start) X(ring_count)    \
-          X(rand_seed) X(output_state_indices) X(intermediate_states) X(intermediate_state_indices) X(cache_seqlens) \
-              X(num_accepted_tokens)
+// clang-format off
+#define SSMJIT_UPDATE_TENSORS(X) \
+  X(state) X(state_scale) X(x) X(dt) X(A) X(B) X(C) X(D) X(dt_bias) X(z) X(out) X(state_batch_indices) \
+  X(dst_state_batch_indices) X(num_accepted_tokens) X(intermediate_states) X(intermediate_state_scales) \
+  X(intermediate_state_indices) X(retrieve_parent_token) X(cu_seqlens) X(rand_seed)
+#define SSMJIT_RING_TENSORS(X) \
+  X(state) X(state_scale) X(x_ring) X(B_ring) X(dt_ring) X(ring_start) X(ring_count) X(x) X(dt) X(A) X(B) X(C) X(D) \
+  X(dt_bias) X(z) X(out) X(state_batch_indices) X(cu_seqlens) X(rand_seed)
+#define SSMJIT_CONV1D_TENSORS(X) \
+  X(conv_state) X(x) X(w) X(bias) X(out) X(state_batch_indices) X(output_state_indices) X(intermediate_states) \
+  X(intermediate_state_indices) X(cache_seqlens) X(num_accepted_tokens)
+#define SSMJIT_LAYER_TENSORS(X) \
+  X(state) X(conv_state) X(x) X(B) X(C) X(dt) X(z) X(conv_weight) X(conv_bias) X(A) X(D) X(dt_bias) X(norm_weight) \
+  X(norm_bias) X(out) X(state_batch_indices) X(scratch) X(state_scale) X(x_ring) X(B_ring) X(dt_ring) X(ring_start) \
+  X(ring_count) X(rand_seed) X(output_state_indices) X(intermediate_states) X(intermediate_state_indices) \
+  X(cache_seqlens) X(num_accepted_tokens)
 #define SSMJIT_NORM_TENSORS(X) X(x) X(z) X(weight) X(bias) X(out)
+#define SSMJIT_REPLAY_TENSORS(X) \
+  X(state) X(old_x) X(old_B) X(old_dt) X(old_cumAdt) X(cache_buf_idx) X(prev_num_accepted_tokens) X(x) X(dt) X(A) \
+  X(B) X(C) X(D) X(dt_bias) X(z) X(out) X(state_batch_indices) X(rand_seed) X(scratch)
 #define SSMJIT_RING_LAYER_TENSORS(X) X(state) X(state_scale) X(x_ring) X(B_ring) X(dt_ring) X(A)
 #define SSMJIT_MATERIALISE_TENSORS(X) \
-  X(layers)                           \
-  X(src_slots) X(dst_slots) X(ring_start) X(ring_count) X(prefix_length) X(active_request_indices) X(rand_seed)
+  X(layers) X(src_slots) X(dst_slots) X(ring_start) X(ring_count) X(prefix_length) X(active_request_indices) \
+  X(rand_seed)
 #define SSMJIT_RESET_SLOTS_TENSORS(X) X(layers) X(slots) X(ring_start) X(ring_count)
 #define SSMJIT_COPY_SLOTS_TENSORS(X) X(layers) X(src_slots) X(dst_slots) X(ring_start) X(ring_count)
+#define SSMJIT_SLOT_COPIES_TENSORS(X) X(pieces) X(src_slots) X(dst_slots)
+// clang-format on
 
 #define SSMJIT_COPY_TENSOR(tensor) to.tensor = tensor_of(from.tensor, #tensor);
 #define SSMJIT_COUNT_TENSOR(tensor) +1
@@ -169,6 +168,8 @@ SSMJIT_CHECK_TENSORS(SsmjitRingArgs, state, SSMJIT_RING_TENSORS);
 SSMJIT_CHECK_TENSORS(SsmjitConv1dArgs, conv_state, SSMJIT_CONV1D_TENSORS);
 SSMJIT_CHECK_TENSORS(SsmjitLayerArgs, state, SSMJIT_LAYER_TENSORS);
 SSMJIT_CHECK_TENSORS(SsmjitNormArgs, x, SSMJIT_NORM_TENSORS);
+SSMJIT_CHECK_TENSORS(SsmjitReplayArgs, state, SSMJIT_REPLAY_TENSORS);
+SSMJIT_CHECK_TENSORS(SsmjitSlotCopiesArgs, pieces, SSMJIT_SLOT_COPIES_TENSORS);
 SSMJIT_CHECK_TENSORS(SsmjitRingLayer, state, SSMJIT_RING_LAYER_TENSORS);
 SSMJIT_CHECK_TENSORS(SsmjitMaterialiseArgs, layers, SSMJIT_MATERIALISE_TENSORS);
 SSMJIT_CHECK_TENSORS(SsmjitResetSlotsArgs, layers, SSMJIT_RESET_SLOTS_TENSORS);
@@ -185,6 +186,24 @@ const Prepared& prepared_of(const ssmjit_prepared* step) { return object_of<Prep
 const Session& session_of(const ssmjit_session* session) { return object_of<Session>(session, HandleKind::session); }
 const RingSlots& slots_of(const ssmjit_ring_slots* slots) {
   return object_of<RingSlots>(slots, HandleKind::ring_slots);
+}
+
+OutputPool pool_of(const SsmjitOutputPool* pool) {
+  SsmjitOutputPool storage;
+  const SsmjitOutputPool& from = complete(
+      pool, storage, [] { return SsmjitOutputPool SSMJIT_OUTPUT_POOL_INIT; }, "pool", sizeof(SsmjitOutputPool), 1);
+  return {.working = from.working, .requests = from.requests, .tokens = from.tokens};
+}
+SlotRequest request_of(const SsmjitSlotRequest* request) {
+  SsmjitSlotRequest storage;
+  const SsmjitSlotRequest& from = complete(
+      request, storage, [] { return SsmjitSlotRequest SSMJIT_SLOT_REQUEST_INIT; }, "request", sizeof(SsmjitSlotRequest),
+      1);
+  return {.request = from.request, .working = from.working, .shared = from.shared};
+}
+void give_copy(const SlotCopy& copy, std::int32_t* from, std::int32_t* to) {
+  given(from, "from") = copy.from;
+  given(to, "to") = copy.to;
 }
 
 template <class Object>
@@ -405,6 +424,20 @@ ssmjit_status ssmjit_launch_norm(const ssmjit_prepared* step, const SsmjitNormAr
   });
 }
 
+ssmjit_status ssmjit_launch_replay(const ssmjit_prepared* step, const SsmjitReplayArgs* args, void* stream) {
+  return guarded([&] {
+    const Prepared& prepared = prepared_of(step);
+    SsmjitReplayArgs storage;
+    const SsmjitReplayArgs& from = complete_args(
+        args, storage, [] { return SsmjitReplayArgs SSMJIT_REPLAY_ARGS_INIT; }, offsetof(SsmjitReplayArgs, state));
+    ReplayArgs to;
+    SSMJIT_REPLAY_TENSORS(SSMJIT_COPY_TENSOR)
+    copy_settings(from, to);
+    to.internal_pdl = from.internal_pdl != 0;
+    prepared.launch(to, stream);
+  });
+}
+
 ssmjit_status ssmjit_ring_flushes(const ssmjit_prepared* step, int32_t start, int32_t count, int32_t tokens,
                                   int32_t* flushes) {
   return guarded([&] {
@@ -420,6 +453,15 @@ ssmjit_status ssmjit_advance_ring(const ssmjit_prepared* step, int32_t tokens, i
     const RingCursor next = advance_ring(prepared_of(step).description(), cursor, tokens, accepted);
     *start = next.start;
     *count = next.count;
+  });
+}
+
+ssmjit_status ssmjit_advance_replay(const ssmjit_prepared* step, int32_t accepted, int32_t* buffer, int32_t* kept) {
+  return guarded([&] {
+    const ReplayCursor cursor{.buffer = given(buffer, "buffer"), .accepted = given(kept, "kept")};
+    const ReplayCursor next = advance_replay(prepared_of(step).description(), cursor, accepted);
+    *buffer = next.buffer;
+    *kept = next.accepted;
   });
 }
 
@@ -519,6 +561,82 @@ ssmjit_status ssmjit_copy(const ssmjit_ring_slots* slots, const SsmjitCopySlotsA
     to.pad_slot_id = from.pad_slot_id;
     to.checked = from.checked != 0;
     of.copy(to, stream);
+  });
+}
+
+ssmjit_status ssmjit_output_row(const SsmjitOutputPool* pool, const SsmjitSlotRequest* request, int32_t* row,
+                                int32_t tokens) {
+  return guarded([&] {
+    given(row, "row");
+    if (tokens < 0) fail(ErrorKind::invalid, "row: got {} tokens; wants 0 or more", tokens);
+    output_row(pool_of(pool), request_of(request), std::span(row, static_cast<std::size_t>(tokens)));
+  });
+}
+
+ssmjit_status ssmjit_input_slot(const SsmjitOutputPool* pool, const SsmjitSlotRequest* request, int32_t current,
+                                int32_t* slot) {
+  return guarded([&] { given(slot, "slot") = input_slot(pool_of(pool), request_of(request), current); });
+}
+
+ssmjit_status ssmjit_accepted_slot(const SsmjitOutputPool* pool, const SsmjitSlotRequest* request, int32_t accepted,
+                                   int32_t* current) {
+  return guarded([&] { given(current, "current") = accepted_slot(pool_of(pool), request_of(request), accepted); });
+}
+
+ssmjit_status ssmjit_retract_copy(const SsmjitOutputPool* pool, const SsmjitSlotRequest* request, int32_t current,
+                                  int32_t* from, int32_t* to) {
+  return guarded([&] { give_copy(retract_copy(pool_of(pool), request_of(request), current), from, to); });
+}
+
+ssmjit_status ssmjit_checkpoint_copy(const SsmjitOutputPool* pool, const SsmjitSlotRequest* request, int64_t length,
+                                     int32_t accepted, int64_t page, int64_t checkpoint, int32_t* from, int32_t* to) {
+  return guarded([&] {
+    give_copy(checkpoint_copy(pool_of(pool), request_of(request), length, accepted, page, checkpoint), from, to);
+  });
+}
+
+ssmjit_status ssmjit_slot_copy_table(const SsmjitTensor* pools, size_t count, int64_t* words, size_t capacity,
+                                     size_t* length) {
+  std::vector<std::int64_t> table;
+  const ssmjit_status status = guarded([&] {
+    std::vector<Tensor> all;
+    for (std::size_t i = 0; i < count; ++i)
+      all.push_back(tensor_of((&given(pools, "pools"))[i], fmt::format("pools[{}]", i).c_str()));
+    table = slot_copy_table(all);
+  });
+  if (status != SSMJIT_OK) return status;
+  if (length != nullptr) *length = table.size();
+  if (words == nullptr || capacity < table.size())
+    return remember(SSMJIT_TOO_SMALL, "words: the buffer is too small; the length that was written says what it takes");
+  std::memcpy(words, table.data(), table.size() * sizeof(std::int64_t));
+  return SSMJIT_OK;
+}
+
+ssmjit_status ssmjit_slot_copies_create(const ssmjit_session* session, void* stream, ssmjit_slot_copies** out) {
+  return guarded([&] {
+    given(out, "out") = nullptr;
+    *out =
+        static_cast<ssmjit_slot_copies*>(handle_of(HandleKind::slot_copies, session_of(session).slot_copies(stream)));
+  });
+}
+
+ssmjit_status ssmjit_slot_copies_destroy(ssmjit_slot_copies* copies) {
+  return guarded([&] { destroy<SlotCopies>(copies, HandleKind::slot_copies); });
+}
+
+ssmjit_status ssmjit_slot_copies_launch(const ssmjit_slot_copies* copies, const SsmjitSlotCopiesArgs* args,
+                                        void* stream) {
+  return guarded([&] {
+    const auto& of = object_of<SlotCopies>(copies, HandleKind::slot_copies);
+    SsmjitSlotCopiesArgs storage;
+    const SsmjitSlotCopiesArgs& from = complete_args(
+        args, storage, [] { return SsmjitSlotCopiesArgs SSMJIT_SLOT_COPIES_ARGS_INIT; },
+        offsetof(SsmjitSlotCopiesArgs, pieces));
+    SlotCopiesArgs to;
+    SSMJIT_SLOT_COPIES_TENSORS(SSMJIT_COPY_TENSOR)
+    to.pad_slot_id = from.pad_slot_id;
+    to.checked = from.checked != 0;
+    of.launch(to, stream);
   });
 }
 

@@ -183,9 +183,9 @@ TEST_F(FleetCache, ABundleIsWrittenAndVerified) {
       << err_;
   EXPECT_THAT(out_, HasSubstr("prepare_A sm_90a"));
   EXPECT_THAT(out_, HasSubstr("nemotron3-super-tp8:norm sm_90a block_m="));
-  EXPECT_THAT(out_, HasSubstr("bundled 3 kernels"));
+  EXPECT_THAT(out_, HasSubstr("bundled 4 kernels"));
   EXPECT_EQ(run({"cache", "verify", bundle}), 0);
-  EXPECT_THAT(out_, HasSubstr("3 sound, 0 bad"));
+  EXPECT_THAT(out_, HasSubstr("4 sound, 0 bad"));
   for (const auto& entry : fs::directory_iterator(bundle)) {
     if (entry.path().extension() != ".ssmjit") continue;
     fs::remove(entry.path());

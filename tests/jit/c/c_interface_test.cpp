@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include <ssmjit/bundle.h>
+#include <ssmjit/slots.h>
 
 #include "jit/kernel_args.h"
 #include "tests/jit/session/seeded.h"
@@ -89,6 +90,20 @@ void fill_layer(Args& a) {
   a.scratch = tensor<T>(0x9000000, DType::i8, {kBatch * (1280 + 1024) * 2});
 }
 
+template <class Args>
+void fill_replay(Args& a) {
+  using T = decltype(a.x);
+  a.state = tensor<T>(0x1000000, DType::bf16, {kSlots, 16, 64, 128});
+  a.old_x = tensor<T>(0x2000000, DType::bf16, {kSlots, 4, 16, 64});
+  a.old_B = tensor<T>(0x3000000, DType::bf16, {kSlots, 2, 4, 1, 128});
+  a.old_dt = a.old_cumAdt = tensor<T>(0x4000000, DType::f32, {kSlots, 2, 16, 4});
+  a.cache_buf_idx = a.prev_num_accepted_tokens = tensor<T>(0x5000000, DType::i32, {kSlots});
+  a.x = a.out = tensor<T>(0x6000000, DType::bf16, {kBatch, 4, 16, 64});
+  a.dt = tensor<T>(0x7000000, DType::f32, {kBatch, 4, 16});
+  a.B = a.C = tensor<T>(0x8000000, DType::bf16, {kBatch, 4, 1, 128});
+  a.A = a.D = a.dt_bias = tensor<T>(0x9000000, DType::f32, {16});
+}
+
 class CInterface : public SeededTest {
  protected:
   void SetUp() override {
@@ -145,6 +160,9 @@ class CInterface : public SeededTest {
   static ssmjit_status launch(const ssmjit_prepared* s, const SsmjitNormArgs& a) {
     return ssmjit_launch_norm(s, &a, nullptr);
   }
+  static ssmjit_status launch(const ssmjit_prepared* s, const SsmjitReplayArgs& a) {
+    return ssmjit_launch_replay(s, &a, nullptr);
+  }
   static ssmjit_status launch(const ssmjit_prepared* s, const SsmjitLayerArgs& a) {
     return ssmjit_launch_layer(s, &a, nullptr);
   }
@@ -197,6 +215,7 @@ class CInterface : public SeededTest {
   ssmjit_prepared* c_step_ = nullptr;
 };
 
+Description replay_description() { return sample_description().tokens(4).store(Replay{}); }
 Description ring_description() { return sample_description().tokens(4).store(Ring{.window = 16}); }
 
 TEST_F(CInterface, EveryOpLaunchesAsInCpp) {
@@ -213,6 +232,7 @@ TEST_F(CInterface, EveryOpLaunchesAsInCpp) {
     fill_ring(a);
     a.pad_slot_id = 5;
   });
+  both(replay_description(), ReplayArgs{}, SsmjitReplayArgs SSMJIT_REPLAY_ARGS_INIT, [](auto& a) { fill_replay(a); });
   both(conv1d({.channels = 256, .activation_expr = silu(dsl::x)}), Conv1dArgs{},
        SsmjitConv1dArgs SSMJIT_CONV1D_ARGS_INIT, [](auto& a) { fill_conv1d(a); });
   both(gated_norm({.channels = 256, .gate_expr = silu(dsl::z)}), NormArgs{}, SsmjitNormArgs SSMJIT_NORM_ARGS_INIT,
@@ -533,6 +553,71 @@ TEST_F(CInterface, CursorsMoveAsInCpp) {
   }
   EXPECT_EQ(ssmjit_advance_ring(c_step_, 4, 9, &start, &count), SSMJIT_INVALID);
   EXPECT_EQ(start, cursor.start) << "a refused move leaves the cursor";
+}
+
+TEST_F(CInterface, AReplaysCursorMovesAsInCpp) {
+  prepare(replay_description());
+  ReplayCursor cursor;
+  std::int32_t buffer = 0, kept = 0;
+  for (const int accepted : {4, 1, 3, 0, 2}) {
+    ASSERT_EQ(ssmjit_advance_replay(c_step_, accepted, &buffer, &kept), SSMJIT_OK) << ssmjit_last_error();
+    cursor = advance_replay(replay_description(), cursor, accepted);
+    EXPECT_EQ(buffer, cursor.buffer);
+    EXPECT_EQ(kept, cursor.accepted);
+  }
+  EXPECT_EQ(ssmjit_advance_replay(c_step_, 5, &buffer, &kept), SSMJIT_INVALID);
+  EXPECT_EQ(kept, 2);
+}
+
+TEST_F(CInterface, OutputSlotsAreThoseOfCpp) {
+  SsmjitOutputPool c_pool = SSMJIT_OUTPUT_POOL_INIT;
+  SsmjitSlotRequest c_request = SSMJIT_SLOT_REQUEST_INIT;
+  c_pool.working = 32, c_pool.requests = 9, c_pool.tokens = 4;
+  c_request.request = 5, c_request.working = 7;
+  const OutputPool pool{.working = 32, .requests = 9, .tokens = 4};
+  const SlotRequest request{.request = 5, .working = 7};
+  std::int32_t row[4], slot = 0, from = 0, to = 0;
+  ASSERT_EQ(ssmjit_output_row(&c_pool, &c_request, row, 4), SSMJIT_OK) << ssmjit_last_error();
+  for (int token = 0; token < 4; ++token) EXPECT_EQ(row[token], output_slot(pool, request, token));
+  ASSERT_EQ(ssmjit_accepted_slot(&c_pool, &c_request, 3, &slot), SSMJIT_OK);
+  EXPECT_EQ(slot, accepted_slot(pool, request, 3));
+  const std::int32_t current = slot;
+  ASSERT_EQ(ssmjit_input_slot(&c_pool, &c_request, current, &slot), SSMJIT_OK);
+  EXPECT_EQ(slot, input_slot(pool, request, current));
+  ASSERT_EQ(ssmjit_retract_copy(&c_pool, &c_request, current, &from, &to), SSMJIT_OK);
+  EXPECT_EQ((SlotCopy{from, to}), retract_copy(pool, request, current));
+  ASSERT_EQ(ssmjit_checkpoint_copy(&c_pool, &c_request, 126, 3, 128, 20, &from, &to), SSMJIT_OK);
+  EXPECT_EQ((SlotCopy{from, to}), checkpoint_copy(pool, request, 126, 3, 128, 20));
+  EXPECT_NE(from, -1);
+  EXPECT_EQ(ssmjit_input_slot(&c_pool, &c_request, 1000, &slot), SSMJIT_INVALID);
+  EXPECT_STREQ(ssmjit_last_error(), error_of([&] { input_slot(pool, request, 1000); }).what());
+  EXPECT_EQ(ssmjit_input_slot(nullptr, &c_request, 0, &slot), SSMJIT_INVALID);
+  c_request.size = 3;
+  EXPECT_EQ(ssmjit_input_slot(&c_pool, &c_request, 0, &slot), SSMJIT_INVALID);
+}
+
+TEST_F(CInterface, SlotsAreCopiedAsInCpp) {
+  keep_fake(folder(), emit_slot_copies(kSm90));
+  open_session();
+  const SsmjitTensor pools[2] = {tensor<SsmjitTensor>(0x1000000, DType::f32, {kSlots, 16, 64, 128}),
+                                 tensor<SsmjitTensor>(0x2000000, DType::bf16, {kSlots, 1280, 4})};
+  std::size_t length = 0;
+  EXPECT_EQ(ssmjit_slot_copy_table(pools, 2, nullptr, 0, &length), SSMJIT_TOO_SMALL);
+  std::vector<std::int64_t> words(length);
+  ASSERT_EQ(ssmjit_slot_copy_table(pools, 2, words.data(), words.size(), nullptr), SSMJIT_OK) << ssmjit_last_error();
+  EXPECT_EQ(words, slot_copy_table({contiguous(address(0x1000000), DType::f32, {kSlots, 16, 64, 128}),
+                                    contiguous(address(0x2000000), DType::bf16, {kSlots, 1280, 4})}));
+  ssmjit_slot_copies* copies = nullptr;
+  ASSERT_EQ(ssmjit_slot_copies_create(c_session_, nullptr, &copies), SSMJIT_OK) << ssmjit_last_error();
+  SsmjitSlotCopiesArgs args = SSMJIT_SLOT_COPIES_ARGS_INIT;
+  args.pieces = tensor<SsmjitTensor>(0x3000000, DType::i64, {static_cast<std::int64_t>(length) / 4, 4});
+  args.src_slots = args.dst_slots = tensor<SsmjitTensor>(0x4000000, DType::i32, {3});
+  EXPECT_EQ(ssmjit_slot_copies_launch(copies, &args, nullptr), SSMJIT_OK) << ssmjit_last_error();
+  EXPECT_EQ(stub_->launches, 1);
+  args.dst_slots.shape[0] = 2;
+  EXPECT_EQ(ssmjit_slot_copies_launch(copies, &args, nullptr), SSMJIT_INVALID);
+  EXPECT_EQ(ssmjit_slot_copies_destroy(copies), SSMJIT_OK);
+  EXPECT_EQ(ssmjit_slot_copies_launch(copies, &args, nullptr), SSMJIT_INVALID);
 }
 
 TEST_F(CInterface, SlotsOfARingAreResetCopiedAndMaterialised) {

@@ -65,6 +65,7 @@ TEST_F(BundleTest, AModelLoadsFromItWithoutNvrtc) {
     const Prepared step = session.prepare(small_description(), {.max_batch = 8});
     for (const PreparedKernel& kernel : step.kernels()) EXPECT_TRUE(kernel.from_cache);
     session.prepare_A();
+    session.slot_copies();
     NormArgs args;
     args.x = args.out = contiguous(address(0x1000000), DType::bf16, {8, 64});
     args.weight = contiguous(address(0x2000000), DType::bf16, {64});
