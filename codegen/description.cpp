@@ -58,11 +58,12 @@ void check_stochastic(const Description& d, std::vector<std::string>& out) {
   }
 }
 
-// What holds for the update in place of one token alone.
+// What holds for an update of one token, and for that of a layer.
 void check_update(const Description& d, std::vector<std::string>& out) {
   if (d.token_count != 1) {
     out.push_back(fmt::format(
-        "tokens: got {}; an update in place takes 1 token a step: more want a ring (store=ring:16)", d.token_count));
+        "tokens: got {}; a layer with its state in place takes 1 token a step: more want a ring (store=ring:16)",
+        d.token_count));
   }
   check_dtype("input", d.input_dtype, {DType::f32, DType::bf16, DType::f16}, out);
   check_dtype("state", d.state_dtype, {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8, DType::i16}, out);
@@ -78,8 +79,7 @@ void check_update(const Description& d, std::vector<std::string>& out) {
                     d.has_state_scale() ? fmt::format("state: got {}", name(d.state_dtype))
                                         : std::string("rounding: got stochastic")));
   }
-  if (d.is_varlen)
-    out.emplace_back("varlen: got true; wants false: requests of many tokens want a ring (store=ring:16)");
+  if (d.is_varlen) out.emplace_back("varlen: got true; a layer with its state in place wants false");
   if (d.stores_every_token())
     out.push_back(fmt::format("store: got {}; the update of a layer wants in_place", store_text(d)));
   if (d.has_accepted) out.emplace_back("accepted: got true; the update of a layer has no accepted counts; wants false");

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -32,7 +33,10 @@ void for_each_parallel(std::size_t count, int threads, const Work& work) {
   const std::size_t cores = std::max(1U, std::thread::hardware_concurrency());
   const std::size_t most = std::min(count, threads > 0 ? static_cast<std::size_t>(threads) : cores);
   std::vector<std::thread> others;
-  for (std::size_t i = 1; i < most; ++i) others.emplace_back(run);
+  try {
+    for (std::size_t i = 1; i < most; ++i) others.emplace_back(run);
+  } catch (const std::system_error&) {  // no more threads are to be had: those there are do it all
+  }
   run();
   for (std::thread& thread : others) thread.join();
   if (first) std::rethrow_exception(first);

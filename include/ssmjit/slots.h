@@ -3,10 +3,10 @@
 // engine keeps on the host for that, as pure functions, and the copies that are left: of whole slots, of all layers'
 // states and windows in one launch.
 //
-//   const OutputPool pool{.working = 256, .requests = 65, .tokens = 6};     // every pool of states has pool.total()
-//   slots std::vector<std::int32_t> current(65, kWorkingSlot); a step:   input[b] = input_slot(pool, request[b],
-//   current[r]);          // state_batch_indices
-//             output_row(pool, request[b], row);                            // row b of dst_state_batch_indices
+//   const OutputPool pool{.working = 256, .requests = 65, .tokens = 6};  // each pool of states has pool.total() slots
+//   std::vector<std::int32_t> current(65, kWorkingSlot);
+//   step:     input[b] = input_slot(pool, request[b], current[r]);       // state_batch_indices
+//             output_row(pool, request[b], row);                         // row b of dst_state_batch_indices
 //   then:     current[r] = accepted_slot(pool, request[b], accepted);
 //   prefill:  current[r] = kWorkingSlot;
 #pragma once

@@ -160,7 +160,7 @@ static_assert(kRingLayerWords == SSMJIT_RING_LAYER_WORDS);
 
 #define SSMJIT_COPY_TENSOR(tensor) to.tensor = tensor_of(from.tensor, #tensor);
 #define SSMJIT_COUNT_TENSOR(tensor) +1
-// Whether a C struct holds these tensors and nothing behind them, and the C++ struct has no tensor more.
+// Whether a C struct holds these tensors and nothing behind them.
 #define SSMJIT_CHECK_TENSORS(Struct, first, TENSORS) \
   static_assert(sizeof(Struct) == offsetof(Struct, first) + (0 TENSORS(SSMJIT_COUNT_TENSOR)) * sizeof(SsmjitTensor))
 SSMJIT_CHECK_TENSORS(SsmjitUpdateArgs, state, SSMJIT_UPDATE_TENSORS);

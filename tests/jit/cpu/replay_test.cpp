@@ -239,6 +239,12 @@ TEST(Faults, Row6_BuffersAndCountsOfAReplayOutOfRangeAreThoseNextToThem) {
       std::memcpy(const_cast<void*>(launch.args.prev_num_accepted_tokens.data), &cursors[1], 4);
       for (const Tensor* t : {&launch.args.old_B, &launch.args.old_dt, &launch.args.old_cumAdt, &launch.args.old_x})
         launch.set(*t, t == &launch.args.old_cumAdt ? -0.25 : 0.25);
+      // The second buffer holds other numbers, so that one taken for the other shows.
+      for (const Tensor* t : {&launch.args.old_B, &launch.args.old_dt, &launch.args.old_cumAdt})
+        for (std::int64_t slot = 0; slot < t->shape[0]; ++slot)
+          for (std::int64_t i = 0; i < t->stride[1]; ++i)
+            encode(t->dtype, static_cast<std::byte*>(const_cast<void*>(t->data)),
+                   slot * t->stride[0] + t->stride[1] + i, t == &launch.args.old_cumAdt ? -0.5 : 0.5);
       launch.run();
       const std::int64_t states = std::int64_t{kHeads} * kHeadDim * kDstate;
       std::vector<double> values = stored_values(launch.args.state, 0, static_cast<int>(states), read_host);
@@ -250,6 +256,7 @@ TEST(Faults, Row6_BuffersAndCountsOfAReplayOutOfRangeAreThoseNextToThem) {
     EXPECT_EQ(after(0, 99), all);
     EXPECT_EQ(after(1, -5), after(1, 0));
     EXPECT_EQ(after(9, 2), after(1, 2));
+    EXPECT_NE(after(1, 2), first_two);
     EXPECT_EQ(after(-3, 2), first_two);
     EXPECT_NE(first_two, all);
   }

@@ -1,4 +1,5 @@
 // The kernel that copies slots on the CPU executor.
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -37,13 +38,17 @@ TEST(CpuSlotCopies, MoveTheSlotsOfAllPoolsByteForByteAndNothingElse) {
   args.pad_slot_id = 7;
 
   auto want_states = states, want_scales = scales, want_windows = windows;
-  for (const auto [a, b] : {std::pair(3, 4), {8, 2}}) {
+  for (const auto& [a, b] : {std::pair(3, 4), {8, 2}}) {
     std::memcpy(want_states.data() + b * kStride, states.data() + a * kStride, 20480);
     std::memcpy(want_scales.data() + b * 640, scales.data() + a * 640, 640);
     std::memcpy(want_windows.data() + b * 576, windows.data() + a * 576, 576);
   }
   const device_args::SlotCopiesArgs device = to_device(args);
+  const auto old_states = states, old_scales = scales, old_windows = windows;
   for (CpuSchedule schedule : {CpuSchedule::forward, CpuSchedule::reverse, CpuSchedule::random}) {
+    std::copy(old_states.begin(), old_states.end(), states.begin());
+    std::copy(old_scales.begin(), old_scales.end(), scales.begin());
+    std::copy(old_windows.begin(), old_windows.end(), windows.begin());
     CpuLaunch launch;
     launch.entry = source.entries[0].name;
     launch.grid_x = static_cast<std::int64_t>(table.size()) / kSlotPieceWords;
