@@ -1,6 +1,8 @@
 """Drop-ins for mamba_ssm: `selective_state_update` (mamba_ssm.ops.triton.selective_state_update) and `rmsnorm_fn`
 (mamba_ssm.ops.triton.layernorm_gated). What they do not cover raises NotImplementedError, naming the argument."""
 
+import itertools
+
 from ._dropin import (Calls, elsewhere, empty_like, facts_of, is_grad_enabled, on_its_device, one_value_a_head,
                       peer_asserts, refuse_grad, same_dtype, wants_dtype)
 from .errors import InvalidError
@@ -115,6 +117,7 @@ def describe_heads(t, nheads, dim, dstate, ngroups, dt_softplus, aligned):
 
 
 _norm_keys = {}  # what a norm's tensors do not tell, by a number
+_next_norm_key = itertools.count()  # one for each, whichever threads call at once
 
 
 def rmsnorm_fn(x, weight, bias, z=None, eps=1e-6, group_size=None, norm_before_gate=True):
@@ -139,7 +142,7 @@ def rmsnorm_fn(x, weight, bias, z=None, eps=1e-6, group_size=None, norm_before_g
     options = (eps, group_size, norm_before_gate)
     key = _norm_keys.get(options)
     if key is None:
-        key = _norm_keys.setdefault(options, len(_norm_keys))
+        key = _norm_keys.setdefault(options, next(_next_norm_key))
     arguments = (key, -1, 0, 0, rows, gates, weight, bias, out)
     try:
         launched = _call_norm(*arguments)

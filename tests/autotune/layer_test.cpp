@@ -476,7 +476,8 @@ TEST(LayerPlans, AreChainsAloneForWhatNoOneKernelComputes) {
     ASSERT_EQ(plans.size(), 2u) << d.summary();
     EXPECT_EQ(plans[0].form, PlanForm::chain);
     EXPECT_EQ(plans[1].form, PlanForm::chain_pdl);
-    EXPECT_EQ(default_plan(d, Arch{}, 64), plans[1]);
+    for (const std::int64_t heads : {64, 8192})  // each part's by the size
+      EXPECT_EQ(default_plan(d, Arch{}, heads), default_chain(PlanForm::chain_pdl, d, Arch{}, heads));
     EXPECT_EQ(plan_space(d, Arch::parse("sm_80")).size(), 1u);
   }
   EXPECT_EQ(default_plan(small(), Arch{}, 64).form, PlanForm::fused);

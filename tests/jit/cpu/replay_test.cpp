@@ -2,6 +2,7 @@
 // recurrence over the tokens that were kept.
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <optional>
 #include <random>
 #include <string>
@@ -171,13 +172,22 @@ TEST(ReplaySteps, StateOf16BitsStaysNearTheRecurrence) {
 
 // ---- rows of the list of faults ----
 
+// Compiled once.
+const CpuProgram& program_of(const Description& description, const Plan& plan) {
+  static std::map<std::string, CpuProgram> all;
+  const Source source = emit(description, plan, kArch);
+  auto found = all.find(source.digest);
+  if (found == all.end()) found = all.emplace(source.digest, CpuProgram::compile(source)).first;
+  return found->second;
+}
+
 // A case's memory after one launch of the default plan.
 class OneLaunch {
  public:
   OneLaunch(const Description& description, const CaseLayout& layout, const std::string& plan = "ring_rows=all")
       : case_(description, layout, 3),
         plan_(Plan::parse(plan, default_plan(description, kArch, 8))),
-        program_(CpuProgram::compile(emit(description, plan_, kArch))) {
+        program_(program_of(description, plan_)) {
     for (const KernelCase::Block& block : case_.blocks()) memory_.push_back(block.before);
     std::vector<std::byte*> base;
     for (std::vector<std::byte>& block : memory_) base.push_back(block.data());
@@ -205,7 +215,7 @@ class OneLaunch {
  private:
   ReplayCase case_;
   Plan plan_;
-  CpuProgram program_;
+  const CpuProgram& program_;
   std::vector<std::vector<std::byte>> memory_;
 };
 
@@ -236,11 +246,12 @@ TEST(Faults, Row6_BuffersAndCountsOfAReplayOutOfRangeAreThoseNextToThem) {
       values.insert(values.end(), out.begin(), out.end());
       return values;
     };
-    EXPECT_EQ(after(0, 99), after(0, kTokens));
+    const std::vector<double> all = after(0, kTokens), first_two = after(0, 2);
+    EXPECT_EQ(after(0, 99), all);
     EXPECT_EQ(after(1, -5), after(1, 0));
     EXPECT_EQ(after(9, 2), after(1, 2));
-    EXPECT_EQ(after(-3, 2), after(0, 2));
-    EXPECT_NE(after(0, 2), after(0, 3));
+    EXPECT_EQ(after(-3, 2), first_two);
+    EXPECT_NE(first_two, all);
   }
 }
 

@@ -59,7 +59,7 @@ std::vector<Case> cases() {
                  "early_state=true"});
   all.push_back({"fp8_untouched_early",
                  Description(small).state(DType::f8).rounding(Stochastic{}).pad_output(PadOutput::untouched),
-                 "early_state=true,block_m=32,warps=1"});
+                 "early_state=true,block_m=16,warps=1"});
   return all;
 }
 
