@@ -28,10 +28,19 @@ struct Candidate {
   Arch arch;
 };
 
+// Shipped models that have a kernel of this name.
+std::vector<std::string> models_with(const std::string& kernel) {
+  std::vector<std::string> names;
+  for (const std::string& name : shipped_models())
+    for (const auto& [own, description] : load_model(name).kernels)
+      if (own == kernel) names.push_back(name);
+  return names;
+}
+
 // Shipped models and what --set makes of them, on every architecture.
 std::vector<Candidate> candidates() {
   std::vector<Candidate> all;
-  for (const std::string& name : shipped_models())
+  for (const std::string& name : models_with("update"))
     for (const char* set : {"state=fp32", "state=bf16", "state=fp16,gate=silu(z)", "input=fp16,dt=bf16,weights=bf16",
                             "input=fp32,state=bf16,aligned_rows=false", "destination_slots=true,pad_output=untouched",
                             "head_dim=80,dstate=96,state=fp16,pad_output=as_if_zero_state",
@@ -48,7 +57,7 @@ std::vector<Candidate> candidates() {
 // The same of a ring, which every model may have.
 std::vector<Candidate> ring_candidates() {
   std::vector<Candidate> all;
-  for (const std::string& name : shipped_models())
+  for (const std::string& name : models_with("update"))
     for (const char* set :
          {"tokens=1", "tokens=6,state=bf16", "tokens=16,state=fp16,input=fp16,rounding=stochastic",
           "tokens=4,state=int8,gate=silu(z)", "tokens=8,state=fp8,rounding=stochastic:7,varlen=true",
@@ -68,7 +77,7 @@ std::vector<Candidate> ring_candidates() {
 // Updates of several tokens, which every model may have.
 std::vector<Candidate> token_candidates() {
   std::vector<Candidate> all;
-  for (const std::string& name : shipped_models())
+  for (const std::string& name : models_with("update"))
     for (const char* set :
          {"tokens=6,store=snapshots,state=bf16", "tokens=6,store=slots,accepted=true,gate=silu(z)",
           "tokens=16,store=snapshots,tree=true,state=fp16,input=fp16", "tokens=2,destination_slots=true,varlen=true",
@@ -89,7 +98,7 @@ std::vector<Candidate> token_candidates() {
 // Replays, which every model may have.
 std::vector<Candidate> replay_candidates() {
   std::vector<Candidate> all;
-  for (const std::string& name : shipped_models())
+  for (const std::string& name : models_with("update"))
     for (const char* set :
          {"tokens=6,state=bf16", "tokens=1,gate=silu(z)", "tokens=16,state=fp16,input=fp16,rounding=stochastic",
           "tokens=9,state=bf16,dt=bf16,weights=bf16,rounding=stochastic:4,pad_output=untouched",
@@ -106,7 +115,7 @@ std::vector<Candidate> replay_candidates() {
 // Norms of the shipped models and others.
 std::vector<Candidate> norm_candidates() {
   std::vector<Candidate> all;
-  for (const std::string& name : shipped_models())
+  for (const std::string& name : models_with("norm"))
     for (const char* set : {"tokens=1", "tokens=6,input=fp16,weights=fp16", "weights=fp32,norm.before_gate=true",
                             "norm.gate=none,norm.bias=true", "input=fp32,weights=fp32", "aligned_rows=false"})
       for (const Arch& arch : Arch::known()) {

@@ -468,12 +468,13 @@ TEST(Faults, Row8_LengthsThatAreNoneReadNothingOutsideTheTokens) {
   Steps m(small().tokens(3).varlen(), kRequests, "", true);
   for (std::int64_t b = 0; b < kRequests; ++b) m.begin(b, b);
   m.step({0, 0, 0}, {3, 3, 3});
-  const std::vector<double> first = m.state(0), second = m.state(1);
-  // Decreasing, negative, and far past the end.
-  m.args().cu_seqlens = m.indices({0, 1 << 30, -5, 1 << 29}, {kRequests + 1}, DType::i32);
+  const std::vector<double> first = m.state(0), second = m.state(1), third = m.state(2);
+  // From far past the end, down to a negative one, and from there to past the end: the last alone has tokens.
+  m.args().cu_seqlens = m.indices({1 << 30, 1 << 29, -5, 1 << 28}, {kRequests + 1}, DType::i32);
   m.launch();  // out of bounds would be a finding
-  EXPECT_NE(m.state(0), first);
+  EXPECT_EQ(m.state(0), first);
   EXPECT_EQ(m.state(1), second);
+  EXPECT_NE(m.state(2), third);
 }
 
 TEST(Faults, Row11_NanInUnusedSlotsAndPadRowsReachesNoLiveRow) {
