@@ -243,6 +243,18 @@ template <class Report>
   }
 }
 
+// One seed for all slots, or one a slot.
+template <class Report>
+void check_seeds(const Tensor& seeds, std::int64_t slots, bool wanted, Report& report) {
+  if (!check_given("rand_seed", is_given(seeds), wanted, "stochastic rounding wants a seed", report)) return;
+  if (seeds.dtype == DType::i64 && seeds.rank == 1 && slots != kAny && seeds.shape[0] != 1 && seeds.shape[0] != slots)
+    report([&] {
+      return fmt::format("rand_seed: got shape {}; wants [{}] or [1]", shape_text(seeds.shape, seeds.rank), slots);
+    });
+  else
+    check_tensor(seeds, {.name = "rand_seed", .dtype = DType::i64, .rank = 1, .shape = {kAny}}, report);
+}
+
 template <class Report>
 void check_indices_shape(const char* name_, const Tensor& indices, std::int64_t batch, Report& report) {
   if (indices.dtype != DType::i32 && indices.dtype != DType::i64) {

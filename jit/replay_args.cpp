@@ -81,9 +81,7 @@ void check_launch(const Wants& wants, const ReplayArgs& args, Report&& report) {
   weight(args.dt_bias, "dt_bias", wants.has_dt_bias);
   tokens(args.z, "z", wants.input, 4, of_x, Align::vector_rows, wants.has_z, kRead);
   tokens(args.out, "out", wants.input, 4, of_x, Align::vector_rows, true, kNeeded, true);
-  const bool one_seed = args.rand_seed.rank == 1 && args.rand_seed.shape[0] == 1;
-  check(args.rand_seed, {"rand_seed", DType::i64, 1, {one_seed ? 1 : slots}}, wants.is_stochastic,
-        "the description rounds stochastically");
+  check_seeds(args.rand_seed, slots, wants.is_stochastic, report);
   if (is_given(args.scratch))
     report(
         [&] { return std::string("scratch: given, but the plan is of one launch, which needs none; leave it out"); });

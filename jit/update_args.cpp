@@ -12,13 +12,6 @@ namespace {
 
 constexpr const char* kScaleReader = "a state of int8, fp8 or int16 has a scale for each row";
 
-// One seed, or one a slot.
-template <class Report>
-void check_seeds(const Tensor& seeds, std::int64_t slots, Report& report) {
-  const bool one = seeds.rank == 1 && seeds.shape[0] == 1;
-  check_tensor(seeds, {.name = "rand_seed", .dtype = DType::i64, .rank = 1, .shape = {one ? 1 : slots}}, report);
-}
-
 template <class Report>
 void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
   if (wants.op != Op::update) {
@@ -60,9 +53,7 @@ void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
                   .rows_apart = true,
                   .rows = {"slot", ""}},
                  report);
-  if (check_given("rand_seed", is_given(args.rand_seed), wants.is_stochastic, "stochastic rounding wants a seed",
-                  report))
-    check_seeds(args.rand_seed, slots, report);
+  check_seeds(args.rand_seed, slots, wants.is_stochastic, report);
   needed(args.x, {"x", wants.input, 3, {batch, wants.nheads, wants.head_dim}, rows, false, 1, {"row", ""}, true});
   needed(in_front_of({wants.head_dim}, args.dt),
          {.name = "dt", .dtype = wants.dt, .rank = 2, .shape = {batch, wants.nheads}, .or_expanded = kOrExpandedHeads});

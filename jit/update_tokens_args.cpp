@@ -226,14 +226,7 @@ void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
     report([&] { return fmt::format("cu_seqlens: shape [{}]; wants [batch + 1]", args.cu_seqlens.shape[0]); });
   if (total > kMostIntStride)
     report([&] { return fmt::format("x: got {} tokens; a launch takes up to {}", total, kMostIntStride); });
-  const bool by_slot = args.rand_seed.rank == 1 && args.rand_seed.shape[0] == slots;
-  check(args.rand_seed,
-        {.name = "rand_seed",
-         .dtype = DType::i64,
-         .rank = 1,
-         .shape = {by_slot ? slots : 1},
-         .or_expanded = ", or one a slot"},
-        wants.is_stochastic, "the description rounds stochastically");
+  check_seeds(args.rand_seed, slots, wants.is_stochastic, report);
   check_index_tensors(wants, args, batch, report);
   if (args.disable_state_update && !wants.keeps_snapshots && !wants.keeps_slots &&
       !is_given(args.dst_state_batch_indices))

@@ -85,6 +85,10 @@ TEST(ReplayProblems, GoodArgumentsHaveNone) {
   ReplayArgs args = full_args();
   args.rand_seed = contiguous(address(0xb000000), DType::i64, {kSlots});
   EXPECT_THAT(problems(args), IsEmpty()) << "a seed a slot";
+  args.rand_seed.shape[0] = kSlots - 1;
+  EXPECT_THAT(problems(args), ElementsAre("rand_seed: got shape [" + std::to_string(kSlots - 1) + "]; wants [" +
+                                          std::to_string(kSlots) + "] or [1]"));
+  args.rand_seed.shape[0] = kSlots;
   args.state_batch_indices = strided(address(0xd000000), DType::i64, {kBatch, 1}, {2, 1});
   EXPECT_THAT(problems(args), IsEmpty());
 }

@@ -96,6 +96,9 @@ TEST(TokenArgs, GoodOnesOfEveryFormHaveNoProblem) {
   args = args_of(by_chance());
   args.rand_seed = index_at(0x14000000, {kSlots});
   EXPECT_THAT(problems(by_chance(), args), IsEmpty()) << "a seed for each slot";
+  args.rand_seed.shape[0] = kSlots - 1;
+  EXPECT_THAT(problems(by_chance(), args), testing::ElementsAre("rand_seed: got shape [" + std::to_string(kSlots - 1) +
+                                                                "]; wants [" + std::to_string(kSlots) + "] or [1]"));
 }
 
 TEST(TokenArgs, WhatIsMissingAndWhatIsTooMuchIsNamed) {
