@@ -103,6 +103,8 @@ void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
         "the description rounds stochastically");
   if (wants.is_varlen && args.cu_seqlens.rank == 1 && args.cu_seqlens.shape[0] < 1)
     report([&] { return fmt::format("cu_seqlens: shape [{}]; wants [batch + 1]", args.cu_seqlens.shape[0]); });
+  if (total > kMostIntStride)
+    report([&] { return fmt::format("x: got {} tokens; a launch takes up to {}", total, kMostIntStride); });
 
   if (is_given(args.state_batch_indices)) {
     check_indices_shape("state_batch_indices", args.state_batch_indices, batch, report);
@@ -233,6 +235,7 @@ device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   device.ring_start = static_cast<const int*>(args.ring_start.data);
   device.ring_count = static_cast<const int*>(args.ring_count.data);
   device.cu_seqlens = static_cast<const int*>(args.cu_seqlens.data);
+  device.total_tokens = packed ? static_cast<int>(total_tokens(args)) : 0;
   device.x = args.x.data;
   device.x_stride = request(args.x);
   device.x_token_stride = token(args.x, 2);
