@@ -49,6 +49,9 @@ struct SpecOption {
   };
   // Every kernel that the SPECs name, with --set applied and validated.
   std::vector<Kernel> kernels() const;
+  // Applies --set to every kernel of a model and validates it. Fails: as Description::set() and validate(), for one of
+  // several kernels with its name and those that take the change.
+  void change(Model& model, std::string_view spec) const;
   // One kernel: the only one, or `update`, with a word on stderr that it was taken.
   Kernel one() const;
 };
