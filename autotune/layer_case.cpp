@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "autotune/reference/stored_state.h"
 #include "autotune/ring_case.h"
 #include "codegen/chain_scratch.h"
 

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "autotune/host_numbers.h"
+#include "autotune/reference/stored_state.h"
 
 namespace ssmjit {
 namespace {

@@ -1027,9 +1027,9 @@ struct UpdateTokensArgs {
   const void* A;                    // [nheads] fp32, negative
   const void* num_accepted_tokens;  // [batch], of the step before
   long long accepted_stride;
-  const int* cu_seqlens;  // [batch + 1], varlen: where a request's tokens begin and end
-  int total;              // varlen: tokens of all requests
-  int index_columns;
+  const int* cu_seqlens;   // [batch + 1], varlen: where a request's tokens begin and end
+  int total;               // varlen: tokens of all requests
+  int index_columns;       // of state_batch_indices; at least one a token
   long long slots;         // a slot index outside [0, slots) makes its row a pad row
   long long pad_slot_id;   // a row with this index, or a negative one, is a pad row
   void* state;             // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows; updated
@@ -1456,9 +1456,9 @@ SSMJIT_DEVICE void update_tokens(const UpdateTokensArgs& args) {
   IndexEntry slot_entry, accepted_entry, target_entry, snapshot_entry;
   u32 begin = 0, end = 0;
   if constexpr (Cfg::kAccepted) {
-    // All columns, one a lane: which one counts is under way too.
+    // A column for each token, one a lane: which one counts is under way too.
     accepted_entry = at.index(args.num_accepted_tokens, at.row * args.accepted_stride, 1);
-    const int mine = lane < args.index_columns ? lane : args.index_columns - 1;
+    const int mine = lane < Cfg::kTokens ? lane : Cfg::kTokens - 1;
     slot_entry = at.index(args.state_batch_indices, at.row * args.index_stride + mine * args.index_column_stride, -1);
   } else {
     slot_entry = at.index(args.state_batch_indices, at.row * args.index_stride, at.row);
@@ -1483,9 +1483,8 @@ SSMJIT_DEVICE void update_tokens(const UpdateTokensArgs& args) {
     source = slot_entry.value();
     if constexpr (Cfg::kAccepted) {
       const i64 accepted = accepted_entry.value();
-      const int which = accepted < 1                    ? 0
-                        : accepted < args.index_columns ? static_cast<int>(accepted) - 1
-                                                        : args.index_columns - 1;
+      // No count above the tokens chooses a slot behind theirs, however many columns there are.
+      const int which = accepted < 1 ? 0 : static_cast<int>(accepted < Cfg::kTokens ? accepted : Cfg::kTokens) - 1;
       source = shuffle_index(source, which & 31);
       if (which >= 32)
         source = at.index(args.state_batch_indices, at.row * args.index_stride + which * args.index_column_stride, -1)
