@@ -99,8 +99,7 @@ void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
   tokens(args.out, "out", wants.input, {wants.nheads, wants.head_dim}, Align::vector_rows, true, kNeeded, true);
   check(args.cu_seqlens, {"cu_seqlens", DType::i32, 1, {batch == kAny ? kAny : batch + 1}}, wants.is_varlen,
         "the description has varlen");
-  check(args.rand_seed, {"rand_seed", DType::i64, 1, {1}}, wants.is_stochastic,
-        "the description rounds stochastically");
+  check_seeds(args.rand_seed, slots, wants.is_stochastic, report);
   if (wants.is_varlen && args.cu_seqlens.rank == 1 && args.cu_seqlens.shape[0] < 1)
     report([&] { return fmt::format("cu_seqlens: shape [{}]; wants [batch + 1]", args.cu_seqlens.shape[0]); });
   if (total > kMostIntStride)
@@ -265,6 +264,7 @@ device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   device.indexed = indexed ? 1 : 0;
   device.pad_slot_id = args.pad_slot_id;
   device.rand_seed = static_cast<const long long*>(args.rand_seed.data);
+  device.rand_seed_stride = args.rand_seed.rank == 1 && args.rand_seed.shape[0] > 1 ? 1 : 0;
   device.nheads = static_cast<int>(args.A.shape[0]);
   device.pdl = device_pdl(pdl);
   return device;

@@ -131,6 +131,8 @@ std::vector<Wrong> every_mutant() {
        "out: " + stay},
       {"CursorsAreNotClamped", step(), kAll, "count_word < Cfg::kWindow ? count_word : Cfg::kWindow",
        "count_word < 99 ? count_word : 99", ""},
+      {"TheSeedOfAnotherSlot", by_chance(), kAll, "args.rand_seed[wide(slot, args.rand_seed_stride)]",
+       "args.rand_seed[0]", state},
       {"TheWrongRandomBits", by_chance(), kAll, "place + 8 * d, 0)", "place + 8 * d, 1)",
        "not what their random bits round them to"},
       {"ToNearestInPlaceOfByChance", by_chance(), kAll, "state.put(i, c, chance);", "state.put(i, c, nearest.raw);",
