@@ -3,6 +3,7 @@
 #include <ssmjit/ssmjit_c.h>
 
 #include <cstring>
+#include <filesystem>
 #include <thread>
 #include <utility>
 
@@ -257,7 +258,103 @@ TEST_F(CInterface, DefaultsOfTheMacrosAreThoseOfCpp) {
   EXPECT_EQ(bundle.max_batch, BundleOptions{}.max_batch);
 }
 
-// ---- faults.md through C: the sentence of C++ ----
+// ---- faults.md through C: the sentence of C++, or the same launch ----
+//
+// Rows 11 to 14 and 16 to 18 are about what a kernel computes: C launches the same kernels with the same bytes of
+// arguments (EveryOpLaunchesAsInCpp), which tests/jit/cpu and tests/gpu run. Row 22 is in cubin_cache_test.cpp and
+// nvrtc_test.cpp, below Session, and in client.c (a cache that can't be made).
+
+TEST_F(CInterface, Rows1To3And16_LargeStridesPadsAndSlicesReachTheKernelAsInCpp) {
+  prepare(sample_description());
+  UpdateArgs args;
+  SsmjitUpdateArgs c_args = SSMJIT_UPDATE_ARGS_INIT;
+  const auto change = [](auto& a) {
+    fill_update(a);
+    a.state.shape[0] = 1 << 20;
+    a.state.stride[0] = (std::int64_t{1} << 31) + 64;  // times a slot past 2^51
+    a.x.stride[0] = a.B.stride[0] = a.C.stride[0] = 4096;
+    a.dt.stride[0] = 48;
+    a.state_batch_indices = tensor<decltype(a.x)>(0xa000000, DType::i64, {kBatch});
+    a.pad_slot_id = 7;
+  };
+  change(args), change(c_args);
+  expect_same_launch(args, c_args);
+}
+
+TEST_F(CInterface, Rows6And8To10_CheckedModeNamesCursorsLengthsAndStaleRings) {
+  prepare(ring_description().varlen());
+  std::vector<std::int32_t> start(kSlots, 3), count(kSlots, 16);
+  std::vector<std::int64_t> slots = {11, 0, 5};
+  std::vector<std::int32_t> lengths = {0, 4, 6, 9};
+  std::vector<float> deltas(static_cast<std::size_t>(kSlots * 16 * 20), 0.5f);
+  const auto sentence = [&] {
+    return ring_refusal([&](auto& a) {
+      using T = decltype(a.x);
+      const std::int64_t total = 9;
+      a.checked = true;
+      a.x = a.out = tensor<T>(0x6000000, DType::bf16, {total, 16, 64});
+      a.dt = tensor<T>(0x7000000, DType::f32, {total, 16});
+      a.B = a.C = tensor<T>(0x8000000, DType::bf16, {total, 1, 128});
+      a.ring_start.data = start.data();
+      a.ring_count.data = count.data();
+      a.dt_ring.data = deltas.data();
+      a.cu_seqlens = tensor<T>(0, DType::i32, {kBatch + 1});
+      a.cu_seqlens.data = lengths.data();
+      a.state_batch_indices = tensor<T>(0, DType::i64, {kBatch});
+      a.state_batch_indices.data = slots.data();
+    });
+  };
+  count[0] = 17, start[5] = 20;
+  EXPECT_EQ(sentence(), "ring_count[0] is 17, of row 1; wants 0 to 16\nring_start[5] is 20, of row 2; wants 0 to 19");
+  count[0] = 16, start[5] = 3;
+  lengths = {0, 6, 4, 9};
+  EXPECT_THAT(sentence(), HasSubstr("cu_seqlens[2] is 4, below the 6 in front of it"));
+  lengths = {0, 4, 6, 9};
+  std::memset(&deltas[11 * 16 * 20], 0xff, 16 * 20 * sizeof(float));  // as a reset leaves slot 11
+  EXPECT_THAT(sentence(), HasSubstr("ring_count[11] is 16, of row 0, but row 0 in use was not written"));
+}
+
+TEST_F(CInterface, Row18_CopiesWhoseSlotsMeetAreNamedInCheckedMode) {
+  keep_fake(folder(), emit_slot_copies(kSm90));
+  open_session();
+  const SlotCopies of_cpp =
+      Session({.seeds = {folder()}, .cache_dir = scratch_ / "cache", .no_jit = true}).slot_copies();
+  ssmjit_slot_copies* copies = nullptr;
+  ASSERT_EQ(ssmjit_slot_copies_create(c_session_, nullptr, &copies), SSMJIT_OK) << ssmjit_last_error();
+  const std::vector<std::int64_t> words = slot_copy_table({contiguous(address(0x1000000), DType::f32, {kSlots, 64})});
+  const std::int32_t from[] = {1, 2}, to[] = {2, 4};
+  SlotCopiesArgs args;
+  SsmjitSlotCopiesArgs c_args = SSMJIT_SLOT_COPIES_ARGS_INIT;
+  const auto fill = [&](auto& a) {
+    using T = decltype(a.pieces);
+    a.pieces = tensor<T>(0, DType::i64, {static_cast<std::int64_t>(words.size()) / kSlotPieceWords, kSlotPieceWords});
+    a.pieces.data = words.data();
+    a.src_slots = a.dst_slots = tensor<T>(0, DType::i32, {2});
+    a.src_slots.data = from, a.dst_slots.data = to;
+    a.checked = true;
+  };
+  fill(args), fill(c_args);
+  const Error error = error_of([&] { of_cpp.launch(args, nullptr); });
+  EXPECT_THAT(error.what(), HasSubstr("slot 2"));
+  EXPECT_EQ(ssmjit_slot_copies_launch(copies, &c_args, nullptr), SSMJIT_INVALID);
+  EXPECT_STREQ(ssmjit_last_error(), error.what());
+  EXPECT_EQ(ssmjit_slot_copies_destroy(copies), SSMJIT_OK);
+}
+
+TEST_F(CInterface, Row21_ABrokenFileOfASeedIsAMiss) {
+  const Plan plan = default_plan(sample_description(), kSm90, work_items(sample_description(), 8));
+  seed(sample_description(), plan);
+  for (const auto& file : std::filesystem::directory_iterator(folder())) std::filesystem::resize_file(file.path(), 40);
+  open_session();
+  const std::string text = plan.text();
+  SsmjitPrepareOptions options = SSMJIT_PREPARE_OPTIONS_INIT;
+  options.max_batch = 8;
+  options.force = text.c_str();
+  ssmjit_prepared* step = nullptr;
+  EXPECT_EQ(ssmjit_prepare(c_session_, sample_description().json().c_str(), &options, &step), SSMJIT_MISSING);
+  EXPECT_THAT(ssmjit_last_error(), HasSubstr("1 of 1 kernels"));
+  EXPECT_EQ(step, nullptr);
+}
 
 TEST_F(CInterface, Row2_MisalignedAndOverlappingPoolsAreRefused) {
   prepare(sample_description());

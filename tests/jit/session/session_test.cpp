@@ -162,6 +162,18 @@ TEST_F(SessionTest, SeveralAtOnceNameTheKernelsThatAllOfThemLack) {
               HasSubstr("prepare: " + other.summary() + " at batches of up to 256"));
 }
 
+TEST_F(SessionTest, Row21_AKernelThatAnotherProcessWroteSinceIsFoundInACache) {
+  const Session all({.cache_dir = folder(), .no_jit = true});
+  const Plan plan = sample_plan(9), other = sample_plan(8);
+  EXPECT_EQ(error_of([&] { all.prepare(unshipped_description(), {.force = plan}); }).kind(), ErrorKind::missing);
+  seed(unshipped_description(), plan);
+  all.prepare(unshipped_description(), {.force = plan}).launch(sample_args(3), nullptr);
+  EXPECT_EQ(error_of([&] { all.prepare(unshipped_description(), {.force = other}); }).kind(), ErrorKind::missing);
+  seed(unshipped_description(), other);
+  all.prepare(unshipped_description(), {.force = other}).launch(sample_args(3), nullptr);
+  EXPECT_EQ(stub_->launches, 2);
+}
+
 TEST_F(SessionTest, EachDeviceOfAProcessHasAHandleOfItsOwn) {
   const Session all = session();
   stub_->devices = 2;
