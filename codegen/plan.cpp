@@ -141,9 +141,10 @@ struct Space {
 
   static const Space& of(const Description& d) {
     static const Space ring_layer("ring_layer.json"), update_tokens("update_tokens.json"),
-        update_rounded("update_rounded.json");
+        update_rounded("update_rounded.json"), layer_tokens("layer_tokens.json");
     if (has_token_kernel(d)) return update_tokens;
     if (is_update_rounded(d)) return update_rounded;
+    if (is_layer_of_tokens(d)) return layer_tokens;
     return d.op() == Op::layer && d.ring_window() != 0 ? ring_layer : of(d.op());
   }
   static const Space& of(Op op) {
@@ -199,7 +200,9 @@ struct Space {
     v[base + 23] = d.conv && d.conv->has_accepted ? 1 : 0;
     v[base + 24] = d.is_varlen ? 1 : 0;
     v[base + 26] = std::holds_alternative<Stochastic>(d.rounding_kind) ? 1 : 0;
-    std::size_t at = base + 27;
+    v[base + 27] = d.conv && d.conv->keep == ConvKeep::slots ? 1 : 0;
+    v[base + 28] = d.conv && d.conv->store == ConvStore::circular ? 1 : 0;
+    std::size_t at = base + 29;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -243,7 +246,9 @@ struct Space {
                              "has_accepted_tokens",
                              "has_varlen",
                              "max_large_cluster",
-                             "is_stochastic"})
+                             "is_stochastic",
+                             "conv_keeps_slots",
+                             "conv_is_circular"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));

@@ -8,6 +8,7 @@
 #include "device/mma.cuh"
 #include "device/shuffle.cuh"
 #include "layer.cuh"
+#include "layer_tokens.cuh"
 #include "materialise.cuh"
 #include "norm.cuh"
 #include "prepare_A.cuh"
@@ -396,6 +397,23 @@ extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_fp16(const _
 }
 extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_clusters(const __grid_constant__ LayerArgs args) {
   layer<LayerOfClusters>(args);
+}
+// Several tokens: one block a norm group in parts; and a cluster, windows longer than the step, the norm before the gate.
+struct LayerOfTokens : Layer {
+  static constexpr int kTokens = 6;
+  static constexpr int kStages = 2;
+};
+struct LayerOfTokensInClusters : LayerOfFp16 {
+  static constexpr int kTokens = 3;
+  static constexpr int kStages = 8;
+  static constexpr int kCluster = 8;
+};
+extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_tokens(const __grid_constant__ LayerTokensArgs args) {
+  layer_tokens<LayerOfTokens>(args);
+}
+extern "C" __global__ void __launch_bounds__(256, 1)
+    check_layer_of_tokens_in_clusters(const __grid_constant__ LayerTokensArgs args) {
+  layer_tokens<LayerOfTokensInClusters>(args);
 }
 // Groups of 512, gated first, two groups a block of one warp each; and one group of 5120, rows at any address, the gate
 // last, with a bias, its weights asked for before the wait.

@@ -189,6 +189,132 @@ TEST_P(WrongLayer, IsRejected) {
 INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongLayer, testing::ValuesIn(mutants()),
                          [](const auto& info) { return info.param.name; });
 
+// ---- several tokens ----
+
+constexpr const char* kTokens =
+    "block_m=16,warps=2,lanes_per_row=8,stages=2,streaming=true,early_state=false,min_blocks_per_sm=1";
+
+Description small_tokens(int tokens = 3) { return small().tokens(tokens); }
+
+std::vector<Variant> token_variants() {
+  std::vector<Variant> all;
+  const auto add = [&](std::string name, Description d, std::string p) {
+    all.push_back({std::move(name), std::move(d), std::move(p), kTokens});
+  };
+  const auto with = [](Conv conv) { return small_tokens().with_conv(std::move(conv)); };
+  const Description bare = mamba2({.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2}).tokens(4);
+  add("TwoTokens", small_tokens(2), "cluster=4");
+  add("ThreeTokens", small_tokens(), "cluster=4");
+  add("EightTokens", small_tokens(8), "cluster=4");
+  add("EightTokensInOneTurn", small_tokens(8), "cluster=4,stages=8");
+  add("ClusterOf2InParts", small_tokens(5), "cluster=2");
+  add("OneBlockAGroup", small_tokens(6), "cluster=1,block_m=32");
+  add("EarlyState", small_tokens(), "cluster=2,early_state=true");
+  add("EarlyStateOneBlock", small_tokens(4), "cluster=1,block_m=32,early_state=true");
+  add("StateOfFp32", small_tokens(4).state(DType::f32), "cluster=4,lanes_per_row=16");
+  add("StateAndInputOfFp16", small_tokens(4).state(DType::f16).input(DType::f16), "cluster=4");
+  add("AllOfFp32", small_tokens(3).state(DType::f32).input(DType::f32),
+      "cluster=2,lanes_per_row=16,block_m=32,warps=4");
+  add("GateInTheUpdate", small_tokens().gate(silu(dsl::z)).with_norm({.group_size = 64}), "cluster=4");
+  add("NormBeforeGate", small_tokens().with_norm({.group_size = 64, .gate_expr = silu(dsl::z), .before_gate = true}),
+      "cluster=4");
+  add("NormWithBias", small_tokens().with_norm({.group_size = 64, .gate_expr = silu(dsl::z), .has_bias = true}),
+      "cluster=2,early_state=true");
+  add("NormOfBothGroups", small_tokens().with_norm(usual_norm(128)), "cluster=4,block_m=32");
+  add("ConvAlone", Description(bare).with_conv(usual_conv()), "cluster=4,lanes_per_row=16");
+  add("NormAlone", Description(bare).with_norm(usual_norm(64)), "cluster=2,lanes_per_row=16");
+  add("Width2", with({.width = 2, .activation_expr = silu(dsl::x)}), "cluster=4");
+  add("Width3NoBias", with({.width = 3, .has_bias = false}), "cluster=4");
+  add("WindowsOfMoreThanTheTokens", with({.state_len = 7, .activation_expr = silu(dsl::x)}), "cluster=4");
+  add("WindowsOfFewerThanTheTokens", small_tokens(8).with_conv({.state_len = 4}), "cluster=4");
+  add("ChannelsLast", with({.activation_expr = silu(dsl::x), .channels_last = true}), "cluster=4");
+  add("ChannelsLastLong", with({.state_len = 5, .channels_last = true}), "cluster=1,block_m=32");
+  add("PadsUntouched", small_tokens().pad_output(PadOutput::untouched), "cluster=4");
+  add("PadsAsIfZeroState", small_tokens().pad_output(PadOutput::as_if_zero_state), "cluster=4");
+  add("HeadDim80",
+      mamba2({.nheads = 6, .head_dim = 80, .dstate = 64, .ngroups = 3})
+          .tokens(4)
+          .state(DType::bf16)
+          .with_conv(usual_conv())
+          .with_norm(usual_norm(160)),
+      "cluster=2,block_m=80,warps=5");
+  add("Dstate96",
+      mamba2({.nheads = 4, .head_dim = 32, .dstate = 96, .ngroups = 2})
+          .tokens(4)
+          .state(DType::bf16)
+          .with_conv(usual_conv())
+          .with_norm(usual_norm(64)),
+      "cluster=2,lanes_per_row=4,block_m=16");
+  return all;
+}
+
+class RightTokensLayer : public testing::TestWithParam<Variant> {};
+
+TEST_P(RightTokensLayer, PassesOnTheCpu) {
+  NEEDS_EXECUTOR();
+  const Verdict verdict = verdict_of(GetParam().description, plan(GetParam().plan, GetParam().base));
+  EXPECT_EQ(verdict.outcome, Outcome::ok) << testing::PrintToString(verdict.failures);
+  EXPECT_GT(verdict.y_error, 0) << "nothing was compared";
+  EXPECT_GT(verdict.state_error, 0);
+}
+INSTANTIATE_TEST_SUITE_P(OfEveryKind, RightTokensLayer, testing::ValuesIn(token_variants()),
+                         [](const auto& info) { return info.param.name; });
+
+// Of layer_tokens.cuh.
+std::vector<Mutant> token_mutants() {
+  const char* const early = "cluster=4,early_state=true";
+  return {
+      {"WindowOfTheStepBefore", "element_bits<Input>(token + (t < 0 ? 0 : t), c)",
+       "element_bits<Input>(token + (t < 1 ? 0 : t - 1), c)", "cluster=4", kTokens},
+      {"TapsOneTokenLate", "const int from = t - Cfg::kConvWidth + 1 + k;", "const int from = t - Cfg::kConvWidth + k;",
+       "cluster=4", kTokens},
+      {"DeltaOfTheFirstToken", "const float delta = shuffle(of_delta, t)", "const float delta = shuffle(of_delta, 0)",
+       "cluster=4", kTokens},
+      {"DecayOfTheTokenBefore", "decay = shuffle(of_decay, t);", "decay = shuffle(of_decay, t > 0 ? t - 1 : 0);",
+       "cluster=4", kTokens},
+      {"ChannelsOfTheFirstToken", "const Input* const columns = shared.channels[t] +",
+       "const Input* const columns = shared.channels[0] +", "cluster=4", kTokens},
+      {"HalfTheStateStored", "for (int e = 0; e < kPer; ++e) part[e] = h[r][v][w * kPer + e];",
+       "for (int e = 0; e < kPer; ++e) part[e] = 0.5f * h[r][v][w * kPer + e];", "cluster=4", kTokens},
+      {"GateOfTheFirstToken", "part.token * args.z_token_stride", "0 * args.z_token_stride", "cluster=4", kTokens},
+      {"NoSkip", "v += Cfg::skip(D, widen(x_rows[own_row + i]));", ";", "cluster=4", kTokens},
+      {"NormOfAllTokensTogether", "sum += shared.sum[part.token][lane_index() + 32 * i];",
+       "sum += shared.sum[0][lane_index() + 32 * i];", "cluster=4", kTokens},
+      {"WindowsOfBAndCNeverWritten", "if (at.first % S::kGroupRows == 0) store_windows(false);", "", "cluster=4",
+       kTokens},
+      {"NoBarrierBehindTheConvolution", "  sync_block();\n  store_windows(true);", "  store_windows(true);",
+       "cluster=4", kTokens, true},
+      {"NoBarrierBehindTheRecurrence", "  sync_block();\n\n  float u[", "  float u[", "cluster=4", kTokens, true},
+      {"SumsNotWaitedFor", "      barrier_wait(&shared.sums, 0);\n    else if", "      ;\n    else if", "cluster=4",
+       kTokens, true},
+      {"NoWaitForThePeers", "if constexpr (kExchange) cluster_wait();", "", "cluster=4", kTokens, true},
+      {"WindowsOfBAndCWrittenEarly", "  store_windows(true);\n", "  store_windows(true);\n  store_windows(false);\n",
+       "cluster=4", kTokens, true},
+      {"TokensBeforeTheWait",
+       "    grid_dependency_wait();\n  }\n  at.for_items(item, [&](typename Step::Item& one, int i) { "
+       "at.load_tokens(one, i); });",
+       "  }\n  at.for_items(item, [&](typename Step::Item& one, int i) { at.load_tokens(one, i); });\n  if constexpr "
+       "(Cfg::kEarlyState) grid_dependency_wait();",
+       early, kTokens, true},
+  };
+}
+
+class WrongTokensLayer : public testing::TestWithParam<Mutant> {};
+
+TEST_P(WrongTokensLayer, IsRejected) {
+  NEEDS_EXECUTOR();
+  const Mutant& m = GetParam();
+  const Plan p = plan(m.plan, m.base);
+  std::string source = emit(small_tokens(), p, Arch{}).text;
+  const std::size_t at = source.find(m.right, source.find("// ---- layer_tokens.cuh ----"));
+  ASSERT_NE(at, std::string::npos) << m.right;
+  source.replace(at, m.right.size(), m.wrong);
+  const Verdict verdict = verdict_of(small_tokens(), p, source);
+  EXPECT_EQ(verdict.outcome, m.fault ? Outcome::faulty : Outcome::wrong) << testing::PrintToString(verdict.failures);
+}
+INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongTokensLayer, testing::ValuesIn(token_mutants()),
+                         [](const auto& info) { return info.param.name; });
+
 // ---- chains ----
 
 struct ChainVariant {
@@ -204,6 +330,10 @@ std::vector<ChainVariant> chain_variants() {
   return {
       {"AllParts", small()},
       {"AllPartsWithARing", small_ring()},
+      {"SeveralTokens", small_tokens()},
+      {"EightTokensGateInTheUpdate", small_tokens(8).gate(silu(dsl::z)).with_norm({.group_size = 64})},
+      {"SeveralTokensConvAlone", mamba2(sizes).tokens(4).with_conv(usual_conv()).pad_output(PadOutput::untouched)},
+      {"SeveralTokensNormAlone", mamba2(sizes).tokens(4).with_norm(usual_norm(64))},
       {"StateOfFp32", small().state(DType::f32)},
       {"AllOfFp16", small().state(DType::f16).input(DType::f16)},
       {"GateInTheUpdate", small().gate(silu(dsl::z)).with_norm({.group_size = 64})},
