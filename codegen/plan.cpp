@@ -338,10 +338,11 @@ std::function<double(const Plan&)> layer_distance(const Description& description
   const double rows = 16384.0 / (static_cast<double>(description.dstate) * size_bytes(description.state_dtype));
   const double group = description.norm ? description.norm_group_size()
                                         : static_cast<double>(description.heads_per_group()) * description.head_dim;
+  const int stages = description.token_count > 1 ? 2 : 1;
   return [=](const Plan& p) {
     const double block_rows = group / p.cluster;
     return 4 * octaves(p.block_m, block_rows) + octaves(p.cluster, std::max(1.0, group / rows)) + octaves(p.warps, 8) +
-           octaves(p.lanes_per_row, 16) + (p.state_path == StatePath::direct ? 0 : 0.5);
+           octaves(p.lanes_per_row, 16) + octaves(p.stages, stages) + (p.state_path == StatePath::direct ? 0 : 0.5);
   };
 }
 

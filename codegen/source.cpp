@@ -310,7 +310,7 @@ std::string fields(const Description& d, const Plan& plan) {
   s += constant("kWarps", plan.warps);
   if (!ring) s += constant("kLanesPerRow", plan.lanes_per_row);
   if (ring || !layer) s += constant("kHeadsPerBlock", plan.heads_per_block);
-  if (ring || !layer || is_layer_of_tokens(d)) s += constant("kStages", plan.stages);
+  s += constant("kStages", plan.stages);
   s += choice("StatePath", "kStatePath", name(plan.state_path));
   s += flag("kStreaming", plan.streaming);
   s += flag("kEarlyState", plan.early_state);

@@ -364,6 +364,7 @@ struct Layer : Maths {
   static constexpr bool kNormBeforeGate = false;
   static constexpr bool kNormBias = false;
   static constexpr int kCluster = 1;
+  static constexpr int kStages = 1;
   static constexpr int kBlockM = 64;
   static constexpr int kWarps = 8;
   static constexpr int kLanesPerRow = 16;
@@ -384,9 +385,11 @@ struct LayerOfFp16 : Layer {
   static constexpr bool kEarlyState = true;
   static constexpr int kLanesPerRow = 32;
 };
-// Eight blocks a norm group (a cluster, as the launch would say), the state by bulk copies.
+// Eight blocks a norm group (a cluster, as the launch would say), each with its share of B and C, the state by bulk
+// copies.
 struct LayerOfClusters : Layer {
   static constexpr int kCluster = 8;
+  static constexpr int kStages = 2;
   static constexpr StatePath kStatePath = StatePath::bulk;
 };
 extern "C" __global__ void __launch_bounds__(256, 1) check_layer(const __grid_constant__ LayerArgs args) {

@@ -514,6 +514,11 @@ SSMJIT_DEVICE void layer_tokens(const LayerTokensArgs& args) {
 #pragma unroll
     for (int i = 0; i < S::kRounds; ++i) item[i].channel = at.channel(thread + i * S::kThreads);
   }
+  // Lines of the arguments are fetched now, together, and not where they are used.
+  const void* lines[] = {args.conv_state, args.dt, args.out};
+#pragma unroll
+  for (const void*& line : lines) keep(line);
+
   // The index alone is waited for before all is asked for: a wait for it would be one for loads beside it, too.
   const i64 index = slot.value();
   const bool live = index >= 0 && index < args.slots && index != args.pad_slot_id;

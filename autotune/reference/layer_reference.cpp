@@ -20,6 +20,8 @@ double applied(const Expr& expr, Leaf leaf, double v) {
 
 // Of delta * x * B where x and B are sums and activations in fp32, not rounded to 16 bits.
 constexpr double kProductError = 0x1p-21;
+// Of a decay exp(v), relative to it and by |v|, whose exponent is rounded a few times: of several tokens these add up.
+constexpr double kExponentError = 0x1p-22;
 
 // Whether a value that is off by up to `error` may be rounded to another one.
 bool may_round_elsewhere(DType dtype, double v, double error) {
@@ -203,6 +205,7 @@ LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int
       const double delta = d.delta_expr.evaluate(leaf);
       set(Leaf::delta, delta);
       const double decay = d.decay_expr.evaluate(leaf);
+      const double decay_error = T > 1 && decay > 0 ? kExponentError * std::abs(std::log(decay)) : 0;
       for (std::int64_t p = 0; p < P; ++p) {
         const double x_p = x[static_cast<std::size_t>(t * rows + i * P + p)];
         double y = 0, terms = 0;
@@ -211,7 +214,7 @@ LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int
           const double added = delta * x_p * B[static_cast<std::size_t>(t * N + n)];
           s = s * decay + added;
           double& slack = h.state_slack[static_cast<std::size_t>(p * N + n)];
-          slack = slack * decay + (exact ? 0 : kProductError * std::abs(added));
+          slack = slack * decay + std::abs(s - added) * decay_error + (exact ? 0 : kProductError * std::abs(added));
           const double term = s * C[static_cast<std::size_t>(t * N + n)];
           y += term;
           terms += term * term;

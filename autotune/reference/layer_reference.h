@@ -39,8 +39,8 @@ LayerChannels layer_channels(const Description& description, const LayerArgs& ar
 
 // The heads of one group of the norm (of one group of B and C, where there is no norm) of a row, in place.
 struct LayerGroup {
-  std::vector<HeadResult> heads;  // state after the last token, before it is rounded, and by how much x and B may have
-                                  // put it off; y and y_terms [tokens, head_dim], y rounded where a norm follows
+  std::vector<HeadResult> heads;  // state after the last token, before it is rounded, and by how much fp32 may have put
+                                  // it off; y and y_terms [tokens, head_dim], y rounded where a norm follows
   std::vector<double> out;        // [tokens, heads, head_dim]
   std::vector<double> terms;      // of out, as HeadResult::y_terms
   std::vector<bool>

@@ -74,6 +74,19 @@ std::vector<Variant> variants() {
   add("BulkClusterOf2", small(), "cluster=2", kBulk);
   add("EarlyState", small(), "cluster=4,early_state=true");
   add("EarlyStateBulk", small(), "cluster=2,early_state=true", kBulk);
+  add("Shares", small(), "cluster=4,stages=2");
+  add("SharesOfTwoBulkEarly", small(), "cluster=2,stages=2,early_state=true,block_m=32", kBulk);
+  add("SharesConvAlone", mamba2({.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2}).with_conv(usual_conv()),
+      "cluster=4,lanes_per_row=16,stages=2");
+  add("SharesOfChannelsLast", small().with_conv({.state_len = 5, .channels_last = true}), "cluster=4,stages=2");
+  add("SharesPadsAsIfZeroState", small().pad_output(PadOutput::as_if_zero_state), "cluster=4,stages=2");
+  for (const char* const stages : {"1", "2"})
+    add(std::string("ClusterOf16Stages") + stages,
+        mamba2({.nheads = 8, .head_dim = 64, .dstate = 64, .ngroups = 1})
+            .state(DType::bf16)
+            .with_conv(usual_conv())
+            .with_norm(usual_norm(512)),
+        std::string("cluster=16,block_m=32,warps=4,stages=") + stages);
   add("StateOfFp32", small().state(DType::f32), "cluster=2,lanes_per_row=16");
   add("StateAndInputOfFp16", small().state(DType::f16).input(DType::f16), "cluster=4");
   add("AllOfFp32", small().state(DType::f32).input(DType::f32), "cluster=4,lanes_per_row=16,warps=4,block_m=16");
@@ -168,6 +181,11 @@ std::vector<Mutant> mutants() {
       {"StateNotWaitedFor", "if (live) barrier_wait(&shared.state[pass], 0);", "", "cluster=2", kBulk, true},
       {"TheSameRowsTwice", "unsigned char* stage = stages + pass * Cfg::kBlockM * S::kRowBytes;",
        "unsigned char* stage = stages;", "cluster=2", kBulk},
+      {"SharesNotWaitedFor", "    barrier_wait(&shared.columns, 0);\n", "", "cluster=4,stages=2", kDirect, true},
+      {"TheFirstShareOnly", "return S::kShares && i >= S::kRowWords ? i + cluster_rank() * S::kShareWords : i;",
+       "return i;", "cluster=4,stages=2", kDirect, true},
+      {"WindowsOfSharesNeverWritten", "store_windows(false);  // while the others' shares come", "",
+       "cluster=4,stages=2"},
       {"InputsBeforeTheWait", "    grid_dependency_wait();\n    load_inputs();",
        "    load_inputs();\n    grid_dependency_wait();", "cluster=4,early_state=true", kDirect, true},
   };
@@ -460,6 +478,25 @@ std::vector<Variant> ring_variants() {
   add("Dstate128SideBySide", of(32, 128), "block_m=64,warps=4,cluster=1");
   add("SixteenTokensSideBySide", small_ring().tokens(16).store(Ring{.window = 16}), "block_m=64,warps=4,cluster=1");
   add("Int8ByChanceSideBySide", small_ring().state(DType::i8).rounding(Stochastic{}), "block_m=64,warps=4,cluster=1");
+  const Conv accepted{.state_len = 5, .activation_expr = silu(dsl::x), .has_accepted = true};
+  const Conv snapshots{.activation_expr = silu(dsl::x), .keep = ConvKeep::snapshots};
+  const Conv circular{.state_len = 5, .activation_expr = silu(dsl::x), .store = ConvStore::circular};
+  const auto last = [](Conv conv) { return conv.channels_last = true, conv; };
+  add("AcceptedCounts", with(accepted), "");
+  add("AcceptedCountsChannelsLast", with(last(accepted)), "");
+  add("AcceptedCountsOfLongWindowsEarly", with({.state_len = 12, .has_accepted = true}), "early_state=true");
+  add("AcceptedCountsOfEightTokensSideBySide",
+      small_ring().tokens(8).store(Ring{.window = 8}).with_conv({.width = 3, .state_len = 9, .has_accepted = true}),
+      "block_m=64,warps=4,cluster=1");
+  add("AcceptedCountsConvAlone", Description(bare).with_conv(accepted), "");
+  add("Snapshots", with(snapshots), "");
+  add("SnapshotsChannelsLastEarly", with(last(snapshots)), "early_state=true");
+  add("SnapshotsOfWindowsWithADeadEntry", with({.state_len = 4, .keep = ConvKeep::snapshots}), "");
+  add("SnapshotsAndAcceptedCounts", with({.state_len = 5, .keep = ConvKeep::snapshots, .has_accepted = true}), "");
+  add("CircularWindows", with(circular), "");
+  add("CircularWindowsChannelsLast", with(last(circular)), "ring_rows=all");
+  add("CircularWindowsOfFewerThanTheTokens",
+      small_ring().tokens(6).with_conv({.state_len = 4, .store = ConvStore::circular}), "early_state=true");
   add("LongWindowsOneToken", with({.state_len = 8, .channels_last = true}).tokens(1), "");
   return all;
 }
@@ -480,8 +517,8 @@ INSTANTIATE_TEST_SUITE_P(OfEveryKind, RightRingLayer, testing::ValuesIn(ring_var
 std::vector<Mutant> ring_mutants() {
   return {
       {"NoActivation", "            sum[1] = Cfg::activation(sum[1]);\n", "", "", kRing, false},
-      {"WindowOfTheStepBefore", "next[j] = t >= 0 ? token[t * row]",
-       "next[j] = t >= 0 ? token[(t > 0 ? t - 1 : 0) * row]", "", kRing, false},
+      {"WindowOfTheStepBefore", "return i >= kHeld ? token[(i - kHeld) * row]",
+       "return i >= kHeld ? token[(i > kHeld ? i - kHeld - 1 : 0) * row]", "", kRing, false},
       {"NoGate", "u[e] *= gate[n][p][e];", ";", "", kRing, false},
       {"NormOfOneBlock", "sum[n] += shared.sum[r + step.q][token];", "sum[n] += shared.sum[0][token];", "", kRing,
        false},
@@ -512,6 +549,54 @@ TEST_P(WrongRingLayer, IsRejected) {
   EXPECT_EQ(verdict.outcome, m.fault ? Outcome::faulty : Outcome::wrong) << testing::PrintToString(verdict.failures);
 }
 INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongRingLayer, testing::ValuesIn(ring_mutants()),
+                         [](const auto& info) { return info.param.name; });
+
+// Of windows that are read from anywhere, or kept after every token.
+struct WindowMutant {
+  std::string name, right, wrong;
+  Conv conv;
+};
+void PrintTo(const WindowMutant& m, std::ostream* out) { *out << m.name; }
+
+std::vector<WindowMutant> window_mutants() {
+  const Conv accepted{.state_len = 5, .has_accepted = true};
+  const Conv snapshots{.keep = ConvKeep::snapshots};
+  const Conv circular{.state_len = 5, .store = ConvStore::circular};
+  return {
+      {"HistoryOneEntryLate", "(given < Cfg::kTokens ? given : Cfg::kTokens) - 1;",
+       "(given < Cfg::kTokens ? given : Cfg::kTokens);", accepted},
+      {"CountsPastTheTokensNotClamped", "static_cast<int>(given < Cfg::kTokens ? given : Cfg::kTokens) - 1;",
+       "static_cast<int>(given) - 1;", accepted},
+      {"AllOfAcceptedWindowsWritten",
+       "static constexpr int kKept = Cfg::kConvAccepted ? L::kHistory + Cfg::kTokens - 1",
+       "static constexpr int kKept = Cfg::kConvAccepted ? L::kHistory", accepted},
+      {"SnapshotsOneTokenLate", "Window::kHeld + t + 1, token, kRow);",
+       "Window::kHeld + t + (t + 1 < Cfg::kTokens ? 2 : 1), token, kRow);", snapshots},
+      {"SnapshotsInTheSlotThatIsRead", "index = value_of(snapshot_words, args.wide_snapshot_indices);", ";", snapshots},
+      {"SnapshotsOfPads", "const bool usable = index >= 0 && index < args.snapshot_slots",
+       "const bool usable = index < args.snapshot_slots", snapshots},
+      {"CircularHistoryNotWrapped", "at = at < kState ? at : at - kState;", ";", circular},
+      {"CircularTokensFromTheFront", "const int at = (place + t) % kState;", "const int at = t % kState;", circular},
+  };
+}
+
+class WrongRingWindow : public testing::TestWithParam<WindowMutant> {};
+
+TEST_P(WrongRingWindow, IsRejected) {
+  NEEDS_EXECUTOR();
+  const WindowMutant& m = GetParam();
+  const Plan p = plan("", kRing);
+  const Description d = small_ring().with_conv(m.conv);
+  std::string source = emit(d, p, Arch{}).text;
+  const std::size_t at = source.find(m.right);
+  ASSERT_NE(at, std::string::npos) << m.right;
+  source.replace(at, m.right.size(), m.wrong);
+  const Verdict verdict = verdict_of(d, p, source);
+  // A place past its window may lie in nobody's memory.
+  EXPECT_THAT(verdict.outcome, testing::AnyOf(Outcome::wrong, Outcome::faulty))
+      << testing::PrintToString(verdict.failures);
+}
+INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongRingWindow, testing::ValuesIn(window_mutants()),
                          [](const auto& info) { return info.param.name; });
 
 struct ChainMutant {
@@ -598,10 +683,10 @@ TEST(Chain, HasTheKernelsOfItsParts) {
 
 TEST(LayerPlans, AreChainsAloneForWhatNoOneKernelComputes) {
   const Description two_norms = small().with_norm(usual_norm(32));
-  const Description accepted = small_ring().with_conv({.state_len = 5, .has_accepted = true});
+  const Description slots = small_ring().with_conv({.keep = ConvKeep::slots});
   Conv kept = usual_conv();
   kept.keep = ConvKeep::snapshots;
-  for (const Description& d : {two_norms, accepted, small().with_conv(kept)}) {
+  for (const Description& d : {two_norms, slots, small().with_conv(kept)}) {
     const std::vector<Plan> plans = plan_space(d, Arch{});
     ASSERT_EQ(plans.size(), 2u) << d.summary();
     EXPECT_EQ(plans[0].form, PlanForm::chain);
