@@ -149,7 +149,9 @@ class Calls:
         max_batch = min(max(256, 1 << max(batch - 1, 0).bit_length()), MOST_ROWS)
         try:
             prepared = current_session().prepare(described, max_batch, stream=_capturable(None))
-        except InvalidError as error:  # of a capture
+        except InvalidError as error:
+            if "is being captured" not in str(error):
+                raise
             raise InvalidError(f"{error}; for a drop-in: call it once with such tensors before the capture") from error
         self._put(prepared._held, key, *tensors)
         self.again(arguments)

@@ -14,6 +14,7 @@ _PDL = {"off": 0, "wait_first": 1, "early_state": 2}
 _session = function("session")
 _prepare = function("prepare")
 _launch = function("launch", keep_gil=True)
+_launch_checked = function("launch")  # waits for the stream, on which work of another Python thread may be wanted
 _choose_prepared = function("choose_prepared")
 _scratch_bytes = function("scratch_bytes")
 _prepared_facts = function("prepared_facts")
@@ -88,7 +89,8 @@ class Prepared:
         capture and from many threads. InvalidError names each tensor that does not fit, before any GPU work."""
         flags = (1 if checked else 0) | (2 if disable_state_update else 0) | (0 if internal_pdl else 4)
         _refuse_grad(tensors)
-        _launch(self._held, stream, pad_slot_id, _pdl(pdl), flags, *_in_order(self._op, tensors))
+        launch = _launch_checked if checked else _launch
+        launch(self._held, stream, pad_slot_id, _pdl(pdl), flags, *_in_order(self._op, tensors))
 
     def choose(self, batch, mode="off"):
         """What launch() takes for this batch; `mode`: "off" or "chain"."""
@@ -161,6 +163,19 @@ class RingSlots:
         self._launch("copy_slots", stream, pad_slot_id, checked, tensors)
 
 
+class SlotCopies:
+    """Copies of whole slots, of all layers' states and windows in one launch (include/ssmjit/slots.h)."""
+
+    def __init__(self, held):
+        self._held = held
+
+    def launch(self, *, stream=None, pad_slot_id=-1, checked=False, **tensors):
+        """`pieces` [any, 4] of int64: slot_copy_table() on the device; `src_slots`, `dst_slots`: as many as pairs, a pair
+        with a pad is passed over. Asynchronous, safe under capture unless `checked`."""
+        function("launch_slot_copies")(self._held, stream, pad_slot_id, checked,
+                                       *_in_order("launch_slot_copies", tensors))
+
+
 class Session:
     """What an engine holds: it prepares its kernels once, at model load, and launches the best one at any batch.
 
@@ -181,11 +196,16 @@ class Session:
         return Prepared(_prepare(self._held, description.json(), max_batch, off, chain, force, _capturable(stream)),
                         description)
 
-    def prepare_A(self, stream=None, device=0):
-        return PrepareA(function("prepare_A")(self._held, device, stream))
+    # What a model needs beside its steps, on the GPU whose context is current, as prepare() does.
 
-    def ring_slots(self, description, stream=None, device=0):
-        return RingSlots(function("ring_slots")(self._held, device, description.json(), stream), description)
+    def prepare_A(self, stream=None):
+        return PrepareA(function("prepare_A")(self._held, _capturable(stream)))
+
+    def ring_slots(self, description, stream=None):
+        return RingSlots(function("ring_slots")(self._held, description.json(), _capturable(stream)), description)
+
+    def slot_copies(self, stream=None):
+        return SlotCopies(function("slot_copies")(self._held, _capturable(stream)))
 
     def choose(self, description, batch, mode="off", device=""):
         """The plan of a batch, on the current GPU or on one of that key ("h200"), which need not be here."""
