@@ -20,6 +20,6 @@ for _function in _quick.values():
 
 
 def function(name, keep_gil=False):
-    """A function of the library. Calls let other Python threads run meanwhile; `keep_gil`: one that takes less time than
-    handing over the interpreter's lock, and waits for nothing."""
+    """A function of the library. Other Python threads may run during a call; `keep_gil`: of one that takes less time
+    than handing over the interpreter's lock, and waits for nothing."""
     return (_quick if keep_gil else _functions)[name]

@@ -1,5 +1,5 @@
-"""Output slots: a verify step of several tokens writes the state after each token to a slot of its own (store=slots), so
-that keeping some of the tokens is to read another slot in the next step. The names of include/ssmjit/slots.h.
+"""Output slots: a verify step of several tokens writes the state after each token to a slot of its own (store=slots),
+so that keeping some of the tokens is to read another slot in the next step. The names of include/ssmjit/slots.h.
 
     pool = OutputPool(working=256, requests=65, tokens=6)   # each pool of states has pool.total() slots
     current = [WORKING_SLOT] * 65
@@ -26,8 +26,8 @@ SLOT_PIECE_WORDS = 4
 
 
 class OutputPool(NamedTuple):
-    """How a pool's slots are divided: the scheduler's `working` ones, then for each of the engine's `requests` (one that
-    pads use included) one for every token of a step but the first."""
+    """How a pool's slots are divided: the scheduler's `working` ones, then for each of the engine's `requests` (one
+    that pads use included) one for every token of a step but the first."""
 
     working: int = 0
     requests: int = 0
