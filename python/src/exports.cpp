@@ -132,14 +132,21 @@ Array<String> field_names() {
   return out;
 }
 
+template <class Number>
+Array<std::int64_t> numbers_of(const std::vector<Number>& values) {
+  Array<std::int64_t> out;
+  for (const Number value : values) out.push_back(std::int64_t{value});
+  return out;
+}
+
 // (device, GPU's ordinal or -1, dtype, shape, strides in elements) of a tensor.
 Array<Any> facts(const DLTensor& view) {
-  Array<std::int64_t> shape, strides;
-  for (int i = 0; i < view.ndim; ++i) shape.push_back(view.shape[i]);
-  for (int i = 0; i < view.ndim && view.strides != nullptr; ++i) strides.push_back(view.strides[i]);
+  std::vector<std::int64_t> shape(view.shape, view.shape + view.ndim), strides(shape.size(), 1);
+  for (std::size_t i = shape.size(); i-- > 0;)
+    strides[i] = view.strides != nullptr ? view.strides[i] : i + 1 < shape.size() ? strides[i + 1] * shape[i + 1] : 1;
   const bool is_gpu = view.device.device_type == kDLCUDA || view.device.device_type == kDLCUDAManaged;
   return {String(device_text(view.device)), std::int64_t{is_gpu ? view.device.device_id : -1},
-          String(dtype_text(view.dtype)), shape, strides};
+          String(dtype_text(view.dtype)), numbers_of(shape), numbers_of(strides)};
 }
 
 }  // namespace
@@ -247,13 +254,6 @@ OutputPool pool_of(const Array<std::int64_t>& numbers) {
 
 SlotRequest request_of(const Array<std::int64_t>& numbers) {
   return {.request = numbers[0], .working = numbers[1], .shared = numbers[2]};
-}
-
-template <class Number>
-Array<std::int64_t> numbers_of(const std::vector<Number>& values) {
-  Array<std::int64_t> out;
-  for (const Number value : values) out.push_back(std::int64_t{value});
-  return out;
 }
 
 Array<std::int64_t> numbers_of(const SlotCopy& copy) { return {std::int64_t{copy.from}, std::int64_t{copy.to}}; }

@@ -88,7 +88,8 @@ class Prepared:
         without one the stream that torch works on, the default one for other frameworks. Asynchronous, safe under
         capture and from many threads. InvalidError names each tensor that does not fit, before any GPU work."""
         flags = (1 if checked else 0) | (2 if disable_state_update else 0) | (0 if internal_pdl else 4)
-        _refuse_grad(tensors)
+        if is_grad_enabled() and wants_grad(*tensors.values()):
+            _refuse_grad(tensors)
         launch = _launch_checked if checked else _launch
         launch(self._held, stream, pad_slot_id, _pdl(pdl), flags, *_in_order(self._op, tensors))
 
@@ -114,9 +115,15 @@ def is_grad_enabled():
     return torch is not None and torch.is_grad_enabled()
 
 
+def wants_grad(*tensors):
+    """Whether one of them would have its gradient recorded; asked where torch records."""
+    for tensor in tensors:
+        if tensor is not None and getattr(tensor, "requires_grad", False):
+            return True
+    return False
+
+
 def _refuse_grad(tensors):
-    if not is_grad_enabled():
-        return
     for name, tensor in tensors.items():
         if getattr(tensor, "requires_grad", False):
             raise InvalidError(f"{name}: requires grad, and launches have no backward; launch under torch.no_grad(), "
@@ -131,7 +138,8 @@ class PrepareA:
 
     def launch(self, A_log, A, stream=None):
         """A_log, A: [nheads]; A in fp32, written, where it stays."""
-        _refuse_grad({"A_log": A_log, "A": A})
+        if is_grad_enabled():
+            _refuse_grad({"A_log": A_log, "A": A})
         function("launch_A")(self._held, stream, A_log, A)
 
 
