@@ -56,18 +56,19 @@ def _places(op):
 def _in_order(op, tensors):
     places = _places(op)
     ordered = [None] * len(places)
-    for name, tensor in tensors.items():
-        place = places.get(name)
-        if place is None:
-            raise InvalidError(f"{name}: a launch of op {op} has no such tensor; it has {', '.join(places)}")
-        ordered[place] = tensor
+    try:
+        for name, tensor in tensors.items():
+            ordered[places[name]] = tensor
+    except KeyError:
+        raise InvalidError(f"{name}: a launch of op {op} has no such tensor; it has {', '.join(places)}") from None
     return ordered
 
 
 def _pdl(pdl):
-    if pdl not in _PDL:
-        raise InvalidError(f"pdl: got {pdl!r}; wants {', '.join(_PDL)}")
-    return _PDL[pdl]
+    try:
+        return _PDL[pdl]
+    except (KeyError, TypeError):
+        raise InvalidError(f"pdl: got {pdl!r}; wants {', '.join(_PDL)}") from None
 
 
 class Prepared:
