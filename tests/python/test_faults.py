@@ -1,32 +1,32 @@
-"""Rows 1 to 25 of the list of faults through Python: the sentences are the library's, in full where it has one, before
-any launch. (Tuning's rows have no Python interface.)
+"""Rows 1 to 25 of the list of faults through Python: the sentences are the library's, before any launch. What a kernel
+does with such data is tested where kernels run.
 
-row  what                                     here                                        what a kernel does, which runs on a GPU
-1    slot x stride of 2^31 elements           test_row_1                                  tests/autotune/gpu (2^31)
-2    padded pages, misaligned                 test_row_2
-3    index -1                                 test_row_3; drop-ins: *_described_*         bench/python_on_gpu.py, values: pads
-4    index past the pool                      test_row_4
-5    a slot twice                             test_row_5
-6    accepted counts                          test_row_6                                  tests/jit/cpu
-7    too many tokens                          test_row_7
-8    cu_seqlens                               test_row_8                                  tests/jit/cpu
-9    rings too small, cursors                 test_row_9 (two)
-10   a ring that was not reset                test_row_10, test_slots_of_a_ring_are_reset
-11   NaN in what no row uses                                                              bench, values: rings of NaN
-12   a fresh request on a used slot           as row 10
-13   strong decay                                                                         tests/autotune (real magnitudes)
-14   fp16 output past 65504                                                               tests/jit/cpu
-15   mixed dtypes, scales                     test_row_15 (two)
-16   slices, odd sizes                        test_row_16
-17   scratch                                  test_row_17 (two)
-18   overlapping moves                        test_row_18
-19   no rows, many, sizes of none             test_row_19 (two)
-20   work under capture                       test_row_20
-21   files of the cache                       test_row_21
-22   no folder for the cache                  test_row_22
-23   no NVRTC                                 test_row_23
-24   plans that do not fit                    test_row_24
-25   no driver                                test_row_25
+row  what                              here                             of kernels, in tests/
+1    slot x stride of 2^31 elements    test_row_1                       gpu/gpu_test.cpp and others there
+2    padded pages, misaligned          test_row_2
+3    index -1                          test_row_3, *_described_*        gpu/gpu_test.cpp; bench/python_on_gpu.py, values
+4    index past the pool               test_row_4
+5    a slot twice                      test_row_5
+6    accepted counts                   test_row_6                       jit/cpu, gpu/replay_test.cpp
+7    too many tokens                   test_row_7
+8    cu_seqlens                        test_row_8                       jit/cpu/update_tokens_test.cpp
+9    rings too small, cursors          test_row_9 (two)
+10   a ring that was not reset         test_row_10                      jit/cpu/ring_slots_test.cpp
+11   NaN in what no row uses                                            jit/cpu, gpu; bench/python_on_gpu.py, values
+12   a fresh request on a used slot    as row 10
+13   strong decay                                                       jit/cpu, gpu
+14   fp16 output past 65504                                             jit/cpu, gpu
+15   mixed dtypes, scales              test_row_15 (two)
+16   slices, odd sizes                 test_row_16
+17   scratch                           test_row_17 (two)
+18   overlapping moves                 test_row_18
+19   no rows, many, sizes of none      test_row_19 (two)
+20   work under capture                test_row_20
+21   files of the cache                test_row_21                      cli/fleet_cache_test.cpp
+22   no folder for the cache           test_row_22
+23   no NVRTC                          test_row_23
+24   plans that do not fit             test_row_24
+25   no driver                         test_row_25
 """
 
 import os
@@ -164,7 +164,8 @@ def test_row_8_lengths_that_are_none_are_named(session, driver, case):
     step = prepared(session, STEP.set(tokens=TOKENS, varlen=True, store="snapshots"))
 
     def given(lengths, total=9):
-        return of_tokens(total, cu_seqlens=memory.of(lengths, "int32"), state_batch_indices=memory.of([2, 5, -1], "int32"),
+        return of_tokens(total, cu_seqlens=memory.of(lengths, "int32"),
+                         state_batch_indices=memory.of([2, 5, -1], "int32"),
                          intermediate_states=memory.empty((BATCH, TOKENS, HEADS, DIM, DSTATE)),
                          intermediate_state_indices=memory.of([0, 1, 2], "int32"))
 
