@@ -1,4 +1,5 @@
 // The launch of a ring step.
+#include <cstddef>
 #include <map>
 
 #include "jit/kernel_args.h"
@@ -203,6 +204,8 @@ std::vector<std::string> memory_problems(const Driver& driver, const Wants& want
   }
   return wrong;
 }
+
+static_assert(offsetof(device_args::RingArgs, cu_seqlens) == 48 + 3 * 64, "common arguments fill four lines");
 
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   const bool packed = args.cu_seqlens.rank != 0;
