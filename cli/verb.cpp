@@ -91,13 +91,6 @@ std::vector<std::string> split(std::string_view text, char separator) {
   }
 }
 
-Plan parse_plan(std::string_view text, const Plan& base, const Description& description, const Arch& arch,
-                std::int64_t total_heads) {
-  const Plan plan = Plan::parse(text, base);
-  if (plan.form == PlanForm::fused || base.form != PlanForm::fused || description.op() != Op::layer) return plan;
-  return Plan::parse(text, default_chain(plan.form, description, arch, total_heads));
-}
-
 std::vector<int> parse_batches(std::string_view text, std::string_view option) {
   std::vector<int> batches;
   for (const std::string& part : split(text, ',')) {

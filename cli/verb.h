@@ -56,10 +56,6 @@ struct SpecOption {
   Kernel one() const;
 };
 
-// --plan over `base`; what names a layer's chain (form=chain) and `base` is none, over default_chain() for that many
-// heads. Fails: as Plan::parse().
-Plan parse_plan(std::string_view text, const Plan& base, const Description& description, const Arch& arch,
-                std::int64_t total_heads);
 // "1,8,64" as positive numbers. Fails: ErrorKind::invalid, naming `option`.
 std::vector<int> parse_batches(std::string_view text, std::string_view option = "--batches");
 std::vector<std::string> split(std::string_view text, char separator);
