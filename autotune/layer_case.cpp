@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "autotune/reference/stored_state.h"
 #include "autotune/ring_case.h"
 #include "codegen/chain_scratch.h"
 
@@ -304,10 +305,8 @@ void LayerCase::judge_ring(const LayerArgs& want, const LayerArgs& got, CaseResu
   const int heads = layer_group_heads(d), per_group = d.heads_per_group();
   const std::int64_t P = d.head_dim, N = d.dstate;
   const RingArgs ring = layer_ring_args(d, got);
-  std::uint64_t seed = 0;
-  if (want.rand_seed.data != nullptr) seed = static_cast<std::uint64_t>(stored_index(want.rand_seed, 0, read_host));
   NearnessMeter recurrence(d.input_dtype, d.dstate), operands(d.input_dtype, d.dstate);
-  FlushMeter flushed(d, seed);
+  FlushMeter flushed(d, 0);
   double worst_delta = 0;
   for (std::size_t b = 0; b < requests_.size(); ++b) {
     const RingRequest& request = requests_[b];
@@ -344,6 +343,7 @@ void LayerCase::judge_ring(const LayerArgs& want, const LayerArgs& got, CaseResu
       }
     }
     if (!request.flush) continue;
+    if (request.live) flushed.use_seed(seed_of_slot(want.rand_seed, request.slot, read_host));
     for (int head = 0; request.live && head < d.nheads; ++head) {
       const RingLayerGroup& group = expected_of_ring_[b][static_cast<std::size_t>(head / heads)];
       flushed.add_head(group.heads[static_cast<std::size_t>(head % heads)], request, head, ring, read_host);

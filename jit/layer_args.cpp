@@ -52,8 +52,7 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
     check_ring_pools(wants, args, tensor);
     tensor(args.ring_start, {"ring_start", DType::i32, 1, {slots}}, true, kRingNeeds);
     tensor(args.ring_count, {"ring_count", DType::i32, 1, {slots}}, true, kRingNeeds);
-    tensor(args.rand_seed, {"rand_seed", DType::i64, 1, {1}}, wants.is_stochastic,
-           "the description rounds stochastically");
+    check_seeds(args.rand_seed, slots, wants.is_stochastic, report);
   } else {
     tensor(args.state, {.name = "state",
                         .dtype = wants.state,

@@ -233,7 +233,7 @@ Apart apart(const LayerCase& c, Memory want, Memory got) {
 
 // Each form rounds x, B, C and y, and then its output, once: where y is rounded to another neighbour, by a sum in
 // another order, its unit is up to two of the output's.
-TEST_P(GpuLayer, AsOneKernelIsAChainWithinARoundingOfTheOutput) {
+TEST_P(GpuLayer, AsOneKernelIsAChainWithinThreeUnitsOfTheOutput) {
   NEEDS_GPU();
   const Description& d = GetParam().description;
   std::vector<Plan> fused;

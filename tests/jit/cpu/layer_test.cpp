@@ -145,7 +145,7 @@ const CaseLayout kThree{.batch = 3, .indexed = true};
 
 // ---- forms ----
 
-TEST(CpuLayer, AsOneKernelIsAChainWithinARoundingOfTheOutput) {
+TEST(CpuLayer, AsOneKernelIsAChainWithinThreeUnitsOfTheOutput) {
   NEEDS_EXECUTOR();
   for (const Description& d : {in_place(), in_place().state(DType::f32), in_place().tokens(4),
                                in_place().tokens(8).state(DType::f32), with_ring(1), with_ring(3)}) {
