@@ -92,7 +92,8 @@ class CpuTarget : public Target {
     std::size_t part = 0;
     const auto one = [&](const auto& given) {
       if (!given) return;
-      run(part, batch, to_device(parts_[part].description, *given, given->pdl), buffers, faults, &in_flight);
+      with_device_args(parts_[part].description, *given, given->pdl,
+                       [&](const auto& device) { run(part, batch, device, buffers, faults, &in_flight); });
       ++part;
       for (CpuBuffer& buffer : buffers)
         if (buffer.name == "scratch") buffer.initialised = true;

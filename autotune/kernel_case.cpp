@@ -388,9 +388,12 @@ void KernelCase::add_ring_pools(Args& args) {
   args.x_ring = add_pool("x_ring", d.input_dtype, {H, L, P});
   args.B_ring = add_pool("B_ring", d.input_dtype, {d.ngroups, L, N});
   args.dt_ring = add_pool("dt_ring", DType::f32, {H, L});
-  if (!std::holds_alternative<Nearest>(d.rounding_kind))
-    args.rand_seed =
-        add_indices("rand_seed", {static_cast<std::int64_t>(random_() | std::uint64_t{1} << 63)}, DType::i64);
+  if (!std::holds_alternative<Nearest>(d.rounding_kind)) {
+    // One seed, or one a slot.
+    std::vector<std::int64_t> seeds(static_cast<std::size_t>(layout_.padded_state ? pool_slots() : 1));
+    for (std::int64_t& v : seeds) v = static_cast<std::int64_t>(random_() | std::uint64_t{1} << 63);
+    args.rand_seed = add_indices("rand_seed", seeds, DType::i64);
+  }
   // Cursors of slots that no request uses stay what they are: nothing.
   const std::vector<std::int64_t> nothing(static_cast<std::size_t>(pool_slots()), -1);
   args.ring_start = add_indices("ring_start", nothing, DType::i32);

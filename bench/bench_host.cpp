@@ -4,11 +4,16 @@
 // compared with.
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <benchmark/benchmark.h>
+#include <fmt/format.h>
 
 #include <ssmjit/ssmjit.h>
 
@@ -160,6 +165,12 @@ void bare_launch(benchmark::State& state) {
 }
 BENCHMARK(bare_launch);
 
+std::vector<Description> descriptions_of(const Model& model) {
+  std::vector<Description> all;
+  for (const auto& [name, description] : model.kernels) all.push_back(description);
+  return all;
+}
+
 // A model load: every kernel that the tables can choose, loaded on the stub; from the cache with NVRTC, from a bundle
 // without. What is compiled first is not timed.
 void model_load(benchmark::State& state, bool bundled) {
@@ -172,7 +183,7 @@ void model_load(benchmark::State& state, bool bundled) {
   const auto load = [&](const SessionOptions& options) {
     const Session session(options);
     kernels = 0;
-    for (const auto& [name, kernel] : model.kernels) kernels += session.prepare(kernel).kernels().size();
+    for (const Prepared& step : session.prepare_all(descriptions_of(model))) kernels += step.kernels().size();
   };
   try {
     SessionOptions options{.cache_dir = cache.cache_dir};
@@ -194,6 +205,42 @@ void model_load(benchmark::State& state, bool bundled) {
   }
   std::filesystem::remove_all(folder);
 }
+// The same with nothing compiled yet, into an empty cache; argument: threads. Then a line a kernel, the longest compile
+// first, for whoever wants to know which of them a load waits for.
+void model_load_cold(benchmark::State& state) {
+  const StubKernel on_stub;
+  if (!on_stub.stub.ready()) return state.SkipWithError(kNoStub);
+  const std::string folder = scratch_folder();
+  const Model model = load_model("nemotron3-super-tp8");
+  std::vector<std::pair<double, std::string>> lines;
+  double sum = 0;
+  try {
+    for (auto _ : state) {
+      state.PauseTiming();
+      forget_compiled();
+      std::filesystem::remove_all(folder);
+      lines.clear(), sum = 0;
+      state.ResumeTiming();
+      const Session session({.cache_dir = folder, .threads = static_cast<int>(state.range(0))});
+      const std::vector<Prepared> steps = session.prepare_all(descriptions_of(model));
+      for (std::size_t i = 0; i < steps.size(); ++i)
+        for (const PreparedKernel& kernel : steps[i].kernels()) {
+          lines.emplace_back(kernel.compile_ms, model.kernels[i].first + " " + kernel.plan.text());
+          sum += kernel.compile_ms;
+        }
+    }
+    std::sort(lines.rbegin(), lines.rend());
+    for (const auto& [ms, line] : lines) std::printf("%8.1f ms  %s\n", ms, line.c_str());
+    state.SetLabel(fmt::format("{} kernels, NVRTC {}", lines.size(), nvrtc_version()));
+    state.counters["compiles_ms"] = sum;
+    state.counters["longest_ms"] = lines.front().first;
+  } catch (const Error& error) {
+    state.SkipWithError(error.what());
+  }
+  std::filesystem::remove_all(folder);
+}
+BENCHMARK(model_load_cold)->Arg(1)->Arg(2)->Arg(16)->Iterations(1)->UseRealTime()->Unit(benchmark::kMillisecond);
+
 BENCHMARK_CAPTURE(model_load, cache, false)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(model_load, bundle, true)->Unit(benchmark::kMillisecond);
 

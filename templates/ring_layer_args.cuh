@@ -15,4 +15,15 @@ struct RingLayerArgs {
   const void* conv_bias;    // [channels], 16-byte aligned
   const void* norm_weight;  // [nheads, head_dim]
   const void* norm_bias;    // [nheads, head_dim]
+  // Of windows that are read from a place that the run knows: counts of accepted tokens, or lengths of sequences.
+  const int* window_places;       // [batch]
+  long long window_place_stride;  // in words of 32 bits
+  int wide_window_places;         // 1: they are int64, whose upper word follows; 0: int32
+  // Of snapshots, the window after each token.
+  void* intermediate_states;  // [snapshot_slots, tokens, channels, kConvSnapshot], or with channels last; inner two
+                              // contiguous, slots and tokens 16-byte aligned; written
+  long long snapshot_slots, snapshot_stride, snapshot_token_stride;
+  const int* intermediate_state_indices;  // [batch], null: the slot that is read
+  long long snapshot_index_stride;        // in words of 32 bits, as window_place_stride
+  int wide_snapshot_indices;
 };

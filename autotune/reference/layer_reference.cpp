@@ -18,6 +18,11 @@ double applied(const Expr& expr, Leaf leaf, double v) {
   return expr.evaluate(values);
 }
 
+// Of delta * x * B where x and B are sums and activations in fp32, not rounded to 16 bits.
+constexpr double kProductError = 0x1p-21;
+// Of a decay exp(v), relative to it and by |v|, whose exponent is rounded a few times: of several tokens these add up.
+constexpr double kExponentError = 0x1p-22;
+
 // Whether a value that is off by up to `error` may be rounded to another one.
 bool may_round_elsewhere(DType dtype, double v, double error) {
   return rounded(dtype, v - error) != rounded(dtype, v + error);
@@ -102,7 +107,7 @@ RingArgs layer_ring_args(const Description& d, const LayerArgs& args) {
 }
 
 std::int64_t layer_token_at(const Description& d, const Tensor& tensor, std::int64_t row, int t) {
-  return row * tensor.stride[0] + (d.ring_window() != 0 ? t * tensor.stride[1] : 0);
+  return row * tensor.stride[0] + (d.ring_window() != 0 || d.token_count > 1 ? t * tensor.stride[1] : 0);
 }
 
 LayerChannels layer_channels(const Description& d, const LayerArgs& args, std::int64_t row, std::int64_t first,
@@ -151,20 +156,23 @@ int layer_group_heads(const Description& d) { return d.norm ? d.norm_group_size(
 LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int64_t row, int group,
                            const RowSlots& slots, const Reader& read) {
   const std::int64_t P = d.head_dim, N = d.dstate;
-  const int heads = layer_group_heads(d);
+  const int heads = layer_group_heads(d), T = d.token_count;
   const std::int64_t inner = std::int64_t{d.nheads} * P;
   const std::int64_t first = std::int64_t{group} * heads * P, rows = heads * P;
   LayerGroup result;
   const auto channels = [&](std::int64_t at, std::int64_t count) {
     return layer_channels(d, args, row, at, count, read);
   };
+  const bool exact = !d.conv || d.input_dtype != DType::f32;  // x and B are what a kernel has
   const bool has_z = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
-  std::vector<double> z;
-  if (has_z) z = stored_values(args.z, row * args.z.stride[0] + first, static_cast<int>(rows), read);
+  std::vector<std::vector<double>> z(static_cast<std::size_t>(T));
+  for (int t = 0; has_z && t < T; ++t)
+    z[static_cast<std::size_t>(t)] =
+        stored_values(args.z, layer_token_at(d, args.z, row, t) + first, static_cast<int>(rows), read);
 
   const LayerChannels of_x = channels(first, rows);
   const std::vector<double>& x = of_x.value;
-  std::vector<double> B, C;
+  std::vector<double> B, C;  // [tokens, dstate]
   bool unsure_B = false;
   for (int i = 0; i < heads; ++i) {
     const int head = group * heads + i;
@@ -177,49 +185,66 @@ LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int
     }
     LeafValues leaf{};
     const auto set = [&](Leaf l, double v) { leaf[static_cast<std::size_t>(l)] = v; };
-    set(Leaf::dt, stored_value(args.dt, row * args.dt.stride[0] + head, read));
     set(Leaf::A, stored_value(args.A, head, read));
     if (d.has_dt_bias()) set(Leaf::dt_bias, stored_value(args.dt_bias, head, read));
     if (d.has_D()) set(Leaf::D, stored_value(args.D, head, read));
-    const double delta = d.delta_expr.evaluate(leaf);
-    set(Leaf::delta, delta);
-    const double decay = d.decay_expr.evaluate(leaf);
 
     HeadResult h;
     h.state.assign(static_cast<std::size_t>(P * N), 0.0);
+    h.state_slack.assign(h.state.size(), 0.0);
     if (slots.live)
       h.state =
           stored_values(args.state, slots.source * args.state.stride[0] + head * P * N, static_cast<int>(P * N), read);
     for (std::int64_t p = 0; p < P; ++p) {
-      const double x_p = x[static_cast<std::size_t>(i * P + p)];
-      result.unsure.push_back(unsure_B || of_x.unsure[static_cast<std::size_t>(i * P + p)]);
-      double y = 0, terms = 0;
-      for (std::int64_t n = 0; n < N; ++n) {
-        double& s = h.state[static_cast<std::size_t>(p * N + n)];
-        s = s * decay + delta * x_p * B[static_cast<std::size_t>(n)];
-        const double term = s * C[static_cast<std::size_t>(n)];
-        y += term;
-        terms += term * term;
+      bool unsure = unsure_B;
+      for (int t = 0; t < T; ++t) unsure |= of_x.unsure[static_cast<std::size_t>(t * rows + i * P + p)];
+      result.unsure.push_back(unsure);
+    }
+    for (int t = 0; t < T; ++t) {
+      set(Leaf::dt, stored_value(args.dt, layer_token_at(d, args.dt, row, t) + head, read));
+      const double delta = d.delta_expr.evaluate(leaf);
+      set(Leaf::delta, delta);
+      const double decay = d.decay_expr.evaluate(leaf);
+      const double decay_error = T > 1 && decay > 0 ? kExponentError * std::abs(std::log(decay)) : 0;
+      for (std::int64_t p = 0; p < P; ++p) {
+        const double x_p = x[static_cast<std::size_t>(t * rows + i * P + p)];
+        double y = 0, terms = 0;
+        for (std::int64_t n = 0; n < N; ++n) {
+          double& s = h.state[static_cast<std::size_t>(p * N + n)];
+          const double added = delta * x_p * B[static_cast<std::size_t>(t * N + n)];
+          s = s * decay + added;
+          double& slack = h.state_slack[static_cast<std::size_t>(p * N + n)];
+          slack = slack * decay + std::abs(s - added) * decay_error + (exact ? 0 : kProductError * std::abs(added));
+          const double term = s * C[static_cast<std::size_t>(t * N + n)];
+          y += term;
+          terms += term * term;
+        }
+        terms = std::sqrt(terms);
+        set(Leaf::x, x_p);
+        if (!d.skip_expr.empty()) y += d.skip_expr.evaluate(leaf);
+        if (d.has_z()) {
+          const double gate =
+              applied(d.gate_expr, Leaf::z, z[static_cast<std::size_t>(t)][static_cast<std::size_t>(i * P + p)]);
+          y *= gate;
+          terms *= std::abs(gate);
+        }
+        h.y.push_back(d.norm ? rounded(d.input_dtype, y) : y);
+        h.y_terms.push_back(terms);
       }
-      terms = std::sqrt(terms);
-      set(Leaf::x, x_p);
-      if (!d.skip_expr.empty()) y += d.skip_expr.evaluate(leaf);
-      if (d.has_z()) {
-        const double gate = applied(d.gate_expr, Leaf::z, z[static_cast<std::size_t>(i * P + p)]);
-        y *= gate;
-        terms *= std::abs(gate);
-      }
-      h.y.push_back(d.norm ? rounded(d.input_dtype, y) : y);
-      h.y_terms.push_back(terms);
     }
     result.heads.push_back(std::move(h));
   }
 
-  for (const HeadResult& h : result.heads) {
-    result.out.insert(result.out.end(), h.y.begin(), h.y.end());
-    result.terms.insert(result.terms.end(), h.y_terms.begin(), h.y_terms.end());
+  for (int t = 0; t < T; ++t) {
+    std::vector<double> out, terms;
+    for (const HeadResult& h : result.heads) {
+      out.insert(out.end(), h.y.begin() + t * P, h.y.begin() + (t + 1) * P);
+      terms.insert(terms.end(), h.y_terms.begin() + t * P, h.y_terms.begin() + (t + 1) * P);
+    }
+    if (d.norm) apply_norm(d, args, first, z[static_cast<std::size_t>(t)], out, terms, read);
+    result.out.insert(result.out.end(), out.begin(), out.end());
+    result.terms.insert(result.terms.end(), terms.begin(), terms.end());
   }
-  if (d.norm) apply_norm(d, args, first, z, result.out, result.terms, read);
   return result;
 }
 

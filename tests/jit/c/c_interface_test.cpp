@@ -12,6 +12,7 @@
 #include <ssmjit/bundle.h>
 #include <ssmjit/slots.h>
 
+#include "heuristics/plan_ranges.h"
 #include "jit/kernel_args.h"
 #include "tests/jit/session/seeded.h"
 
@@ -343,6 +344,69 @@ TEST_F(CInterface, Rows19And24_WrongDescriptionsAndPlansAreRefused) {
   options.max_batch = 0;
   EXPECT_EQ(ssmjit_prepare(c_session_, sample_description().json().c_str(), &options, &step), SSMJIT_INVALID);
   EXPECT_STREQ(ssmjit_last_error(), "prepare: got max_batch 0; wants 1 to 65535");
+}
+
+TEST_F(CInterface, AForcedTextIsThePlanOfCpp) {
+  const Description layer = mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1})
+                                .with_conv({})
+                                .with_norm({.gate_expr = silu(dsl::z)});
+  const Session session({.seeds = {folder()}, .cache_dir = scratch_ / "cache", .no_jit = true});
+  const auto both = [&](const Description& description, const char* text, const Plan& wanted) {
+    EXPECT_EQ(session.plan_of(text, description, 8), wanted);
+    seed(description, wanted);
+    open_session();
+    SsmjitPrepareOptions options = SSMJIT_PREPARE_OPTIONS_INIT;
+    options.max_batch = 8;
+    options.force = text;
+    ASSERT_EQ(ssmjit_prepare(c_session_, description.json().c_str(), &options, &c_step_), SSMJIT_OK)
+        << ssmjit_last_error();
+    char plan[1024];
+    ASSERT_EQ(ssmjit_choose(c_step_, 1, 0, nullptr, plan, sizeof plan, nullptr), SSMJIT_OK);
+    EXPECT_EQ(wanted.text(), plan);
+  };
+  Plan plan = default_plan(sample_description(), kSm90, work_items(sample_description(), 8));
+  plan.streaming = !plan.streaming;
+  both(sample_description(), plan.streaming ? "streaming=true" : "streaming=false", plan);
+  both(layer, "form=chain", default_chain(PlanForm::chain, layer, kSm90, work_items(layer, 8)));
+  const Error error = error_of([&] { session.plan_of("warps=3", sample_description(), 0); });
+  EXPECT_STREQ(error.what(), "prepare: got max_batch 0; wants 1 to 65535");
+}
+
+TEST_F(CInterface, AModelsKernelsArePreparedAtOnce) {
+  const Description update = sample_description(), ring = ring_description();
+  const Plan of_update = default_plan(update, kSm90, work_items(update, 4));
+  for (const Description* description : {&update, &ring})
+    for (const PdlMode mode : {PdlMode::off, PdlMode::chain})
+      for (const PlanRange& range : plan_ranges(shipped_tables(), *description, "h200", kSm90, 4, mode))
+        seed(*description, range.plan);
+  open_session();
+  const std::string jsons[] = {update.json(), ring.json()};
+  const char* texts[] = {jsons[0].c_str(), jsons[1].c_str()};
+  SsmjitPrepareOptions options = SSMJIT_PREPARE_OPTIONS_INIT;
+  options.max_batch = 4;
+  ssmjit_prepared* steps[2] = {};
+  ASSERT_EQ(ssmjit_prepare_all(c_session_, texts, 2, &options, steps), SSMJIT_OK) << ssmjit_last_error();
+  SsmjitUpdateArgs update_args = SSMJIT_UPDATE_ARGS_INIT;
+  SsmjitRingArgs ring_args = SSMJIT_RING_ARGS_INIT;
+  fill_update(update_args), fill_ring(ring_args);
+  EXPECT_EQ(ssmjit_launch_update(steps[0], &update_args, nullptr), SSMJIT_OK) << ssmjit_last_error();
+  EXPECT_EQ(ssmjit_launch_ring(steps[1], &ring_args, nullptr), SSMJIT_OK) << ssmjit_last_error();
+  EXPECT_EQ(stub_->launches, 2);
+  for (ssmjit_prepared* step : steps) EXPECT_EQ(ssmjit_prepared_destroy(step), SSMJIT_OK);
+
+  const std::string plan = of_update.text();
+  options.force = plan.c_str();
+  EXPECT_EQ(ssmjit_prepare_all(c_session_, texts, 2, &options, steps), SSMJIT_INVALID);
+  EXPECT_STREQ(ssmjit_last_error(), "prepare: force is the plan of one kernel; got 2 descriptions: prepare it alone");
+  EXPECT_EQ(steps[0], nullptr);
+  EXPECT_EQ(steps[1], nullptr);
+  options.force = nullptr;
+  texts[1] = nullptr;
+  EXPECT_EQ(ssmjit_prepare_all(c_session_, texts, 2, &options, steps), SSMJIT_INVALID);
+  EXPECT_STREQ(ssmjit_last_error(), "description_jsons: got a null pointer");
+  EXPECT_EQ(ssmjit_prepare_all(c_session_, texts, 2, &options, nullptr), SSMJIT_INVALID);
+  EXPECT_EQ(ssmjit_prepare_all(c_session_, nullptr, 2, &options, steps), SSMJIT_INVALID);
+  EXPECT_EQ(ssmjit_prepare_all(c_session_, nullptr, 0, &options, nullptr), SSMJIT_OK);
 }
 
 TEST_F(CInterface, Row20_UnderCapturePreparingAndCheckingAreRefused) {
