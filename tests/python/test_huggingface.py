@@ -14,6 +14,8 @@ try:
 
     import huggingface
     import plain_ops
+
+    torch.set_num_threads(1)  # small tensors; and tests share the machine
 except ImportError:
     torch = None
 
