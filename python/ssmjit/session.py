@@ -179,8 +179,8 @@ class SlotCopies:
         self._held = held
 
     def launch(self, *, stream=None, pad_slot_id=-1, checked=False, **tensors):
-        """`pieces` [any, 4] of int64: slot_copy_table() on the device; `src_slots`, `dst_slots`: one each a pair; a pair
-        with a pad is passed over. Asynchronous, safe under capture unless `checked`."""
+        """`pieces` [any, 4] of int64: slot_copy_table() on the device; `src_slots`, `dst_slots`: one each a pair; a
+        pair with a pad is passed over. Asynchronous, safe under capture unless `checked`."""
         function("launch_slot_copies")(self._held, stream, pad_slot_id, checked,
                                        *_in_order("launch_slot_copies", tensors))
 
