@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "autotune/host_numbers.h"
+#include "autotune/reference/stored_state.h"
 #include "autotune/ring_case.h"
 
 namespace ssmjit {
@@ -133,9 +134,7 @@ void ReplayCase::judge(const std::vector<std::byte*>& want_base, const std::vect
     const RingRequest& rows = request.rows;
     const auto row = static_cast<std::int64_t>(b);
     const int other = 1 - request.buffer;
-    if (rows.live && want.rand_seed.data != nullptr)
-      states.use_seed(static_cast<std::uint64_t>(
-          stored_index(want.rand_seed, want.rand_seed.shape[0] > 1 ? rows.slot : 0, read_host)));
+    if (rows.live) states.use_seed(seed_of_slot(want.rand_seed, rows.slot, read_host));
     std::vector<double> sums(static_cast<std::size_t>(d.nheads), 0.0);
     for (int t = 0; t < d.token_count; ++t) {
       const std::int64_t out_at = token_offset(d, want.out, 2, row, rows, t);

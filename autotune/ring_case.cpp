@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "autotune/host_numbers.h"
+#include "autotune/reference/stored_state.h"
 
 namespace ssmjit {
 namespace {
@@ -70,10 +71,8 @@ void RingCase::judge(const std::vector<std::byte*>& want_base, const std::vector
   const Description& d = description();
   const RingArgs want = args(want_base), got = args(got_base);
   const int P = d.head_dim, N = d.dstate;
-  std::uint64_t seed = 0;
-  if (want.rand_seed.data != nullptr) seed = static_cast<std::uint64_t>(stored_index(want.rand_seed, 0, read_host));
   NearnessMeter recurrence(d.input_dtype, N), operands(d.input_dtype, N);
-  FlushMeter flushed(d, seed);
+  FlushMeter flushed(d, 0);
   double worst_delta = 0;
   const auto copy_row = [&](const Tensor& to, std::int64_t to_at, const Tensor& from, std::int64_t from_at, int count) {
     const std::int64_t size = size_bytes(to.dtype);
@@ -111,6 +110,7 @@ void RingCase::judge(const std::vector<std::byte*>& want_base, const std::vector
                  token_offset(d, want.B, 2, row, request, t) + std::int64_t{g} * N, N);
     }
     if (!request.live || !request.flush) continue;
+    flushed.use_seed(seed_of_slot(want.rand_seed, request.slot, read_host));
     for (int h = 0; h < d.nheads; ++h) {
       flushed.add_head(expected_[b][static_cast<std::size_t>(h)], request, h, got, read_host);
       take(want.state, got.state, request.slot * got.state.stride[0] + std::int64_t{h} * P * N, std::int64_t{P} * N);

@@ -231,14 +231,14 @@ void TokensCase::add_slots() {
   for (std::int64_t b = 0; b < batch; ++b) source.push_back(own(b));
   mark_pads(source);
   if (d.has_accepted) {
-    // A row's columns are its own slots, or nobody's; the one that its count chooses is the one that it reads. Counts
-    // go out of range.
+    // A row's columns are its own slots, or nobody's, as the one behind those of its tokens; the one that its count
+    // chooses is the one that it reads. Counts go out of range.
     const std::int64_t columns = T + (l.indexed ? 1 : 0);
     std::vector<std::int64_t> counts, all;
     for (std::int64_t b = 0; b < batch; ++b) {
       const std::int64_t kinds[] = {(T + 1) / 2, T, 0, 1, T + 3, -2};
       counts.push_back(kinds[b % 6]);
-      const std::int64_t chosen = std::clamp<std::int64_t>(counts.back(), 1, columns) - 1;
+      const std::int64_t chosen = std::clamp<std::int64_t>(counts.back(), 1, T) - 1;
       for (std::int64_t t = 0; t < columns; ++t)
         all.push_back(t == chosen ? source[static_cast<std::size_t>(b)] : t < T ? other(b, t) : -1);
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include <cuda.h>
@@ -18,6 +19,9 @@ struct Kernel::State {
       : description(d), plan(p), cubin(c), wants(d), has_pdl(c.arch.has_pdl()), module(source, c) {
     for (const PlanPart& part : plan_parts(p, d))
       parts.push_back({part.description, Wants(part.description), launch_shape(part.plan, part.description, 1)});
+    if (d.op() == Op::layer && d.conv &&
+        (d.conv->has_accepted || d.conv->store != ConvStore::shift || d.conv->keep != ConvKeep::last))
+      conv_extras.emplace(layer_parts(d).front());
   }
   State(const State&) = delete;
   State& operator=(const State&) = delete;
@@ -41,7 +45,8 @@ struct Kernel::State {
     Wants wants;
     LaunchShape row;  // of a batch of one; a batch of n has n times its grid_y
   };
-  std::vector<Part> parts;  // in launch order: one, but of a chain
+  std::vector<Part> parts;           // in launch order: one, but of a chain
+  std::optional<Wants> conv_extras;  // of a layer's convolution with counts, circular windows, snapshots or slots
   bool has_pdl = false;
   Module module;
 };

@@ -161,7 +161,6 @@ device_args::RingArgs to_device(const ReplayArgs& args, Pdl pdl) {
   ring.rand_seed = args.rand_seed;
   ring.pad_slot_id = args.pad_slot_id;
   device_args::RingArgs device = to_device(ring, pdl);
-  device.rand_seed_stride = args.rand_seed.rank == 1 && args.rand_seed.shape[0] > 1 ? 1 : 0;
   device.sum_ring = static_cast<float*>(const_cast<void*>(args.old_cumAdt.data));
   device.sum_ring_stride = static_cast<int>(stride_of(args.old_cumAdt, 0));
   return device;

@@ -1,4 +1,5 @@
 // The launch of a ring step.
+#include <cstddef>
 #include <map>
 
 #include "jit/kernel_args.h"
@@ -123,10 +124,11 @@ void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
   tokens(args.out, "out", wants.nheads, wants.head_dim, true, kNeeded, true);
   check(args.cu_seqlens, {"cu_seqlens", DType::i32, 1, {batch == kAny ? kAny : batch + 1}}, wants.is_varlen,
         "the description has varlen");
-  check(args.rand_seed, {"rand_seed", DType::i64, 1, {1}}, wants.is_stochastic,
-        "the description rounds stochastically");
+  check_seeds(args.rand_seed, slots, wants.is_stochastic, report);
   if (wants.is_varlen && args.cu_seqlens.rank == 1 && args.cu_seqlens.shape[0] < 1)
     report([&] { return fmt::format("cu_seqlens: shape [{}]; wants [batch + 1]", args.cu_seqlens.shape[0]); });
+  if (total > kMostIntStride)
+    report([&] { return fmt::format("x: got {} tokens; a launch takes up to {}", total, kMostIntStride); });
 
   if (is_given(args.state_batch_indices)) {
     check_indices_shape("state_batch_indices", args.state_batch_indices, batch, report);
@@ -229,6 +231,8 @@ std::vector<std::string> memory_problems(const Driver& driver, const Wants& want
   return wrong;
 }
 
+static_assert(offsetof(device_args::RingArgs, cu_seqlens) == 48 + 3 * 64, "common arguments fill four lines");
+
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   const bool packed = args.cu_seqlens.rank != 0;
   // Between slots, between requests (0 where they are packed) and between tokens; all were found to fit an int.
@@ -256,6 +260,7 @@ device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   device.ring_start = static_cast<const int*>(args.ring_start.data);
   device.ring_count = static_cast<const int*>(args.ring_count.data);
   device.cu_seqlens = static_cast<const int*>(args.cu_seqlens.data);
+  device.total_tokens = packed ? static_cast<int>(total_tokens(args)) : 0;
   device.x = args.x.data;
   device.x_stride = request(args.x);
   device.x_token_stride = token(args.x, 2);
@@ -285,6 +290,7 @@ device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   device.indexed = indexed ? 1 : 0;
   device.pad_slot_id = args.pad_slot_id;
   device.rand_seed = static_cast<const long long*>(args.rand_seed.data);
+  device.rand_seed_stride = args.rand_seed.rank == 1 && args.rand_seed.shape[0] > 1 ? 1 : 0;
   device.nheads = static_cast<int>(args.A.shape[0]);
   device.pdl = device_pdl(pdl);
   return device;

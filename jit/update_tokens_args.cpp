@@ -317,7 +317,7 @@ std::vector<std::string> token_memory_problems(const Driver& driver, const Wants
     for (std::size_t row = 0; row < rows; ++row) {
       if (accepted[row] < 0 || accepted[row] > wants.tokens)
         wrong.push_back(fmt::format("num_accepted_tokens[{}] is {}; wants 0 to {}", row, accepted[row], wants.tokens));
-      which[row] = std::clamp<std::int64_t>(accepted[row], 1, columns) - 1;
+      which[row] = std::clamp<std::int64_t>(accepted[row], 1, wants.tokens) - 1;
     }
     for (std::int64_t column = 0; column < columns; ++column) {
       const std::vector<std::int64_t> values = column_of(args.state_batch_indices, column);

@@ -168,46 +168,56 @@ SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
 // fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
 SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
 
-// Where no element is special, adding the bits and cutting is all that is to do: of sizes that add up to a finite sum
-// and, in fp16, are normal there and do not reach its largest.
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
-  if constexpr (kStochasticInHardware) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    return;
-  }
-  float sum = abs_f32(v[0]), least = sum;
-#pragma unroll
-  for (int i = 1; i < 8; ++i) {
-    sum += abs_f32(v[i]);
-    least = min_f32(least, abs_f32(v[i]));
-  }
-  if (least >= 0x1p-14f && sum < 65504.0f) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
-                             bits_float(float_bits(v[2 * i + 1]) + ((draw.word[i] & 0x1fff0000u) >> 16)));
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
-                stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
-  }
-}
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16) {
-  if constexpr (kStochasticInHardware) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    return;
-  }
+// `probe` of the functions below: any number that is finite only where all elements are, as this one.
+SSMJIT_DEVICE float probe_of(const float (&v)[8]) {
   float sum = abs_f32(v[0]);
 #pragma unroll
   for (int i = 1; i < 8; ++i) sum += abs_f32(v[i]);
-  if (sum <= 0x1.fffffep127f) {
+  return sum;
+}
+// Adding the bits and cutting is all that is to do where that gives what fp16 holds as a normal number below its
+// largest; subnormals are done again in units of their last place, anything beyond one by one.
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16, float) {
+  if constexpr (kStochasticInHardware) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const u32 random = draw.word[i] & 0x1fff1fffu;
+      word[i] = pack_cut_f16(bits_float(add_low_half(float_bits(v[2 * i]), random)),
+                             bits_float(add_high_half(float_bits(v[2 * i + 1]), random)));
+    }
+    if (are_amid_f16(word)) return;
+    if (probe_of(v) < 65504.0f) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // The random bits as 2^-37 beside 2^-14: the sum is in these units, as fp16 in the subnormals' beside 2^-14.
+        const u32 random = draw.word[i] & 0x1fff1fffu;
+        const u32 small =
+            pack_cut_f16(add_towards_zero(abs_f32(v[2 * i]), bits_float(add_low_half(0x38800000u, random))),
+                         add_towards_zero(abs_f32(v[2 * i + 1]), bits_float(add_high_half(0x38800000u, random))));
+        // All ones where the half has an exponent: it is above the subnormals before any bits or after them.
+        const u32 normal = ((((word[i] & 0x7c007c00u) + 0x7c007c00u) >> 15) & 0x00010001u) * 0xffffu;
+        word[i] = (word[i] & (normal | 0x80008000u)) | ((small - 0x04000400u) & ~normal);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
+                  stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
+    }
+  }
+}
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16, float probe) {
+  if constexpr (kStochasticInHardware) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
+  } else if (abs_f32(probe) <= 0x1.fffffep127f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      word[i] = upper_halves(float_bits(v[2 * i]) + (draw.word[i] & 0xffffu),
-                             float_bits(v[2 * i + 1]) + (draw.word[i] >> 16));
+      word[i] = upper_halves(add_low_half(float_bits(v[2 * i]), draw.word[i]),
+                             add_high_half(float_bits(v[2 * i + 1]), draw.word[i]));
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -217,7 +227,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
 }
 // e4m3 takes word i of the draw for elements 4i to 4i + 3, as the hardware does: the low 16 bits for the first, in
 // reverse for the second, the high 16 likewise for the other two.
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], e4m3) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], e4m3, float) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const u32 bits = draw.word[i];
@@ -229,7 +239,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
                 stochastic_e4m3(four[2], bits >> 16) << 16 | stochastic_e4m3(four[3], reverse_bits(bits)) << 24;
   }
 }
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], i8) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], i8, float) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     int q[4];
@@ -238,7 +248,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
     word[i] = pack_bytes(q[0], q[1], q[2], q[3]);
   }
 }
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16, float) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     word[i] = upper_halves(static_cast<u32>(stochastic_units<32767>(v[2 * i], random_half(draw, 2 * i))),
@@ -280,9 +290,9 @@ SSMJIT_DEVICE Vec16 round_vector(const float (&v)[kCount], T) {
   }
   return rounded;
 }
-// By chance, from a draw for each eight elements.
+// By chance, from a draw for each eight elements. `probe`: of all of them.
 template <int kCount, class T>
-SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T, float probe) {
   static_assert(kCount == 4 * kPerWord<T> && kCount % 8 == 0);
   constexpr int kWords = 8 / kPerWord<T>;  // of a draw
   Vec16 rounded;
@@ -292,11 +302,18 @@ SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, 
 #pragma unroll
     for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
     u32 word[kWords];
-    round_stochastic(eight, draw[d], word, T{});
+    round_stochastic(eight, draw[d], word, T{}, probe);
 #pragma unroll
     for (int w = 0; w < kWords; ++w) rounded.word[d * kWords + w] = word[w];
   }
   return rounded;
+}
+template <int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+  float probe = abs_f32(v[0]);
+#pragma unroll
+  for (int e = 1; e < kCount; ++e) probe += abs_f32(v[e]);
+  return round_vector_by(v, draw, T{}, probe);
 }
 // The same; `place`: of the first element, a multiple of 8, as state_draw counts it.
 template <int kRounds, int kCount, class T>

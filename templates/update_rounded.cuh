@@ -25,18 +25,25 @@ struct RowStorage {
   using S = UpdateShape<Cfg>;
   static constexpr bool kScaled = is_scaled(typename Cfg::State{});
   static constexpr bool kByChance = Cfg::kPhiloxRounds > 0;
+  using Keys = RoundKeys<kByChance ? Cfg::kPhiloxRounds : 1>;
   static constexpr int kDraws = S::kVecElements >= 8 ? S::kVecElements / 8 : 1;  // of a vector
   Packed<float, kScaled ? S::kRows : 1, true> scale;
   Draw draw[kByChance ? S::kRows : 1][S::kVectors * kDraws];
 
   // Row r's draws; `first`: the number of that of the lane's first elements.
-  SSMJIT_DEVICE void draw_row(int r, u64 seed, u64 first) {
+  SSMJIT_DEVICE void draw_row(int r, const Keys& keys, u64 first) {
+    // A lane's first row is a multiple of kRows: of a power of two of elements, its draws have one upper word.
+    constexpr int kSpan = S::kRows * Cfg::kDstate;
+    constexpr bool kOneUpper = (kSpan & (kSpan - 1)) == 0 && !S::kRagged;
 #pragma unroll
     for (int v = 0; v < S::kVectors; ++v)
 #pragma unroll
-      for (int d = 0; d < kDraws; ++d)
-        draw[r][v * kDraws + d] = numbered_draw<Cfg::kPhiloxRounds>(
-            seed, first + static_cast<u64>((r * Cfg::kDstate + v * S::kLanes * S::kVecElements) / 8 + d), 0);
+      for (int d = 0; d < kDraws; ++d) {
+        const u32 behind = static_cast<u32>((r * Cfg::kDstate + v * S::kLanes * S::kVecElements) / 8 + d);
+        const u64 number =
+            kOneUpper ? (first & ~u64{0xffffffffu}) | (static_cast<u32>(first) + behind) : first + behind;
+        draw[r][v * kDraws + d] = numbered_draw<Cfg::kPhiloxRounds>(keys, number, 0);
+      }
   }
   // They are drawn by here.
   SSMJIT_DEVICE void keep_draws() {
@@ -63,9 +70,10 @@ struct RoundedStep {
 
   const UpdateStep<Cfg>& at;
 
-  // A row of the lane: in units of its new factor, whose inverse is `scale`, then to memory.
-  SSMJIT_DEVICE void store_row(float (&s)[S::kVectors][S::kVecElements], const Storage& storage, int r, State* to,
-                               float& scale, bool store) const {
+  // A row of the lane: in units of its new factor, whose inverse is `scale`, then to memory. `probe`: finite only where
+  // the row is.
+  SSMJIT_DEVICE void store_row(float (&s)[S::kVectors][S::kVecElements], float probe, const Storage& storage, int r,
+                               State* to, float& scale, bool store) const {
     if constexpr (Storage::kScaled) {
       float largest = 0.0f;
 #pragma unroll
@@ -83,7 +91,7 @@ struct RoundedStep {
     for (int v = 0; v < S::kVectors; ++v) {
       Vec16 rounded;
       if constexpr (Storage::kByChance)
-        rounded = round_vector_by(s[v], &storage.draw[r][v * Storage::kDraws], State{});
+        rounded = round_vector_by(s[v], &storage.draw[r][v * Storage::kDraws], State{}, probe);
       else
         rounded = round_vector(s[v], State{});
       if (store && at.inside(v, at.column))
@@ -103,10 +111,10 @@ struct RoundedStep {
     }
   }
 
-  // `seed` and `first_draw`: of draws that are made here.
+  // `keys` and `first_draw`: of draws that are made here.
   SSMJIT_DEVICE void step(const StateTile<Cfg>& tile, const HeadInputs<Cfg>& in, const Columns<Cfg>& columns_B,
-                          const Columns<Cfg>& columns_C, Storage& storage, u64 seed, u64 first_draw, State* to,
-                          float* to_scale, bool store) const {
+                          const Columns<Cfg>& columns_C, Storage& storage, const typename Storage::Keys& keys,
+                          u64 first_draw, State* to, float* to_scale, bool store) const {
     constexpr int kPer = kPerWord<State>;
     float dt_bias = 0.0f, D = 0.0f;
     if constexpr (Cfg::kHasDtBias) dt_bias = widen(in.dt_bias);
@@ -129,7 +137,7 @@ struct RoundedStep {
       const float u = delta * x[r];
       float& own_scale = scale[Storage::kScaled ? r : 0];
       const float kept = Storage::kScaled ? decay * own_scale : decay;
-      if constexpr (Storage::kByChance && !kAhead) storage.draw_row(r, seed, first_draw);
+      if constexpr (Storage::kByChance && !kAhead) storage.draw_row(r, keys, first_draw);
       float s[S::kVectors][S::kVecElements];
       y[r] = 0.0f;
 #pragma unroll
@@ -145,7 +153,8 @@ struct RoundedStep {
             y[r] = fma_f32(now, C[v][w * kPer + e], y[r]);
           }
         }
-      store_row(s, storage, r, to, own_scale, store);
+      // As y: a number that is none makes it none.
+      store_row(s, y[r], storage, r, to, own_scale, store);
     }
     if constexpr (Storage::kScaled) {
       sync_warp();  // all lanes of a row have read its old factor
@@ -252,15 +261,17 @@ SSMJIT_DEVICE void update_rounded(const UpdateRoundedArgs& rounded_args) {
         static_cast<u64>(lane_row);
     first_draw = (row * Cfg::kDstate + static_cast<u64>(column * S::kVecElements)) / 8;
   }
+  typename Storage::Keys keys(seed);
+  if constexpr (Storage::kByChance) keys.keep_all();
   if constexpr (!Cfg::kEarlyState) request_state();
   if constexpr (RoundedStep<Cfg>::kAhead) {
 #pragma unroll
-    for (int r = 0; r < S::kRows; ++r) storage.draw_row(r, seed, first_draw);
+    for (int r = 0; r < S::kRows; ++r) storage.draw_row(r, keys, first_draw);
     storage.keep_draws();
   }
   float* to_scale = nullptr;
   if constexpr (Storage::kScaled)
     to_scale = rounded_args.state_scale + target * rounded_args.state_scale_stride + first_row;
-  step.step(tile, in, B, C, storage, seed, first_draw,
+  step.step(tile, in, B, C, storage, keys, first_draw,
             static_cast<State*>(args.state) + target * args.state_stride + first_row * Cfg::kDstate, to_scale, store);
 }

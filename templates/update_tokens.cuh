@@ -399,9 +399,9 @@ SSMJIT_DEVICE void update_tokens(const UpdateTokensArgs& args) {
   IndexEntry slot_entry, accepted_entry, target_entry, snapshot_entry;
   u32 begin = 0, end = 0;
   if constexpr (Cfg::kAccepted) {
-    // All columns, one a lane: which one counts is under way too.
+    // A column for each token, one a lane: which one counts is under way too.
     accepted_entry = at.index(args.num_accepted_tokens, at.row * args.accepted_stride, 1);
-    const int mine = lane < args.index_columns ? lane : args.index_columns - 1;
+    const int mine = lane < Cfg::kTokens ? lane : Cfg::kTokens - 1;
     slot_entry = at.index(args.state_batch_indices, at.row * args.index_stride + mine * args.index_column_stride, -1);
   } else {
     slot_entry = at.index(args.state_batch_indices, at.row * args.index_stride, at.row);
@@ -426,9 +426,8 @@ SSMJIT_DEVICE void update_tokens(const UpdateTokensArgs& args) {
     source = slot_entry.value();
     if constexpr (Cfg::kAccepted) {
       const i64 accepted = accepted_entry.value();
-      const int which = accepted < 1                    ? 0
-                        : accepted < args.index_columns ? static_cast<int>(accepted) - 1
-                                                        : args.index_columns - 1;
+      // No count above the tokens chooses a slot behind theirs, however many columns there are.
+      const int which = accepted < 1 ? 0 : static_cast<int>(accepted < Cfg::kTokens ? accepted : Cfg::kTokens) - 1;
       source = shuffle_index(source, which & 31);
       if (which >= 32)
         source = at.index(args.state_batch_indices, at.row * args.index_stride + which * args.index_column_stride, -1)

@@ -14,9 +14,9 @@ struct UpdateTokensArgs {
   const void* A;                    // [nheads] fp32, negative
   const void* num_accepted_tokens;  // [batch], of the step before
   long long accepted_stride;
-  const int* cu_seqlens;  // [batch + 1], varlen: where a request's tokens begin and end
-  int total;              // varlen: tokens of all requests
-  int index_columns;
+  const int* cu_seqlens;   // [batch + 1], varlen: where a request's tokens begin and end
+  int total;               // varlen: tokens of all requests
+  int index_columns;       // of state_batch_indices; at least one a token
   long long slots;         // a slot index outside [0, slots) makes its row a pad row
   long long pad_slot_id;   // a row with this index, or a negative one, is a pad row
   void* state;             // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows; updated

@@ -34,10 +34,8 @@ TokensRequest tokens_request(const Description& d, const UpdateArgs& args, std::
     return slot >= 0 && slot < slots && slot != args.pad_slot_id;
   };
   std::int64_t column = 0;
-  if (d.has_accepted) {
-    const std::int64_t columns = args.state_batch_indices.rank == 2 ? args.state_batch_indices.shape[1] : 1;
-    column = std::clamp<std::int64_t>(stored_index(args.num_accepted_tokens, request, read), 1, columns) - 1;
-  }
+  if (d.has_accepted)
+    column = std::clamp<std::int64_t>(stored_index(args.num_accepted_tokens, request, read), 1, d.token_count) - 1;
   const std::int64_t slots = args.state.shape[0];
   r.source =
       args.state_batch_indices.data != nullptr ? index_at(args.state_batch_indices, request, column, read) : request;

@@ -70,7 +70,7 @@ __device__ void eights(const Args& args) {
     float v[8];
     for (int i = 0; i < 8; ++i) v[i] = at<float>(args, 0)[e + i];
     u32 word[kWords];
-    round_stochastic(v, state_draw<10>(args.number[1], e, static_cast<u32>(args.number[2])), word, T{});
+    round_stochastic(v, state_draw<10>(args.number[1], e, static_cast<u32>(args.number[2])), word, T{}, probe_of(v));
     for (int w = 0; w < kWords; ++w) at<u32>(args, 1)[e / kPerWord<T> + w] = word[w];
   }
 }
@@ -333,11 +333,11 @@ TEST_P(StochasticRounding, EightElementsShareADrawAsTheContractSays) {
   constexpr std::uint64_t kSeed = 0xfedcba9876543210u, kToken = 3;
   for (const Format& f : kStochasticFormats) {
     std::vector<float> in = trying_numbers(f, 18);
-    // Eights of ordinary numbers, and with one among them that is not.
+    // Eights of ordinary numbers, of all that are subnormal in fp16 too, and with one among them that is not.
     std::mt19937 random_numbers(22);
     std::normal_distribution<float> normal;
-    for (int i = 0; i < 1200; ++i) {
-      const float size = std::ldexp(1.0f, i % 30 - 13);
+    for (int i = 0; i < 1760; ++i) {
+      const float size = std::ldexp(1.0f, i % 44 - 27);
       for (int j = 0; j < 8; ++j) {
         const float v = normal(random_numbers);
         in.push_back(size * (v + std::copysign(0.5f, v)));

@@ -503,36 +503,62 @@ struct Draw {
   u32 word[4];
 };
 
-// kRounds rounds of the generator over `counter`; the key's low word first.
+// The keys of all rounds, for many draws of one seed.
 template <int kRounds>
-SSMJIT_DEVICE Draw philox(const Draw& counter, u64 key) {
+struct RoundKeys {
   static_assert(kRounds >= 1);
+  u32 low[kRounds], high[kRounds];
+
+  SSMJIT_DEVICE explicit RoundKeys(u64 seed) {
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      low[i] = static_cast<u32>(seed) + static_cast<u32>(i) * 0x9E3779B9u;
+      high[i] = static_cast<u32>(seed >> 32) + static_cast<u32>(i) * 0xBB67AE85u;
+    }
+  }
+  // They are worked out by here, once.
+  SSMJIT_DEVICE void keep_all() {
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      int bits[2] = {static_cast<int>(low[i]), static_cast<int>(high[i])};
+      keep(bits[0]);
+      keep(bits[1]);
+      low[i] = static_cast<u32>(bits[0]);
+      high[i] = static_cast<u32>(bits[1]);
+    }
+  }
+};
+
+// kRounds rounds of the generator over `counter`.
+template <int kRounds>
+SSMJIT_DEVICE Draw philox(const Draw& counter, const RoundKeys<kRounds>& key) {
   u32 c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
-  u32 k0 = static_cast<u32>(key), k1 = static_cast<u32>(key >> 32);
 #pragma unroll
   for (int i = 0; i < kRounds; ++i) {
     const u64 p0 = u64{0xD2511F53u} * c0, p1 = u64{0xCD9E8D57u} * c2;
-    c0 = static_cast<u32>(p1 >> 32) ^ c1 ^ k0;
+    c0 = static_cast<u32>(p1 >> 32) ^ c1 ^ key.low[i];
     c1 = static_cast<u32>(p1);
-    c2 = static_cast<u32>(p0 >> 32) ^ c3 ^ k1;
+    c2 = static_cast<u32>(p0 >> 32) ^ c3 ^ key.high[i];
     c3 = static_cast<u32>(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
   }
   return {{c0, c1, c2, c3}};
+}
+template <int kRounds>
+SSMJIT_DEVICE Draw philox(const Draw& counter, u64 seed) {
+  return philox<kRounds>(counter, RoundKeys<kRounds>(seed));
 }
 
 // The bits of eight neighbouring state elements, draw `number` of a state. `token`: which of several stored states, 0
 // where a launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
 template <int kRounds>
-SSMJIT_DEVICE Draw numbered_draw(u64 seed, u64 number, u32 token) {
-  return philox<kRounds>({{static_cast<u32>(number), static_cast<u32>(number >> 32), token, 0}}, seed);
+SSMJIT_DEVICE Draw numbered_draw(const RoundKeys<kRounds>& key, u64 number, u32 token) {
+  return philox<kRounds>({{static_cast<u32>(number), static_cast<u32>(number >> 32), token, 0}}, key);
 }
 // The same by the first element's place, a multiple of 8, counted in logical sizes, ((slot * nheads + head) * head_dim
 // + p) * dstate + n.
 template <int kRounds>
 SSMJIT_DEVICE Draw state_draw(u64 seed, u64 element, u32 token) {
-  return numbered_draw<kRounds>(seed, element / 8, token);
+  return numbered_draw<kRounds>(RoundKeys<kRounds>(seed), element / 8, token);
 }
 
 // ---- device/fp8.cuh ----
@@ -629,7 +655,32 @@ SSMJIT_DEVICE u32 stochastic_pack_e4m3(const float (&v)[4], u32 bits) {
 // The integer below a value from 0 up to 2^23 (anything of others), by an addition, which costs a quarter of a
 // conversion.
 SSMJIT_DEVICE unsigned floor_below_2_23(float v) { return __float_as_uint(__fadd_rz(v, 0x1p23f)) - 0x4b000000u; }
-// Two fp32 cut to fp16 towards zero, the first in the low half; on any GPU. Both are of 2^-14 to 65504 in size.
+// v plus the low or the high half of a word, in one instruction of the multipliers' pipe.
+SSMJIT_DEVICE u32 add_low_half(u32 v, u32 halves) {
+  u32 r;
+  asm("dp2a.lo.u32.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(halves), "r"(0x0001), "r"(v));
+  return r;
+}
+SSMJIT_DEVICE u32 add_high_half(u32 v, u32 halves) {
+  u32 r;
+  asm("dp2a.lo.u32.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(halves), "r"(0x0100), "r"(v));
+  return r;
+}
+// a + b towards zero.
+SSMJIT_DEVICE float add_towards_zero(float a, float b) { return __fadd_rz(a, b); }
+// Whether all of eight fp16 are of 2^-14 to less than 65504 in size.
+SSMJIT_DEVICE bool are_amid_f16(const u32 (&word)[4]) {
+  u32 least, most;
+  asm("{.reg .b32 a, b, c, d, u, v;"
+      "abs.f16x2 a, %2; abs.f16x2 b, %3; abs.f16x2 c, %4; abs.f16x2 d, %5;"
+      "min.f16x2 u, a, b; min.f16x2 v, c, d; min.f16x2 %0, u, v;"
+      "max.NaN.f16x2 u, a, b; max.NaN.f16x2 v, c, d; max.NaN.f16x2 %1, u, v;}"
+      : "=r"(least), "=r"(most)
+      : "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]));
+  // The signs of halves after these sums: set where the least is 0x0400 or more, the most 0x7bff or more.
+  return ((~(least + 0x7c007c00u) | (most + 0x04010401u)) & 0x80008000u) == 0;
+}
+// Two fp32 cut to fp16 towards zero, the first in the low half; on any GPU. Past the largest finite it stays.
 SSMJIT_DEVICE u32 pack_cut_f16(float low, float high) {
   u32 r;
   asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
@@ -803,46 +854,56 @@ SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
 // fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
 SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
 
-// Where no element is special, adding the bits and cutting is all that is to do: of sizes that add up to a finite sum
-// and, in fp16, are normal there and do not reach its largest.
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
-  if constexpr (kStochasticInHardware) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    return;
-  }
-  float sum = abs_f32(v[0]), least = sum;
-#pragma unroll
-  for (int i = 1; i < 8; ++i) {
-    sum += abs_f32(v[i]);
-    least = min_f32(least, abs_f32(v[i]));
-  }
-  if (least >= 0x1p-14f && sum < 65504.0f) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
-                             bits_float(float_bits(v[2 * i + 1]) + ((draw.word[i] & 0x1fff0000u) >> 16)));
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
-                stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
-  }
-}
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16) {
-  if constexpr (kStochasticInHardware) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    return;
-  }
+// `probe` of the functions below: any number that is finite only where all elements are, as this one.
+SSMJIT_DEVICE float probe_of(const float (&v)[8]) {
   float sum = abs_f32(v[0]);
 #pragma unroll
   for (int i = 1; i < 8; ++i) sum += abs_f32(v[i]);
-  if (sum <= 0x1.fffffep127f) {
+  return sum;
+}
+// Adding the bits and cutting is all that is to do where that gives what fp16 holds as a normal number below its
+// largest; subnormals are done again in units of their last place, anything beyond one by one.
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16, float) {
+  if constexpr (kStochasticInHardware) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const u32 random = draw.word[i] & 0x1fff1fffu;
+      word[i] = pack_cut_f16(bits_float(add_low_half(float_bits(v[2 * i]), random)),
+                             bits_float(add_high_half(float_bits(v[2 * i + 1]), random)));
+    }
+    if (are_amid_f16(word)) return;
+    if (probe_of(v) < 65504.0f) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // The random bits as 2^-37 beside 2^-14: the sum is in these units, as fp16 in the subnormals' beside 2^-14.
+        const u32 random = draw.word[i] & 0x1fff1fffu;
+        const u32 small =
+            pack_cut_f16(add_towards_zero(abs_f32(v[2 * i]), bits_float(add_low_half(0x38800000u, random))),
+                         add_towards_zero(abs_f32(v[2 * i + 1]), bits_float(add_high_half(0x38800000u, random))));
+        // All ones where the half has an exponent: it is above the subnormals before any bits or after them.
+        const u32 normal = ((((word[i] & 0x7c007c00u) + 0x7c007c00u) >> 15) & 0x00010001u) * 0xffffu;
+        word[i] = (word[i] & (normal | 0x80008000u)) | ((small - 0x04000400u) & ~normal);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
+                  stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
+    }
+  }
+}
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16, float probe) {
+  if constexpr (kStochasticInHardware) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
+  } else if (abs_f32(probe) <= 0x1.fffffep127f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      word[i] = upper_halves(float_bits(v[2 * i]) + (draw.word[i] & 0xffffu),
-                             float_bits(v[2 * i + 1]) + (draw.word[i] >> 16));
+      word[i] = upper_halves(add_low_half(float_bits(v[2 * i]), draw.word[i]),
+                             add_high_half(float_bits(v[2 * i + 1]), draw.word[i]));
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -852,7 +913,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
 }
 // e4m3 takes word i of the draw for elements 4i to 4i + 3, as the hardware does: the low 16 bits for the first, in
 // reverse for the second, the high 16 likewise for the other two.
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], e4m3) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], e4m3, float) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const u32 bits = draw.word[i];
@@ -864,7 +925,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
                 stochastic_e4m3(four[2], bits >> 16) << 16 | stochastic_e4m3(four[3], reverse_bits(bits)) << 24;
   }
 }
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], i8) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], i8, float) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     int q[4];
@@ -873,7 +934,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
     word[i] = pack_bytes(q[0], q[1], q[2], q[3]);
   }
 }
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16, float) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     word[i] = upper_halves(static_cast<u32>(stochastic_units<32767>(v[2 * i], random_half(draw, 2 * i))),
@@ -915,9 +976,9 @@ SSMJIT_DEVICE Vec16 round_vector(const float (&v)[kCount], T) {
   }
   return rounded;
 }
-// By chance, from a draw for each eight elements.
+// By chance, from a draw for each eight elements. `probe`: of all of them.
 template <int kCount, class T>
-SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T, float probe) {
   static_assert(kCount == 4 * kPerWord<T> && kCount % 8 == 0);
   constexpr int kWords = 8 / kPerWord<T>;  // of a draw
   Vec16 rounded;
@@ -927,11 +988,18 @@ SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, 
 #pragma unroll
     for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
     u32 word[kWords];
-    round_stochastic(eight, draw[d], word, T{});
+    round_stochastic(eight, draw[d], word, T{}, probe);
 #pragma unroll
     for (int w = 0; w < kWords; ++w) rounded.word[d * kWords + w] = word[w];
   }
   return rounded;
+}
+template <int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+  float probe = abs_f32(v[0]);
+#pragma unroll
+  for (int e = 1; e < kCount; ++e) probe += abs_f32(v[e]);
+  return round_vector_by(v, draw, T{}, probe);
 }
 // The same; `place`: of the first element, a multiple of 8, as state_draw counts it.
 template <int kRounds, int kCount, class T>
@@ -959,9 +1027,9 @@ struct UpdateTokensArgs {
   const void* A;                    // [nheads] fp32, negative
   const void* num_accepted_tokens;  // [batch], of the step before
   long long accepted_stride;
-  const int* cu_seqlens;  // [batch + 1], varlen: where a request's tokens begin and end
-  int total;              // varlen: tokens of all requests
-  int index_columns;
+  const int* cu_seqlens;   // [batch + 1], varlen: where a request's tokens begin and end
+  int total;               // varlen: tokens of all requests
+  int index_columns;       // of state_batch_indices; at least one a token
   long long slots;         // a slot index outside [0, slots) makes its row a pad row
   long long pad_slot_id;   // a row with this index, or a negative one, is a pad row
   void* state;             // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows; updated
@@ -1388,9 +1456,9 @@ SSMJIT_DEVICE void update_tokens(const UpdateTokensArgs& args) {
   IndexEntry slot_entry, accepted_entry, target_entry, snapshot_entry;
   u32 begin = 0, end = 0;
   if constexpr (Cfg::kAccepted) {
-    // All columns, one a lane: which one counts is under way too.
+    // A column for each token, one a lane: which one counts is under way too.
     accepted_entry = at.index(args.num_accepted_tokens, at.row * args.accepted_stride, 1);
-    const int mine = lane < args.index_columns ? lane : args.index_columns - 1;
+    const int mine = lane < Cfg::kTokens ? lane : Cfg::kTokens - 1;
     slot_entry = at.index(args.state_batch_indices, at.row * args.index_stride + mine * args.index_column_stride, -1);
   } else {
     slot_entry = at.index(args.state_batch_indices, at.row * args.index_stride, at.row);
@@ -1415,9 +1483,8 @@ SSMJIT_DEVICE void update_tokens(const UpdateTokensArgs& args) {
     source = slot_entry.value();
     if constexpr (Cfg::kAccepted) {
       const i64 accepted = accepted_entry.value();
-      const int which = accepted < 1                    ? 0
-                        : accepted < args.index_columns ? static_cast<int>(accepted) - 1
-                                                        : args.index_columns - 1;
+      // No count above the tokens chooses a slot behind theirs, however many columns there are.
+      const int which = accepted < 1 ? 0 : static_cast<int>(accepted < Cfg::kTokens ? accepted : Cfg::kTokens) - 1;
       source = shuffle_index(source, which & 31);
       if (which >= 32)
         source = at.index(args.state_batch_indices, at.row * args.index_stride + which * args.index_column_stride, -1)

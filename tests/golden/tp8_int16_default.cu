@@ -431,36 +431,62 @@ struct Draw {
   u32 word[4];
 };
 
-// kRounds rounds of the generator over `counter`; the key's low word first.
+// The keys of all rounds, for many draws of one seed.
 template <int kRounds>
-SSMJIT_DEVICE Draw philox(const Draw& counter, u64 key) {
+struct RoundKeys {
   static_assert(kRounds >= 1);
+  u32 low[kRounds], high[kRounds];
+
+  SSMJIT_DEVICE explicit RoundKeys(u64 seed) {
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      low[i] = static_cast<u32>(seed) + static_cast<u32>(i) * 0x9E3779B9u;
+      high[i] = static_cast<u32>(seed >> 32) + static_cast<u32>(i) * 0xBB67AE85u;
+    }
+  }
+  // They are worked out by here, once.
+  SSMJIT_DEVICE void keep_all() {
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      int bits[2] = {static_cast<int>(low[i]), static_cast<int>(high[i])};
+      keep(bits[0]);
+      keep(bits[1]);
+      low[i] = static_cast<u32>(bits[0]);
+      high[i] = static_cast<u32>(bits[1]);
+    }
+  }
+};
+
+// kRounds rounds of the generator over `counter`.
+template <int kRounds>
+SSMJIT_DEVICE Draw philox(const Draw& counter, const RoundKeys<kRounds>& key) {
   u32 c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
-  u32 k0 = static_cast<u32>(key), k1 = static_cast<u32>(key >> 32);
 #pragma unroll
   for (int i = 0; i < kRounds; ++i) {
     const u64 p0 = u64{0xD2511F53u} * c0, p1 = u64{0xCD9E8D57u} * c2;
-    c0 = static_cast<u32>(p1 >> 32) ^ c1 ^ k0;
+    c0 = static_cast<u32>(p1 >> 32) ^ c1 ^ key.low[i];
     c1 = static_cast<u32>(p1);
-    c2 = static_cast<u32>(p0 >> 32) ^ c3 ^ k1;
+    c2 = static_cast<u32>(p0 >> 32) ^ c3 ^ key.high[i];
     c3 = static_cast<u32>(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
   }
   return {{c0, c1, c2, c3}};
+}
+template <int kRounds>
+SSMJIT_DEVICE Draw philox(const Draw& counter, u64 seed) {
+  return philox<kRounds>(counter, RoundKeys<kRounds>(seed));
 }
 
 // The bits of eight neighbouring state elements, draw `number` of a state. `token`: which of several stored states, 0
 // where a launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
 template <int kRounds>
-SSMJIT_DEVICE Draw numbered_draw(u64 seed, u64 number, u32 token) {
-  return philox<kRounds>({{static_cast<u32>(number), static_cast<u32>(number >> 32), token, 0}}, seed);
+SSMJIT_DEVICE Draw numbered_draw(const RoundKeys<kRounds>& key, u64 number, u32 token) {
+  return philox<kRounds>({{static_cast<u32>(number), static_cast<u32>(number >> 32), token, 0}}, key);
 }
 // The same by the first element's place, a multiple of 8, counted in logical sizes, ((slot * nheads + head) * head_dim
 // + p) * dstate + n.
 template <int kRounds>
 SSMJIT_DEVICE Draw state_draw(u64 seed, u64 element, u32 token) {
-  return numbered_draw<kRounds>(seed, element / 8, token);
+  return numbered_draw<kRounds>(RoundKeys<kRounds>(seed), element / 8, token);
 }
 
 // ---- device/fp8.cuh ----
@@ -557,7 +583,32 @@ SSMJIT_DEVICE u32 stochastic_pack_e4m3(const float (&v)[4], u32 bits) {
 // The integer below a value from 0 up to 2^23 (anything of others), by an addition, which costs a quarter of a
 // conversion.
 SSMJIT_DEVICE unsigned floor_below_2_23(float v) { return __float_as_uint(__fadd_rz(v, 0x1p23f)) - 0x4b000000u; }
-// Two fp32 cut to fp16 towards zero, the first in the low half; on any GPU. Both are of 2^-14 to 65504 in size.
+// v plus the low or the high half of a word, in one instruction of the multipliers' pipe.
+SSMJIT_DEVICE u32 add_low_half(u32 v, u32 halves) {
+  u32 r;
+  asm("dp2a.lo.u32.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(halves), "r"(0x0001), "r"(v));
+  return r;
+}
+SSMJIT_DEVICE u32 add_high_half(u32 v, u32 halves) {
+  u32 r;
+  asm("dp2a.lo.u32.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(halves), "r"(0x0100), "r"(v));
+  return r;
+}
+// a + b towards zero.
+SSMJIT_DEVICE float add_towards_zero(float a, float b) { return __fadd_rz(a, b); }
+// Whether all of eight fp16 are of 2^-14 to less than 65504 in size.
+SSMJIT_DEVICE bool are_amid_f16(const u32 (&word)[4]) {
+  u32 least, most;
+  asm("{.reg .b32 a, b, c, d, u, v;"
+      "abs.f16x2 a, %2; abs.f16x2 b, %3; abs.f16x2 c, %4; abs.f16x2 d, %5;"
+      "min.f16x2 u, a, b; min.f16x2 v, c, d; min.f16x2 %0, u, v;"
+      "max.NaN.f16x2 u, a, b; max.NaN.f16x2 v, c, d; max.NaN.f16x2 %1, u, v;}"
+      : "=r"(least), "=r"(most)
+      : "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]));
+  // The signs of halves after these sums: set where the least is 0x0400 or more, the most 0x7bff or more.
+  return ((~(least + 0x7c007c00u) | (most + 0x04010401u)) & 0x80008000u) == 0;
+}
+// Two fp32 cut to fp16 towards zero, the first in the low half; on any GPU. Past the largest finite it stays.
 SSMJIT_DEVICE u32 pack_cut_f16(float low, float high) {
   u32 r;
   asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
@@ -731,46 +782,56 @@ SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
 // fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
 SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
 
-// Where no element is special, adding the bits and cutting is all that is to do: of sizes that add up to a finite sum
-// and, in fp16, are normal there and do not reach its largest.
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
-  if constexpr (kStochasticInHardware) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    return;
-  }
-  float sum = abs_f32(v[0]), least = sum;
-#pragma unroll
-  for (int i = 1; i < 8; ++i) {
-    sum += abs_f32(v[i]);
-    least = min_f32(least, abs_f32(v[i]));
-  }
-  if (least >= 0x1p-14f && sum < 65504.0f) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
-                             bits_float(float_bits(v[2 * i + 1]) + ((draw.word[i] & 0x1fff0000u) >> 16)));
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
-                stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
-  }
-}
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16) {
-  if constexpr (kStochasticInHardware) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    return;
-  }
+// `probe` of the functions below: any number that is finite only where all elements are, as this one.
+SSMJIT_DEVICE float probe_of(const float (&v)[8]) {
   float sum = abs_f32(v[0]);
 #pragma unroll
   for (int i = 1; i < 8; ++i) sum += abs_f32(v[i]);
-  if (sum <= 0x1.fffffep127f) {
+  return sum;
+}
+// Adding the bits and cutting is all that is to do where that gives what fp16 holds as a normal number below its
+// largest; subnormals are done again in units of their last place, anything beyond one by one.
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16, float) {
+  if constexpr (kStochasticInHardware) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const u32 random = draw.word[i] & 0x1fff1fffu;
+      word[i] = pack_cut_f16(bits_float(add_low_half(float_bits(v[2 * i]), random)),
+                             bits_float(add_high_half(float_bits(v[2 * i + 1]), random)));
+    }
+    if (are_amid_f16(word)) return;
+    if (probe_of(v) < 65504.0f) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // The random bits as 2^-37 beside 2^-14: the sum is in these units, as fp16 in the subnormals' beside 2^-14.
+        const u32 random = draw.word[i] & 0x1fff1fffu;
+        const u32 small =
+            pack_cut_f16(add_towards_zero(abs_f32(v[2 * i]), bits_float(add_low_half(0x38800000u, random))),
+                         add_towards_zero(abs_f32(v[2 * i + 1]), bits_float(add_high_half(0x38800000u, random))));
+        // All ones where the half has an exponent: it is above the subnormals before any bits or after them.
+        const u32 normal = ((((word[i] & 0x7c007c00u) + 0x7c007c00u) >> 15) & 0x00010001u) * 0xffffu;
+        word[i] = (word[i] & (normal | 0x80008000u)) | ((small - 0x04000400u) & ~normal);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
+                  stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
+    }
+  }
+}
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16, float probe) {
+  if constexpr (kStochasticInHardware) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
+  } else if (abs_f32(probe) <= 0x1.fffffep127f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      word[i] = upper_halves(float_bits(v[2 * i]) + (draw.word[i] & 0xffffu),
-                             float_bits(v[2 * i + 1]) + (draw.word[i] >> 16));
+      word[i] = upper_halves(add_low_half(float_bits(v[2 * i]), draw.word[i]),
+                             add_high_half(float_bits(v[2 * i + 1]), draw.word[i]));
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -780,7 +841,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
 }
 // e4m3 takes word i of the draw for elements 4i to 4i + 3, as the hardware does: the low 16 bits for the first, in
 // reverse for the second, the high 16 likewise for the other two.
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], e4m3) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], e4m3, float) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const u32 bits = draw.word[i];
@@ -792,7 +853,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
                 stochastic_e4m3(four[2], bits >> 16) << 16 | stochastic_e4m3(four[3], reverse_bits(bits)) << 24;
   }
 }
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], i8) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], i8, float) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     int q[4];
@@ -801,7 +862,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
     word[i] = pack_bytes(q[0], q[1], q[2], q[3]);
   }
 }
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16, float) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     word[i] = upper_halves(static_cast<u32>(stochastic_units<32767>(v[2 * i], random_half(draw, 2 * i))),
@@ -843,9 +904,9 @@ SSMJIT_DEVICE Vec16 round_vector(const float (&v)[kCount], T) {
   }
   return rounded;
 }
-// By chance, from a draw for each eight elements.
+// By chance, from a draw for each eight elements. `probe`: of all of them.
 template <int kCount, class T>
-SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T, float probe) {
   static_assert(kCount == 4 * kPerWord<T> && kCount % 8 == 0);
   constexpr int kWords = 8 / kPerWord<T>;  // of a draw
   Vec16 rounded;
@@ -855,11 +916,18 @@ SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, 
 #pragma unroll
     for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
     u32 word[kWords];
-    round_stochastic(eight, draw[d], word, T{});
+    round_stochastic(eight, draw[d], word, T{}, probe);
 #pragma unroll
     for (int w = 0; w < kWords; ++w) rounded.word[d * kWords + w] = word[w];
   }
   return rounded;
+}
+template <int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+  float probe = abs_f32(v[0]);
+#pragma unroll
+  for (int e = 1; e < kCount; ++e) probe += abs_f32(v[e]);
+  return round_vector_by(v, draw, T{}, probe);
 }
 // The same; `place`: of the first element, a multiple of 8, as state_draw counts it.
 template <int kRounds, int kCount, class T>
@@ -1370,18 +1438,25 @@ struct RowStorage {
   using S = UpdateShape<Cfg>;
   static constexpr bool kScaled = is_scaled(typename Cfg::State{});
   static constexpr bool kByChance = Cfg::kPhiloxRounds > 0;
+  using Keys = RoundKeys<kByChance ? Cfg::kPhiloxRounds : 1>;
   static constexpr int kDraws = S::kVecElements >= 8 ? S::kVecElements / 8 : 1;  // of a vector
   Packed<float, kScaled ? S::kRows : 1, true> scale;
   Draw draw[kByChance ? S::kRows : 1][S::kVectors * kDraws];
 
   // Row r's draws; `first`: the number of that of the lane's first elements.
-  SSMJIT_DEVICE void draw_row(int r, u64 seed, u64 first) {
+  SSMJIT_DEVICE void draw_row(int r, const Keys& keys, u64 first) {
+    // A lane's first row is a multiple of kRows: of a power of two of elements, its draws have one upper word.
+    constexpr int kSpan = S::kRows * Cfg::kDstate;
+    constexpr bool kOneUpper = (kSpan & (kSpan - 1)) == 0 && !S::kRagged;
 #pragma unroll
     for (int v = 0; v < S::kVectors; ++v)
 #pragma unroll
-      for (int d = 0; d < kDraws; ++d)
-        draw[r][v * kDraws + d] = numbered_draw<Cfg::kPhiloxRounds>(
-            seed, first + static_cast<u64>((r * Cfg::kDstate + v * S::kLanes * S::kVecElements) / 8 + d), 0);
+      for (int d = 0; d < kDraws; ++d) {
+        const u32 behind = static_cast<u32>((r * Cfg::kDstate + v * S::kLanes * S::kVecElements) / 8 + d);
+        const u64 number =
+            kOneUpper ? (first & ~u64{0xffffffffu}) | (static_cast<u32>(first) + behind) : first + behind;
+        draw[r][v * kDraws + d] = numbered_draw<Cfg::kPhiloxRounds>(keys, number, 0);
+      }
   }
   // They are drawn by here.
   SSMJIT_DEVICE void keep_draws() {
@@ -1408,9 +1483,10 @@ struct RoundedStep {
 
   const UpdateStep<Cfg>& at;
 
-  // A row of the lane: in units of its new factor, whose inverse is `scale`, then to memory.
-  SSMJIT_DEVICE void store_row(float (&s)[S::kVectors][S::kVecElements], const Storage& storage, int r, State* to,
-                               float& scale, bool store) const {
+  // A row of the lane: in units of its new factor, whose inverse is `scale`, then to memory. `probe`: finite only where
+  // the row is.
+  SSMJIT_DEVICE void store_row(float (&s)[S::kVectors][S::kVecElements], float probe, const Storage& storage, int r,
+                               State* to, float& scale, bool store) const {
     if constexpr (Storage::kScaled) {
       float largest = 0.0f;
 #pragma unroll
@@ -1428,7 +1504,7 @@ struct RoundedStep {
     for (int v = 0; v < S::kVectors; ++v) {
       Vec16 rounded;
       if constexpr (Storage::kByChance)
-        rounded = round_vector_by(s[v], &storage.draw[r][v * Storage::kDraws], State{});
+        rounded = round_vector_by(s[v], &storage.draw[r][v * Storage::kDraws], State{}, probe);
       else
         rounded = round_vector(s[v], State{});
       if (store && at.inside(v, at.column))
@@ -1448,10 +1524,10 @@ struct RoundedStep {
     }
   }
 
-  // `seed` and `first_draw`: of draws that are made here.
+  // `keys` and `first_draw`: of draws that are made here.
   SSMJIT_DEVICE void step(const StateTile<Cfg>& tile, const HeadInputs<Cfg>& in, const Columns<Cfg>& columns_B,
-                          const Columns<Cfg>& columns_C, Storage& storage, u64 seed, u64 first_draw, State* to,
-                          float* to_scale, bool store) const {
+                          const Columns<Cfg>& columns_C, Storage& storage, const typename Storage::Keys& keys,
+                          u64 first_draw, State* to, float* to_scale, bool store) const {
     constexpr int kPer = kPerWord<State>;
     float dt_bias = 0.0f, D = 0.0f;
     if constexpr (Cfg::kHasDtBias) dt_bias = widen(in.dt_bias);
@@ -1474,7 +1550,7 @@ struct RoundedStep {
       const float u = delta * x[r];
       float& own_scale = scale[Storage::kScaled ? r : 0];
       const float kept = Storage::kScaled ? decay * own_scale : decay;
-      if constexpr (Storage::kByChance && !kAhead) storage.draw_row(r, seed, first_draw);
+      if constexpr (Storage::kByChance && !kAhead) storage.draw_row(r, keys, first_draw);
       float s[S::kVectors][S::kVecElements];
       y[r] = 0.0f;
 #pragma unroll
@@ -1490,7 +1566,8 @@ struct RoundedStep {
             y[r] = fma_f32(now, C[v][w * kPer + e], y[r]);
           }
         }
-      store_row(s, storage, r, to, own_scale, store);
+      // As y: a number that is none makes it none.
+      store_row(s, y[r], storage, r, to, own_scale, store);
     }
     if constexpr (Storage::kScaled) {
       sync_warp();  // all lanes of a row have read its old factor
@@ -1597,16 +1674,18 @@ SSMJIT_DEVICE void update_rounded(const UpdateRoundedArgs& rounded_args) {
         static_cast<u64>(lane_row);
     first_draw = (row * Cfg::kDstate + static_cast<u64>(column * S::kVecElements)) / 8;
   }
+  typename Storage::Keys keys(seed);
+  if constexpr (Storage::kByChance) keys.keep_all();
   if constexpr (!Cfg::kEarlyState) request_state();
   if constexpr (RoundedStep<Cfg>::kAhead) {
 #pragma unroll
-    for (int r = 0; r < S::kRows; ++r) storage.draw_row(r, seed, first_draw);
+    for (int r = 0; r < S::kRows; ++r) storage.draw_row(r, keys, first_draw);
     storage.keep_draws();
   }
   float* to_scale = nullptr;
   if constexpr (Storage::kScaled)
     to_scale = rounded_args.state_scale + target * rounded_args.state_scale_stride + first_row;
-  step.step(tile, in, B, C, storage, seed, first_draw,
+  step.step(tile, in, B, C, storage, keys, first_draw,
             static_cast<State*>(args.state) + target * args.state_stride + first_row * Cfg::kDstate, to_scale, store);
 }
 

@@ -641,9 +641,11 @@ SSMJIT_DEVICE float fn_silu(float v) { return v * fn_sigmoid(v); }
 
 // ---- ring_args.cuh ----
 
-// What a launch of the ring kernels is given, by value, in one struct (also read by the host, so plain C++), in the
-// order in which a kernel asks for it. Strides count elements, fewer than 2^31 of them; their products with indices are
-// of 64 bits. A row is one request. Pointers that the description has no use for are null.
+// What a launch of the ring kernels is given, by value, in one struct (also read by the host, so plain C++). A kernel
+// fetches its arguments by lines of 64 bytes (the first has 48 of them) and waits for each: the common ones fill four
+// lines, and each line has one that is asked for while the slot index is on its way. Strides count elements, fewer than
+// 2^31 of them; their products with indices are of 64 bits. A row is one request. Pointers that the description has no
+// use for are null.
 
 struct RingArgs {
   const int* state_batch_indices;  // [batch], as 32-bit words: row b's is word b * index_stride; a readable address,
@@ -653,45 +655,50 @@ struct RingArgs {
   int indexed;                     // 0: row b uses slot b
   int pdl;  // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads index, cu_seqlens, cursors, state,
             // rings, A, D and dt_bias, waits, then reads the rest; any other does as for 1
-  const int* cu_seqlens;  // [batch + 1]: request b has tokens cu_seqlens[b] on, and row strides are 0; null: it has all
   long long slots;        // a slot index outside [0, slots) makes its row a pad row
   long long pad_slot_id;  // a row with this index, or a negative one, is a pad row
   const int* ring_start;  // [slots]: where the oldest row is
+
   const int* ring_count;  // [slots]: how many rows are in use, up to the window
-  const void* C;          // [batch, tokens, ngroups, dstate]
-  int C_stride;
-  int C_token_stride;
-  const void* B;  // [batch, tokens, ngroups, dstate]
+  const void* A;          // [nheads] fp32, negative
+  const void* D;          // [nheads]
+  const void* dt_bias;    // [nheads]
+  const void* B;          // [batch, tokens, ngroups, dstate]
   int B_stride;
   int B_token_stride;
+  void* state;       // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows
+  int state_stride;  // between slots
+  int nheads;
+
   const void* dt;  // [batch, tokens, nheads]
   int dt_stride;
   int dt_token_stride;
+  void* B_ring;   // [slots, ngroups, ring, dstate]
+  void* x_ring;   // [slots, nheads, ring, head_dim]
+  void* dt_ring;  // [slots, nheads, ring] fp32: delta, not dt
+  int B_ring_stride;
+  int x_ring_stride;
+  int dt_ring_stride;
+  int rand_seed_stride;        // 0: one for all slots; 1: one each
+  const long long* rand_seed;  // null: nothing is rounded by chance
+
+  const void* C;  // [batch, tokens, ngroups, dstate]
+  int C_stride;
+  int C_token_stride;
   const void* x;  // [batch, tokens, nheads, head_dim]
   int x_stride;
   int x_token_stride;
-  const void* z;  // [batch, tokens, nheads, head_dim], gate
-  int z_stride;
-  int z_token_stride;
-  const void* A;        // [nheads] fp32, negative
-  const void* D;        // [nheads]
-  const void* dt_bias;  // [nheads]
-  void* state;          // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows
-  float* state_scale;   // [slots, nheads, head_dim], inner two contiguous; null: the state has none
-  int state_stride;     // between slots
-  int state_scale_stride;
-  void* x_ring;   // [slots, nheads, ring, head_dim]
-  void* B_ring;   // [slots, ngroups, ring, dstate]
-  void* dt_ring;  // [slots, nheads, ring] fp32: delta, not dt
-  int x_ring_stride;
-  int B_ring_stride;
-  int dt_ring_stride;
-  int nheads;
   void* out;  // [batch, tokens, nheads, head_dim]
   int out_stride;
   int out_token_stride;
-  const long long* rand_seed;  // null: nothing is rounded by chance
-  int rand_seed_stride;        // 0: one for all slots; 1: one each
+  const void* z;  // [batch, tokens, nheads, head_dim], gate
+  int z_stride;
+  int z_token_stride;
+
+  const int* cu_seqlens;  // [batch + 1]: request b has tokens cu_seqlens[b] on, and row strides are 0; null: it has all
+  float* state_scale;     // [slots, nheads, head_dim], inner two contiguous; null: the state has none
+  int state_scale_stride;
+  int total_tokens;  // with cu_seqlens: of all requests
   // Of a replay. Its other rows lie so: x_ring [slots, tokens, nheads, head_dim], B_ring [slots, 2, tokens, ngroups,
   // dstate], dt_ring [slots, 2, nheads, tokens]; ring_start is the buffer that holds the last step, ring_count its
   // accepted tokens.
@@ -793,7 +800,32 @@ SSMJIT_DEVICE u32 stochastic_pack_e4m3(const float (&v)[4], u32 bits) {
 // The integer below a value from 0 up to 2^23 (anything of others), by an addition, which costs a quarter of a
 // conversion.
 SSMJIT_DEVICE unsigned floor_below_2_23(float v) { return __float_as_uint(__fadd_rz(v, 0x1p23f)) - 0x4b000000u; }
-// Two fp32 cut to fp16 towards zero, the first in the low half; on any GPU. Both are of 2^-14 to 65504 in size.
+// v plus the low or the high half of a word, in one instruction of the multipliers' pipe.
+SSMJIT_DEVICE u32 add_low_half(u32 v, u32 halves) {
+  u32 r;
+  asm("dp2a.lo.u32.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(halves), "r"(0x0001), "r"(v));
+  return r;
+}
+SSMJIT_DEVICE u32 add_high_half(u32 v, u32 halves) {
+  u32 r;
+  asm("dp2a.lo.u32.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(halves), "r"(0x0100), "r"(v));
+  return r;
+}
+// a + b towards zero.
+SSMJIT_DEVICE float add_towards_zero(float a, float b) { return __fadd_rz(a, b); }
+// Whether all of eight fp16 are of 2^-14 to less than 65504 in size.
+SSMJIT_DEVICE bool are_amid_f16(const u32 (&word)[4]) {
+  u32 least, most;
+  asm("{.reg .b32 a, b, c, d, u, v;"
+      "abs.f16x2 a, %2; abs.f16x2 b, %3; abs.f16x2 c, %4; abs.f16x2 d, %5;"
+      "min.f16x2 u, a, b; min.f16x2 v, c, d; min.f16x2 %0, u, v;"
+      "max.NaN.f16x2 u, a, b; max.NaN.f16x2 v, c, d; max.NaN.f16x2 %1, u, v;}"
+      : "=r"(least), "=r"(most)
+      : "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]));
+  // The signs of halves after these sums: set where the least is 0x0400 or more, the most 0x7bff or more.
+  return ((~(least + 0x7c007c00u) | (most + 0x04010401u)) & 0x80008000u) == 0;
+}
+// Two fp32 cut to fp16 towards zero, the first in the low half; on any GPU. Past the largest finite it stays.
 SSMJIT_DEVICE u32 pack_cut_f16(float low, float high) {
   u32 r;
   asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
@@ -813,36 +845,62 @@ struct Draw {
   u32 word[4];
 };
 
-// kRounds rounds of the generator over `counter`; the key's low word first.
+// The keys of all rounds, for many draws of one seed.
 template <int kRounds>
-SSMJIT_DEVICE Draw philox(const Draw& counter, u64 key) {
+struct RoundKeys {
   static_assert(kRounds >= 1);
+  u32 low[kRounds], high[kRounds];
+
+  SSMJIT_DEVICE explicit RoundKeys(u64 seed) {
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      low[i] = static_cast<u32>(seed) + static_cast<u32>(i) * 0x9E3779B9u;
+      high[i] = static_cast<u32>(seed >> 32) + static_cast<u32>(i) * 0xBB67AE85u;
+    }
+  }
+  // They are worked out by here, once.
+  SSMJIT_DEVICE void keep_all() {
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      int bits[2] = {static_cast<int>(low[i]), static_cast<int>(high[i])};
+      keep(bits[0]);
+      keep(bits[1]);
+      low[i] = static_cast<u32>(bits[0]);
+      high[i] = static_cast<u32>(bits[1]);
+    }
+  }
+};
+
+// kRounds rounds of the generator over `counter`.
+template <int kRounds>
+SSMJIT_DEVICE Draw philox(const Draw& counter, const RoundKeys<kRounds>& key) {
   u32 c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
-  u32 k0 = static_cast<u32>(key), k1 = static_cast<u32>(key >> 32);
 #pragma unroll
   for (int i = 0; i < kRounds; ++i) {
     const u64 p0 = u64{0xD2511F53u} * c0, p1 = u64{0xCD9E8D57u} * c2;
-    c0 = static_cast<u32>(p1 >> 32) ^ c1 ^ k0;
+    c0 = static_cast<u32>(p1 >> 32) ^ c1 ^ key.low[i];
     c1 = static_cast<u32>(p1);
-    c2 = static_cast<u32>(p0 >> 32) ^ c3 ^ k1;
+    c2 = static_cast<u32>(p0 >> 32) ^ c3 ^ key.high[i];
     c3 = static_cast<u32>(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
   }
   return {{c0, c1, c2, c3}};
+}
+template <int kRounds>
+SSMJIT_DEVICE Draw philox(const Draw& counter, u64 seed) {
+  return philox<kRounds>(counter, RoundKeys<kRounds>(seed));
 }
 
 // The bits of eight neighbouring state elements, draw `number` of a state. `token`: which of several stored states, 0
 // where a launch stores one. Element i has half-word i (round_stochastic says which formats share bits instead).
 template <int kRounds>
-SSMJIT_DEVICE Draw numbered_draw(u64 seed, u64 number, u32 token) {
-  return philox<kRounds>({{static_cast<u32>(number), static_cast<u32>(number >> 32), token, 0}}, seed);
+SSMJIT_DEVICE Draw numbered_draw(const RoundKeys<kRounds>& key, u64 number, u32 token) {
+  return philox<kRounds>({{static_cast<u32>(number), static_cast<u32>(number >> 32), token, 0}}, key);
 }
 // The same by the first element's place, a multiple of 8, counted in logical sizes, ((slot * nheads + head) * head_dim
 // + p) * dstate + n.
 template <int kRounds>
 SSMJIT_DEVICE Draw state_draw(u64 seed, u64 element, u32 token) {
-  return numbered_draw<kRounds>(seed, element / 8, token);
+  return numbered_draw<kRounds>(RoundKeys<kRounds>(seed), element / 8, token);
 }
 
 // ---- rounding.cuh ----
@@ -1009,46 +1067,56 @@ SSMJIT_DEVICE void unpack_word(u32 word, float (&v)[2], i16) {
 // fp16, bf16, int8 and int16: element i takes half-word i of the draw (fp16 its low 13 bits).
 SSMJIT_DEVICE u32 random_half(const Draw& draw, int i) { return draw.word[i / 2] >> (16 * (i & 1)); }
 
-// Where no element is special, adding the bits and cutting is all that is to do: of sizes that add up to a finite sum
-// and, in fp16, are normal there and do not reach its largest.
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16) {
-  if constexpr (kStochasticInHardware) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    return;
-  }
-  float sum = abs_f32(v[0]), least = sum;
-#pragma unroll
-  for (int i = 1; i < 8; ++i) {
-    sum += abs_f32(v[i]);
-    least = min_f32(least, abs_f32(v[i]));
-  }
-  if (least >= 0x1p-14f && sum < 65504.0f) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      word[i] = pack_cut_f16(bits_float(float_bits(v[2 * i]) + (draw.word[i] & 0x1fffu)),
-                             bits_float(float_bits(v[2 * i + 1]) + ((draw.word[i] & 0x1fff0000u) >> 16)));
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
-                stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
-  }
-}
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16) {
-  if constexpr (kStochasticInHardware) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
-    return;
-  }
+// `probe` of the functions below: any number that is finite only where all elements are, as this one.
+SSMJIT_DEVICE float probe_of(const float (&v)[8]) {
   float sum = abs_f32(v[0]);
 #pragma unroll
   for (int i = 1; i < 8; ++i) sum += abs_f32(v[i]);
-  if (sum <= 0x1.fffffep127f) {
+  return sum;
+}
+// Adding the bits and cutting is all that is to do where that gives what fp16 holds as a normal number below its
+// largest; subnormals are done again in units of their last place, anything beyond one by one.
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], f16, float) {
+  if constexpr (kStochasticInHardware) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_f16(v[2 * i], v[2 * i + 1], draw.word[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const u32 random = draw.word[i] & 0x1fff1fffu;
+      word[i] = pack_cut_f16(bits_float(add_low_half(float_bits(v[2 * i]), random)),
+                             bits_float(add_high_half(float_bits(v[2 * i + 1]), random)));
+    }
+    if (are_amid_f16(word)) return;
+    if (probe_of(v) < 65504.0f) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // The random bits as 2^-37 beside 2^-14: the sum is in these units, as fp16 in the subnormals' beside 2^-14.
+        const u32 random = draw.word[i] & 0x1fff1fffu;
+        const u32 small =
+            pack_cut_f16(add_towards_zero(abs_f32(v[2 * i]), bits_float(add_low_half(0x38800000u, random))),
+                         add_towards_zero(abs_f32(v[2 * i + 1]), bits_float(add_high_half(0x38800000u, random))));
+        // All ones where the half has an exponent: it is above the subnormals before any bits or after them.
+        const u32 normal = ((((word[i] & 0x7c007c00u) + 0x7c007c00u) >> 15) & 0x00010001u) * 0xffffu;
+        word[i] = (word[i] & (normal | 0x80008000u)) | ((small - 0x04000400u) & ~normal);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        word[i] = stochastic_f16(v[2 * i], random_half(draw, 2 * i)) |
+                  stochastic_f16(v[2 * i + 1], random_half(draw, 2 * i + 1)) << 16;
+    }
+  }
+}
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], bf16, float probe) {
+  if constexpr (kStochasticInHardware) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = stochastic_pack_bf16(v[2 * i], v[2 * i + 1], draw.word[i]);
+  } else if (abs_f32(probe) <= 0x1.fffffep127f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      word[i] = upper_halves(float_bits(v[2 * i]) + (draw.word[i] & 0xffffu),
-                             float_bits(v[2 * i + 1]) + (draw.word[i] >> 16));
+      word[i] = upper_halves(add_low_half(float_bits(v[2 * i]), draw.word[i]),
+                             add_high_half(float_bits(v[2 * i + 1]), draw.word[i]));
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -1058,7 +1126,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
 }
 // e4m3 takes word i of the draw for elements 4i to 4i + 3, as the hardware does: the low 16 bits for the first, in
 // reverse for the second, the high 16 likewise for the other two.
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], e4m3) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], e4m3, float) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const u32 bits = draw.word[i];
@@ -1070,7 +1138,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
                 stochastic_e4m3(four[2], bits >> 16) << 16 | stochastic_e4m3(four[3], reverse_bits(bits)) << 24;
   }
 }
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], i8) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[2], i8, float) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     int q[4];
@@ -1079,7 +1147,7 @@ SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (
     word[i] = pack_bytes(q[0], q[1], q[2], q[3]);
   }
 }
-SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16) {
+SSMJIT_DEVICE void round_stochastic(const float (&v)[8], const Draw& draw, u32 (&word)[4], i16, float) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     word[i] = upper_halves(static_cast<u32>(stochastic_units<32767>(v[2 * i], random_half(draw, 2 * i))),
@@ -1121,9 +1189,9 @@ SSMJIT_DEVICE Vec16 round_vector(const float (&v)[kCount], T) {
   }
   return rounded;
 }
-// By chance, from a draw for each eight elements.
+// By chance, from a draw for each eight elements. `probe`: of all of them.
 template <int kCount, class T>
-SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T, float probe) {
   static_assert(kCount == 4 * kPerWord<T> && kCount % 8 == 0);
   constexpr int kWords = 8 / kPerWord<T>;  // of a draw
   Vec16 rounded;
@@ -1133,11 +1201,18 @@ SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, 
 #pragma unroll
     for (int e = 0; e < 8; ++e) eight[e] = v[8 * d + e];
     u32 word[kWords];
-    round_stochastic(eight, draw[d], word, T{});
+    round_stochastic(eight, draw[d], word, T{}, probe);
 #pragma unroll
     for (int w = 0; w < kWords; ++w) rounded.word[d * kWords + w] = word[w];
   }
   return rounded;
+}
+template <int kCount, class T>
+SSMJIT_DEVICE Vec16 round_vector_by(const float (&v)[kCount], const Draw* draw, T) {
+  float probe = abs_f32(v[0]);
+#pragma unroll
+  for (int e = 1; e < kCount; ++e) probe += abs_f32(v[e]);
+  return round_vector_by(v, draw, T{}, probe);
 }
 // The same; `place`: of the first element, a multiple of 8, as state_draw counts it.
 template <int kRounds, int kCount, class T>
@@ -2041,9 +2116,12 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   keep(index_high);
   int first_token = 0, tokens = Cfg::kTokens;
   if constexpr (Cfg::kVarlen) {
-    first_token = static_cast<int>(load_now_b32(args.cu_seqlens + row));
-    const int length = static_cast<int>(load_now_b32(args.cu_seqlens + row + 1)) - first_token;
-    tokens = length < Cfg::kTokens ? length : Cfg::kTokens;
+    // Out of order or of range they are the caller's error, but no address leaves the tensors.
+    const int from = static_cast<int>(load_now_b32(args.cu_seqlens + row));
+    const int to = static_cast<int>(load_now_b32(args.cu_seqlens + row + 1));
+    first_token = from < 0 ? 0 : from < args.total_tokens ? from : args.total_tokens;
+    const int end = to < args.total_tokens ? to : args.total_tokens;
+    tokens = end <= first_token ? 0 : end - first_token < Cfg::kTokens ? end - first_token : Cfg::kTokens;
   }
   const Step step{args,
                   shared,
@@ -2071,10 +2149,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     if constexpr (Cfg::kHasD) load_now(static_cast<const Weight*>(args.D) + lane_head, D);
     if constexpr (Cfg::kHasDtBias) load_now(static_cast<const Weight*>(args.dt_bias) + lane_head, dt_bias);
   };
-  if constexpr (kIsLayer)
-    around.start(step);
-  else
-    load_scalars();
+  if constexpr (kIsLayer) around.start(step);
   if constexpr (!S::kDirect) {
     if (lane == 0) {
 #pragma unroll
@@ -2122,9 +2197,6 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
       for (int k = 0; k < kNewMine; ++k) new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
     }
   };
-  // What needs no slot is asked for while the slot is on its way; but in a layer, where more loads would make the wait
-  // for the slot one for them, too.
-  if constexpr (!Cfg::kEarlyState && !kIsLayer) load_inputs();
   streams.place_new(step);
   const i64 wide_index =
       static_cast<i64>(static_cast<u64>(static_cast<u32>(index_high)) << 32 | static_cast<u32>(index_low));
@@ -2161,12 +2233,16 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
                S::kWarpSize * static_cast<u32>(sizeof(State)));
     bulk_store_commit();
   };
-  if constexpr (kIsLayer) {
-    load_scalars();
-    if constexpr (!Cfg::kEarlyState) load_inputs();
-  }
-  constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
+  // Loads come back in the order in which they were asked for: nothing stands in front of index and cursors, for which
+  // the ring's rows wait. What needs neither is asked for while the cursors are on their way; but by blocks of one
+  // head, whose state comes by bulk copies, where the compiler likes.
+  constexpr bool kInputsAhead = S::kDirect || Cfg::kHeadsPerBlock > 1;
+  if constexpr (!kIsLayer && !S::kAll && !kInputsAhead) sync_warp();
+  load_scalars();
+  if constexpr (!Cfg::kEarlyState) load_inputs();
   if constexpr (S::kDirect && !S::kAll) state.load();
+  if constexpr (!kIsLayer && !S::kAll && kInputsAhead) sync_warp();
+  constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
 
   // Out of range they are the caller's error, but no address leaves the ring.
   const int start = Cfg::kReplay || start_word < 0 ? 0 : start_word < Cfg::kRing ? start_word : Cfg::kRing - 1;

@@ -151,6 +151,12 @@ TEST(RingProblems, GoodArgumentsHaveNone) {
   RingArgs args = full_args();
   args.state_batch_indices = contiguous(address(0xd000000), DType::i64, {kBatch, 1});
   EXPECT_THAT(problems(args), IsEmpty());
+  args.rand_seed = contiguous(address(0xb000000), DType::i64, {kSlots});
+  EXPECT_THAT(problems(args), IsEmpty()) << "a seed a slot";
+  EXPECT_EQ(to_device(args, Pdl::off).rand_seed_stride, 1);
+  args.rand_seed.shape[0] = kSlots - 1;
+  EXPECT_THAT(problems(args), ElementsAre("rand_seed: got shape [" + std::to_string(kSlots - 1) + "]; wants [" +
+                                          std::to_string(kSlots) + "] or [1]"));
 }
 
 TEST(RingProblems, AreAllNamedInOneGo) {
@@ -395,6 +401,7 @@ TEST_F(RingLaunch, GivesTheDeviceWhatTheCallerGave) {
   EXPECT_EQ(device.wide_indices, 1);
   EXPECT_EQ(device.pad_slot_id, 7);
   EXPECT_EQ(device.rand_seed, args.rand_seed.data);
+  EXPECT_EQ(device.rand_seed_stride, 0);
   EXPECT_EQ(device.nheads, kHeads);
   EXPECT_EQ(device.pdl, 2);
 }

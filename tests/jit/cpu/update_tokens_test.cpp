@@ -443,15 +443,19 @@ TEST(Faults, Row3_PadRowsOfSeveralTokensFormNoPointerAndHaveTheOutputThatIsDescr
   }
 }
 
-TEST(Faults, Row6_AcceptedCountsOutOfRangeChooseTheNearestColumn) {
+TEST(Faults, Row6_AcceptedCountsOutOfRangeChooseTheNearestTokensColumn) {
   NEEDS_EXECUTOR();
-  constexpr int T = 3;
+  constexpr int T = 3, kColumns = 5;
   std::vector<std::vector<double>> outs;
   for (const std::vector<std::int64_t>& counts :
-       {std::vector<std::int64_t>{1, 3, 1}, {0, 3 + 1000, std::int64_t{-1} << 40}}) {
-    Steps m(small().tokens(T).accepted_counts(), 9);
-    for (std::int64_t slot = 0; slot < 9; ++slot) m.begin(slot, slot);
-    m.args().state_batch_indices = m.indices({0, 1, 2, 3, 4, 5, 6, 7, 8}, {kRequests, T});
+       {std::vector<std::int64_t>{1, T, 1}, {0, T + 1000, std::int64_t{-1} << 40}, {-1, T + 1, 0}}) {
+    Steps m(small().tokens(T).accepted_counts(), kColumns * kRequests);
+    std::vector<std::int64_t> own;
+    for (std::int64_t slot = 0; slot < kColumns * kRequests; ++slot) {
+      m.begin(slot, slot);
+      own.push_back(slot);
+    }
+    m.args().state_batch_indices = m.indices(own, {kRequests, kColumns});
     m.args().num_accepted_tokens = m.indices(counts, {kRequests});
     m.step({0, 0, 0});
     outs.push_back(m.out(0, 0));
@@ -461,6 +465,7 @@ TEST(Faults, Row6_AcceptedCountsOutOfRangeChooseTheNearestColumn) {
     }
   }
   EXPECT_EQ(outs[0], outs[1]);
+  EXPECT_EQ(outs[0], outs[2]);
 }
 
 TEST(Faults, Row8_LengthsThatAreNoneReadNothingOutsideTheTokens) {

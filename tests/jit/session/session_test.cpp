@@ -77,7 +77,8 @@ TEST_F(SessionTest, EveryBatchLaunchesThePlanThatTheTablesChoose) {
 TEST_F(SessionTest, RangesOfBatchesAreWhatLookupSaysOneByOne) {
   for (const char* device : {"h200", "b200"})  // with rows, and without
     for (const PdlMode mode : {PdlMode::off, PdlMode::chain}) {
-      const Table table{sample_rows()};
+      Table table{sample_rows()};
+      table.rows[1].fits_heads = 96;
       const std::vector<PlanRange> ranges = plan_ranges(table, unshipped_description(), device, kSm90, 80, mode);
       ASSERT_FALSE(ranges.empty());
       EXPECT_EQ(ranges.front().first_batch, 1);

@@ -74,7 +74,7 @@ RingArgs of_device(const Description& d, const device_args::RingArgs& a, std::in
   if (a.indexed != 0)
     r.state_batch_indices =
         strided(a.state_batch_indices, wide ? DType::i64 : DType::i32, {batch}, {a.index_stride / (wide ? 2 : 1)});
-  r.rand_seed = contiguous(a.rand_seed, DType::i64, {1});
+  r.rand_seed = contiguous(a.rand_seed, DType::i64, {a.rand_seed_stride == 0 ? 1 : S});
   r.pad_slot_id = a.pad_slot_id;
   return r;
 }
@@ -111,7 +111,7 @@ double ring_step(const Description& d, const RingArgs& a, std::int64_t batch) {
         for (int n = 0; n < N; ++n) {
           double v = head.state[static_cast<std::size_t>(p * N + n)] / scale;
           if (std::holds_alternative<Stochastic>(d.rounding_kind))
-            v = stored_stochastically(d, v, static_cast<std::uint64_t>(stored_index(a.rand_seed, 0, read_host)),
+            v = stored_stochastically(d, v, seed_of_slot(a.rand_seed, of.slot, read_host),
                                       of.slot, h, p, n);
           write(a.state, of.slot * a.state.stride[0] + (std::int64_t{h} * P + p) * N + n, v);
         }
