@@ -85,8 +85,8 @@ struct UpdateArgs {
   bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
 };
 
-// Tensors of one replay step. x, z, out, dt, B, C, A, D and dt_bias as those of UpdateArgs with tokens. The host owns
-// cache_buf_idx and prev_num_accepted_tokens and moves them once a model step, after all layers (advance_replay()).
+// Tensors of one replay step. x, z, out, dt, B and C have a dimension of tokens, of one too; A, D and dt_bias as those of
+// UpdateArgs. The host owns cache_buf_idx and prev_num_accepted_tokens, moved once a model step (advance_replay()).
 struct ReplayArgs {
   std::size_t size = sizeof(ReplayArgs);
   Tensor state;          // [slots, nheads, head_dim, dstate], state dtype; slots may be strided; updated
