@@ -8,6 +8,7 @@
 #include <fstream>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <sstream>
 
 #include <fmt/format.h>
@@ -79,6 +80,16 @@ SpecOption::Kernel SpecOption::one() const {
   }
   fail(ErrorKind::invalid, "{}: has {} kernels and none is called update; name one as {}:KERNEL", specs.front(),
        all.size(), specs.front());
+}
+
+bool is_of_another_text(const Table& table, const Description& description, std::string_view device, const Arch& arch,
+                        const Plan& plan) {
+  const std::string kernel = description.kernel_digest();
+  std::set<std::string> measured;
+  for (const TableRow& row : table.rows)
+    if (row.device == device && row.kernel_digest == kernel && row.plan == plan && !row.source_digest.empty())
+      measured.insert(row.source_digest);
+  return !measured.empty() && !measured.contains(emit(description, plan, arch).digest);
 }
 
 std::vector<std::string> split(std::string_view text, char separator) {

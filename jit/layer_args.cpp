@@ -1,5 +1,6 @@
 // The launch of a layer: of one kernel, or of one after the other of a chain.
 #include <algorithm>
+#include <cstddef>
 #include <limits>
 #include <map>
 #include <utility>
@@ -229,6 +230,17 @@ void check_memory(const Driver& driver, const Wants& wants, const LayerArgs& arg
 }
 
 }  // namespace
+
+constexpr bool starts_lines(std::size_t second, std::size_t third, std::size_t fourth) {
+  return second == 48 && third == 48 + 64 && fourth == 48 + 2 * 64;
+}
+static_assert(starts_lines(offsetof(device_args::LayerArgs, slots), offsetof(device_args::LayerArgs, conv_bias),
+                           offsetof(device_args::LayerArgs, out)),
+              "lines of arguments begin there");
+static_assert(starts_lines(offsetof(device_args::LayerTokensArgs, slots),
+                           offsetof(device_args::LayerTokensArgs, conv_weight),
+                           offsetof(device_args::LayerTokensArgs, z_stride)),
+              "lines of arguments begin there");
 
 device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl) {
   const auto& state = args.state.shape;

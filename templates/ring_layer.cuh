@@ -251,7 +251,7 @@ struct RingLayer {
       if constexpr (kExchange) barrier_arrive_expect(&shared.sums, L::kSentBytes);
     }
     // Lines of the arguments are fetched now, together, and not where they are used.
-    const void* lines[] = {args.ring.ring_start, args.ring.x, args.ring.state, args.ring.out, args.conv_weight};
+    const void* lines[] = {args.ring.state, args.ring.dt, args.ring.x, args.conv_weight, args.norm_weight};
 #pragma unroll
     for (const void*& line : lines) keep(line);
     load_places(step);

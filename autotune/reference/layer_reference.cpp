@@ -18,11 +18,6 @@ double applied(const Expr& expr, Leaf leaf, double v) {
   return expr.evaluate(values);
 }
 
-// Of delta * x * B where x and B are sums and activations in fp32, not rounded to 16 bits.
-constexpr double kProductError = 0x1p-21;
-// Of a decay exp(v), relative to it and by |v|, whose exponent is rounded a few times: of several tokens these add up.
-constexpr double kExponentError = 0x1p-22;
-
 // Whether a value that is off by up to `error` may be rounded to another one.
 bool may_round_elsewhere(DType dtype, double v, double error) {
   return rounded(dtype, v - error) != rounded(dtype, v + error);
@@ -116,6 +111,7 @@ LayerChannels layer_channels(const Description& d, const LayerArgs& args, std::i
   const int T = d.token_count, n = static_cast<int>(count);
   LayerChannels out;
   out.unsure.assign(static_cast<std::size_t>(T * count), false);
+  out.error.assign(static_cast<std::size_t>(T * count), 0.0);
   if (!d.conv) {
     const Tensor& from = first < inner ? args.x : first < inner + state ? args.B : args.C;
     const std::int64_t at = first < inner ? first : first < inner + state ? first - inner : first - inner - state;
@@ -145,6 +141,7 @@ LayerChannels layer_channels(const Description& d, const LayerArgs& args, std::i
       const auto i = static_cast<std::size_t>(t * n + c);
       const double y = channel.y[static_cast<std::size_t>(t)], terms = channel.y_terms[static_cast<std::size_t>(t)];
       out.value[i] = rounded(d.input_dtype, y);
+      if (d.input_dtype == DType::f32) out.error[i] = kSumError * terms;
       out.unsure[i] = d.input_dtype != DType::f32 && may_round_elsewhere(d.input_dtype, y, kSumError * terms);
     }
   }
@@ -163,7 +160,6 @@ LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int
   const auto channels = [&](std::int64_t at, std::int64_t count) {
     return layer_channels(d, args, row, at, count, read);
   };
-  const bool exact = !d.conv || d.input_dtype != DType::f32;  // x and B are what a kernel has
   const bool has_z = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
   std::vector<std::vector<double>> z(static_cast<std::size_t>(T));
   for (int t = 0; has_z && t < T; ++t)
@@ -172,15 +168,15 @@ LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int
 
   const LayerChannels of_x = channels(first, rows);
   const std::vector<double>& x = of_x.value;
-  std::vector<double> B, C;  // [tokens, dstate]
+  LayerChannels B;  // [tokens, dstate]
+  std::vector<double> C;
   bool unsure_B = false;
   for (int i = 0; i < heads; ++i) {
     const int head = group * heads + i;
     if (i % d.heads_per_group() == 0) {
       const std::int64_t at = std::int64_t{head / d.heads_per_group()} * N;
-      const LayerChannels of_B = channels(inner + at, N);
-      B = of_B.value;
-      unsure_B = std::find(of_B.unsure.begin(), of_B.unsure.end(), true) != of_B.unsure.end();
+      B = channels(inner + at, N);
+      unsure_B = std::find(B.unsure.begin(), B.unsure.end(), true) != B.unsure.end();
       C = channels(inner + d.ngroups * N + at, N).value;
     }
     LeafValues leaf{};
@@ -205,16 +201,17 @@ LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int
       const double delta = d.delta_expr.evaluate(leaf);
       set(Leaf::delta, delta);
       const double decay = d.decay_expr.evaluate(leaf);
-      const double decay_error = T > 1 && decay > 0 ? kExponentError * std::abs(std::log(decay)) : 0;
       for (std::int64_t p = 0; p < P; ++p) {
         const double x_p = x[static_cast<std::size_t>(t * rows + i * P + p)];
+        const double x_error = of_x.error[static_cast<std::size_t>(t * rows + i * P + p)];
         double y = 0, terms = 0;
         for (std::int64_t n = 0; n < N; ++n) {
           double& s = h.state[static_cast<std::size_t>(p * N + n)];
-          const double added = delta * x_p * B[static_cast<std::size_t>(t * N + n)];
-          s = s * decay + added;
+          const double B_n = B.value[static_cast<std::size_t>(t * N + n)];
+          s = s * decay + delta * x_p * B_n;
           double& slack = h.state_slack[static_cast<std::size_t>(p * N + n)];
-          slack = slack * decay + std::abs(s - added) * decay_error + (exact ? 0 : kProductError * std::abs(added));
+          slack = slack * decay + std::abs(delta) * (x_error * std::abs(B_n) +
+                                                     std::abs(x_p) * B.error[static_cast<std::size_t>(t * N + n)]);
           const double term = s * C[static_cast<std::size_t>(t * N + n)];
           y += term;
           terms += term * term;

@@ -182,7 +182,7 @@ struct Conv1dArgs {
 
 // Tensors of one layer step, as one kernel or as a chain (Plan::form). Rows may be strided, inner dimensions are
 // contiguous; A, dt, D and dt_bias also as the views that UpdateArgs takes. What the description has no use for is not
-// given. A layer with a ring has a dimension of its tokens behind the batch of x, B, C, dt, z and out.
+// given. Of several tokens, or with a ring, x, B, C, dt, z and out have a dimension of tokens behind that of the batch.
 struct LayerArgs {
   std::size_t size = sizeof(LayerArgs);
   Tensor state;       // [slots, nheads, head_dim, dstate], state dtype; base and slot stride multiples of 16 bytes, as

@@ -414,6 +414,14 @@ std::vector<Case> cases() {
       {"LayerOfTokensChain", layer(step(DType::bf16)).tokens(4), direct, false, PlanForm::chain},
       {"RingLayerEarly", layer(ring(DType::bf16)), direct, true},
       {"RingLayerFp32State", layer(ring(DType::f32))},
+      {"RingLayerAcceptedCounts",
+       layer(ring(DType::bf16)).with_conv({.state_len = 7, .activation_expr = silu(dsl::x), .has_accepted = true})},
+      {"RingLayerSnapshotsEarly",
+       layer(ring(DType::bf16)).with_conv({.activation_expr = silu(dsl::x), .keep = ConvKeep::snapshots}), direct,
+       true},
+      {"RingLayerCircularWindows",
+       layer(ring(DType::bf16))
+           .with_conv({.state_len = 5, .activation_expr = silu(dsl::x), .store = ConvStore::circular})},
       {"RingLayerChain", layer(ring(DType::bf16)), direct, false, PlanForm::chain},
       {"RingLayerChainWithPdl", layer(ring(DType::f32)), direct, false, PlanForm::chain_pdl},
   };

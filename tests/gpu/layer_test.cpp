@@ -54,6 +54,7 @@ std::vector<Layer> layers() {
   Conv last{.activation_expr = silu(dsl::x), .channels_last = true};
   Conv accepted{.state_len = 8, .activation_expr = silu(dsl::x), .has_accepted = true};
   Conv snapshots{.activation_expr = silu(dsl::x), .keep = ConvKeep::snapshots};
+  Conv circular{.state_len = 6, .activation_expr = silu(dsl::x), .store = ConvStore::circular};
   const Sizes sizes{.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 2};
   return {
       {"InPlace", in_place()},
@@ -69,6 +70,7 @@ std::vector<Layer> layers() {
       {"RingOfOneToken", with_ring(1).state(DType::f32)},
       {"RingInt8ByChance", with_ring(4).state(DType::i8).rounding(Stochastic{})},
       {"RingAcceptedCounts", with_ring().with_conv(accepted)},
+      {"RingCircularWindows", with_ring(4).with_conv(circular)},
       {"RingSnapshots", with_ring(3).with_conv(snapshots)}};
 }
 

@@ -237,6 +237,91 @@ TEST_F(RingLayerLaunch, AllocatesNothing) {
   EXPECT_EQ(allocation_count(), before);
 }
 
+// Windows that are read from where the launch says, and kept after every token.
+Description extras_description(Conv conv) {
+  conv.activation_expr = silu(dsl::x);
+  return ring_description().with_conv(conv);
+}
+LayerArgs extras_args(std::int64_t length) {
+  LayerArgs args = ring_args();
+  args.conv_state = contiguous(address(0x2000000), DType::bf16, {kSlots, kChannels, length});
+  return args;
+}
+
+TEST_F(RingLayerLaunch, PassesAcceptedCountsOn) {
+  const Description d = extras_description({.state_len = 8, .has_accepted = true});
+  const Kernel kernel = load(d);
+  ASSERT_EQ(plan_.form, PlanForm::fused);
+  LayerArgs args = extras_args(8);
+  args.num_accepted_tokens = strided(address(0xe000000), DType::i64, {kBatch}, {3});
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(launched().window_places, args.num_accepted_tokens.data);
+  EXPECT_EQ(launched().window_place_stride, 6) << "in words of 32 bits";
+  EXPECT_EQ(launched().wide_window_places, 1);
+  EXPECT_EQ(launched().intermediate_states, nullptr);
+}
+
+TEST_F(RingLayerLaunch, PassesLengthsOfCircularWindowsOn) {
+  const Kernel kernel = load(extras_description({.state_len = 5, .store = ConvStore::circular}));
+  ASSERT_EQ(plan_.form, PlanForm::fused);
+  LayerArgs args = extras_args(5);
+  args.state_batch_indices = contiguous(address(0x9000000), DType::i32, {kBatch});
+  args.cache_seqlens = contiguous(address(0xe000000), DType::i32, {kBatch});
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(launched().window_places, args.cache_seqlens.data);
+  EXPECT_EQ(launched().window_place_stride, 1);
+  EXPECT_EQ(launched().wide_window_places, 0);
+}
+
+TEST_F(RingLayerLaunch, PassesSnapshotsOn) {
+  const Kernel kernel = load(extras_description({.keep = ConvKeep::snapshots}));
+  ASSERT_EQ(plan_.form, PlanForm::fused);
+  LayerArgs args = extras_args(3);
+  args.intermediate_states = contiguous(address(0xf000000), DType::bf16, {7, kTokens + 1, kChannels, 3});
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(launched().intermediate_states, args.intermediate_states.data);
+  EXPECT_EQ(launched().snapshot_slots, 7);
+  EXPECT_EQ(launched().snapshot_stride, (kTokens + 1) * kChannels * 3);
+  EXPECT_EQ(launched().snapshot_token_stride, kChannels * 3);
+  EXPECT_EQ(launched().intermediate_state_indices, nullptr);
+  args.intermediate_state_indices = contiguous(address(0xe000000), DType::i64, {kBatch});
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(launched().intermediate_state_indices, args.intermediate_state_indices.data);
+  EXPECT_EQ(launched().snapshot_index_stride, 2);
+  EXPECT_EQ(launched().wide_snapshot_indices, 1);
+}
+
+TEST_F(RingLayerLaunch, RefusesCountsAndSnapshotsThatAreMissingOrTooSmallByName) {
+  const auto message = [&](const Conv& conv, const LayerArgs& args) -> std::string {
+    try {
+      load(extras_description(conv)).launch(args, nullptr);
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::invalid);
+      return e.what();
+    }
+    return "no error";
+  };
+  EXPECT_THAT(message({.state_len = 8, .has_accepted = true}, extras_args(8)),
+              HasSubstr("convolution: num_accepted_tokens: not given"));
+  EXPECT_THAT(message({.state_len = 5, .store = ConvStore::circular}, extras_args(5)),
+              HasSubstr("convolution: cache_seqlens: not given"));
+  EXPECT_THAT(message({.keep = ConvKeep::snapshots}, extras_args(3)),
+              HasSubstr("convolution: intermediate_states: not given"));
+  LayerArgs args = extras_args(3);
+  args.intermediate_states = contiguous(address(0xf000000), DType::bf16, {7, kTokens - 1, kChannels, 3});
+  EXPECT_THAT(message({.keep = ConvKeep::snapshots}, args), HasSubstr("intermediate_states: got 5 steps; wants 6"));
+}
+
+TEST_F(RingLayerLaunch, OfAcceptedCountsAllocatesNothing) {
+  const Kernel kernel = load(extras_description({.state_len = 8, .has_accepted = true}));
+  LayerArgs args = extras_args(8);
+  args.num_accepted_tokens = contiguous(address(0xe000000), DType::i64, {kBatch});
+  kernel.launch(args, nullptr);
+  const long before = allocation_count();
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(allocation_count(), before);
+}
+
 // Several tokens in place.
 Description tokens_description() { return full_description().tokens(kTokens); }
 
