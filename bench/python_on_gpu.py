@@ -22,6 +22,7 @@ Needs a GPU, torch and ssmjit (dist/ssmjit-*.whl with apache-tvm-ffi; for a torc
 and for NVRTC a toolkit or nvidia-cuda-nvrtc, unless torch brings it). Exit 1: something failed; 3: something missing.
 """
 import argparse
+import importlib
 import json
 import pathlib
 import random
@@ -348,6 +349,10 @@ def huggingface(torch, device, family, is_tiny, layers, paths, plain, batch, ste
         return found.skip("huggingface", "transformers is not installed", family=family)
     import huggingface as clients
 
+    module = importlib.import_module(clients.FAMILIES[family].module)
+    if not all(hasattr(module, name) for name in ("causal_conv1d_update", "mamba2_selective_state_update")):
+        return found.skip("huggingface", f"transformers {transformers.__version__} decodes with other functions",
+                          family=family)
     torch.backends.cuda.matmul.allow_tf32 = False
     client = clients.Client(family, torch.bfloat16, device, layers, is_tiny)
     truth = torch.randint(client.config.vocab_size, (steps, batch), device=device,
@@ -658,14 +663,14 @@ def main():
         "ring": lambda: ring(torch, model(), plain, mamba2_model.EXACT, modules, options.batch,
                              max(16, options.steps // 4), found),
         "speed": lambda: on_gpu and speed(torch, model(), all_ops(), batches, found),
-        "huggingface": lambda: (held.clear(), [
-            huggingface(torch, options.device, family, options.sizes == "tiny", options.layers, paths, plain,
-                        options.batch, options.steps, found) for family in options.families.split(",")]),
+        **{f"huggingface:{family}": lambda family=family: (held.clear(), huggingface(
+            torch, options.device, family, options.sizes == "tiny", options.layers, paths, plain, options.batch,
+            options.steps, found)) for family in options.families.split(",")},
         "greedy": lambda: (held.clear(), greedy(torch, options.device, sizes, ours, plain, options.batch, options.steps,
                                                 found)),
     }
     wanted = options.only.split(",") if options.only else list(sections)
-    for name in wanted:
+    for name in (each for one in wanted for each in sections if each.split(":")[0] == one or each == one):
         begin = time.perf_counter()
         try:
             sections[name]()

@@ -29,7 +29,9 @@ namespace device_args {
 
 // How the kernels number the modes (templates/launch.cuh).
 enum : int { kDevicePdlOff = 0, kDevicePdlWaitFirst = 1, kDevicePdlEarlyState = 2 };
-int device_pdl(Pdl pdl);
+constexpr int device_pdl(Pdl pdl) {
+  return pdl == Pdl::off ? kDevicePdlOff : pdl == Pdl::wait_first ? kDevicePdlWaitFirst : kDevicePdlEarlyState;
+}
 
 // Of arguments that were found right (Kernel::problems); of a layer, one of one token in place. `pdl`: what the launch
 // has, which may be less than args.pdl.

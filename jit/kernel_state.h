@@ -28,7 +28,10 @@ struct Kernel::State {
 
   [[noreturn]] static void refuse_empty();
   // Of arguments that were found right. `part`: of a chain. Fails: ErrorKind::machine when the driver refuses.
-  void launch(void* device_args, std::int64_t batch, Pdl pdl, CUstream stream, std::size_t part = 0) const;
+  void launch(void* device_args, std::int64_t batch, Pdl pdl, CUstream stream, std::size_t part = 0) const {
+    const LaunchShape& row = parts[part].row;
+    module.launch(part, row.grid_x, row.grid_y * batch, device_args, pdl != Pdl::off, stream);
+  }
 
   // The same of a layer's chain. Fails: ErrorKind::invalid for what a chain wants beyond what was looked at.
   void launch_chain(const LayerArgs& args, std::int64_t batch, CUstream stream) const;

@@ -88,14 +88,6 @@ void* stream_of(const ffi::AnyView& stream, int ordinal) {
   return reinterpret_cast<void*>(stream.cast<std::int64_t>());
 }
 
-// Fields that are left out are those of the tables' plan for one row; "form=chain" alone is the chain of default plans.
-Plan forced_plan(const std::string& text, const Session& session, const Description& description) {
-  const Plan base = session.choose(description, 1).plan;
-  const Plan plan = Plan::parse(text, base);
-  if (plan.form == PlanForm::fused || base.form != PlanForm::fused || description.op() != Op::layer) return plan;
-  return Plan::parse(text, default_chain(plan.form, description, current_device().arch(), work_items(description, 1)));
-}
-
 // launch(prepared, stream, pad_slot_id, pdl, flags, tensors...).
 void launch(PackedArgs arguments, Any*) {
   translated([&] {
@@ -313,18 +305,33 @@ Map<String, Function> session_functions() {
                                                             .threads = number_of(threads, "threads")}));
        })},
       {"prepare", Function::FromPacked([](PackedArgs arguments, Any* out) {
-         // session, description, max_batch, off, chain, plan or "", stream or None
+         // session, max_batch, off, chain, plan or "", stream or None, descriptions...: a list of as many
          translated([&] {
-           const auto* session = held<SessionObject>(arguments[0]);
-           const Description description = description_of(arguments[1].cast<String>());
-           PrepareOptions options{.max_batch = number_of(arguments[2].cast<std::int64_t>(), "max_batch"),
-                                  .off = arguments[3].cast<bool>(),
-                                  .chain = arguments[4].cast<bool>()};
-           if (const auto plan = arguments[5].cast<String>(); !plan.empty())
-             options.force = forced_plan(text_of(plan), session->session, description);
-           if (arguments[6].type_index() != ffi::TypeIndex::kTVMFFINone)
-             options.stream = reinterpret_cast<void*>(arguments[6].cast<std::int64_t>());
-           *out = ffi::ObjectRef(ffi::make_object<PreparedObject>(session->session.prepare(description, options)));
+           const Session& session = held<SessionObject>(arguments[0])->session;
+           PrepareOptions options{.max_batch = number_of(arguments[1].cast<std::int64_t>(), "max_batch"),
+                                  .off = arguments[2].cast<bool>(),
+                                  .chain = arguments[3].cast<bool>()};
+           if (arguments[5].type_index() != ffi::TypeIndex::kTVMFFINone)
+             options.stream = reinterpret_cast<void*>(arguments[5].cast<std::int64_t>());
+           std::vector<Description> descriptions;
+           for (int i = 6; i < arguments.size(); ++i)
+             descriptions.push_back(description_of(arguments[i].cast<String>()));
+           if (const auto plan = arguments[4].cast<String>(); !plan.empty() && !descriptions.empty())
+             options.force = session.plan_of(text_of(plan), descriptions.front(), options.max_batch, options.stream);
+           Array<Any> prepared;
+           for (const Prepared& each : session.prepare_all(descriptions, options))
+             prepared.push_back(ffi::ObjectRef(ffi::make_object<PreparedObject>(each)));
+           *out = prepared;
+         });
+       })},
+      {"plan_of", Function::FromPacked([](PackedArgs arguments, Any* out) {
+         // session, plan, description, max_batch
+         translated([&] {
+           *out = String(held<SessionObject>(arguments[0])
+                             ->session
+                             .plan_of(text_of(arguments[1].cast<String>()), description_of(arguments[2].cast<String>()),
+                                      number_of(arguments[3].cast<std::int64_t>(), "max_batch"))
+                             .text());
          });
        })},
       {"launch", Function::FromPacked(launch)},

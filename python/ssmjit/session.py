@@ -179,8 +179,8 @@ class SlotCopies:
         self._held = held
 
     def launch(self, *, stream=None, pad_slot_id=-1, checked=False, **tensors):
-        """`pieces` [any, 4] of int64: slot_copy_table() on the device; `src_slots`, `dst_slots`: one each a pair; a pair
-        with a pad is passed over. Asynchronous, safe under capture unless `checked`."""
+        """`pieces` [any, 4] of int64: slot_copy_table() on the device; `src_slots`, `dst_slots`: one each a pair; a
+        pair with a pad is passed over. Asynchronous, safe under capture unless `checked`."""
         function("launch_slot_copies")(self._held, stream, pad_slot_id, checked,
                                        *_in_order("launch_slot_copies", tensors))
 
@@ -200,10 +200,24 @@ class Session:
     def prepare(self, description, max_batch=256, *, off=True, chain=True, force="", stream=None):
         """Compiles, or takes from seeds and cache, all kernels for up to `max_batch` rows, and loads them on the GPU
         whose context is current (torch.cuda.device). The same again gives the same kernels, at once. Slow, so it
-        belongs before a capture. `force`: a plan for every batch ("block_m=16,warps=2"), for debugging."""
-        description = description if isinstance(description, Description) else Description(description)
-        return Prepared(_prepare(self._held, description.json(), max_batch, off, chain, force, _capturable(stream)),
-                        description)
+        belongs before a capture. `force`: a plan for every batch ("block_m=16,warps=2", plan_of()), for debugging."""
+        return self._prepare([description], max_batch, off, chain, force, stream)[0]
+
+    def prepare_all(self, descriptions, max_batch=256, *, off=True, chain=True, stream=None):
+        """The same for all kernels of a model, a list in their order: what has to be compiled shares the cores from the
+        first kernel to the last, where one prepare() after the other waits for the longest compile of each."""
+        return self._prepare(descriptions, max_batch, off, chain, "", stream)
+
+    def _prepare(self, descriptions, max_batch, off, chain, force, stream):
+        described = [each if isinstance(each, Description) else Description(each) for each in descriptions]
+        held = _prepare(self._held, max_batch, off, chain, force, _capturable(stream),
+                        *(each.json() for each in described))
+        return [Prepared(each, description) for each, description in zip(held, described)]
+
+    def plan_of(self, text, description, max_batch=256):
+        """The whole plan that prepare(force=text) takes, on the current GPU; what the text leaves out is the default
+        plan's for that many rows, not the tables'."""
+        return str(function("plan_of")(self._held, text, description.json(), max_batch))
 
     # What a model needs beside its steps, on the GPU whose context is current, as prepare() does.
 

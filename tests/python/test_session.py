@@ -139,6 +139,24 @@ def test_a_prepared_says_what_it_holds(session):
     assert forced.choose(3).reason == "forced"
 
 
+def test_what_a_forced_plan_leaves_out_is_the_default_plan_s(session):
+    whole = session.plan_of("warps=2", STEP, 4)
+    assert "warps=2" in whole and "block_m=" in whole
+    assert session.prepare(STEP, 4, force="warps=2").choose(3).plan == whole
+    with pytest.raises(ssmjit.InvalidError, match='plan: got "colour=blue"'):
+        session.plan_of("colour=blue", STEP)
+
+
+def test_all_kernels_of_a_model_are_prepared_at_once(session, driver):
+    described = [STEP, ssmjit.conv1d(256), ssmjit.gated_norm(256)]
+    steps = ssmjit.Session().prepare_all(described, 2, chain=False)
+    assert [step.description for step in steps] == described and all(step.max_batch == 2 for step in steps)
+    steps[0].launch(**{name: tensor if name in ("state", "A", "D", "dt_bias") else tensor[:2]
+                       for name, tensor in tensors().items()})
+    assert driver.launches == 1
+    assert session.prepare_all([]) == []
+
+
 def test_a_plan_of_another_gpu_is_chosen_without_one(session):
     shipped = ssmjit.load_model("nemotron3-super-tp8").kernel("update")
     assert session.choose(shipped, 8, device="h200").why == "exact"

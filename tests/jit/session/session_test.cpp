@@ -201,6 +201,7 @@ TEST_F(SessionTest, ALaunchAllocatesNothing) {
 TEST_F(SessionTest, ThreadsPrepareAndLaunchAtOnce) {
   const Session all = session();
   stub_->record = 0;
+  stub_->threads = 1;
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i)
     threads.emplace_back([&, i] {
