@@ -2846,15 +2846,14 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 
 // What a launch of the fused layer with a ring is given, by value, in one struct (also read by the host, so plain C++).
 // Pointers that the description has no use for are null. Channels of the convolution stand in the order x, B, C: nheads
-// * head_dim, then twice ngroups * dstate.
+// * head_dim, then twice ngroups * dstate. The ring's stand first, so that their lines (RingArgs) are lines here too.
 
 struct RingLayerArgs {
-  // What is asked for first stands first: it is fetched line by line.
+  RingArgs ring;     // its x: with a convolution [batch, tokens, channels], before it; B and C are null then
   void* conv_state;  // [slots, channels, kConvState], or [slots, kConvState, channels] where channels come last; inner
                      // two contiguous, slots 16-byte aligned; updated
   int conv_state_stride;
   int channels;             // of x, B and C of a token together
-  RingArgs ring;            // its x: with a convolution [batch, tokens, channels], before it; B and C are null then
   const void* conv_weight;  // [channels, kConvWidth], 16-byte aligned
   const void* conv_bias;    // [channels], 16-byte aligned
   const void* norm_weight;  // [nheads, head_dim]
@@ -3113,7 +3112,7 @@ struct RingLayer {
       if constexpr (kExchange) barrier_arrive_expect(&shared.sums, L::kSentBytes);
     }
     // Lines of the arguments are fetched now, together, and not where they are used.
-    const void* lines[] = {args.ring.ring_start, args.ring.x, args.ring.state, args.ring.out, args.conv_weight};
+    const void* lines[] = {args.ring.state, args.ring.dt, args.ring.x, args.conv_weight, args.norm_weight};
 #pragma unroll
     for (const void*& line : lines) keep(line);
     load_places(step);
