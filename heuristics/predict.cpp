@@ -126,6 +126,7 @@ double predict_us(const Description& description, const Plan& plan, const GpuFac
   for (const double term : {memory, one_sm, latency, issue}) sum += std::pow(term, c.power);
   double us = c.launch_us + std::pow(sum, 1 / c.power);
   if (mode == PdlMode::chain && gpu.arch.has_pdl()) us += c.chain_us;
+  if (plan.precompute_warps > 0) us += c.launch_us;
   return us * std::max(1.0, wanted_registers / kMostRegisters);  // the rest would spill
 }
 

@@ -17,7 +17,7 @@ struct Kernel::State {
   State(const Description& d, const Plan& p, const Source& source, const Cubin& c)
       : description(d), plan(p), cubin(c), wants(d), has_pdl(c.arch.has_pdl()), module(source, c) {
     for (const PlanPart& part : plan_parts(p, d))
-      parts.push_back({part.description, Wants(part.description), launch_shape(part.plan, part.description, 1)});
+      parts.push_back({part.description, Wants(part.description), launch_shape(part, 1)});
   }
   State(const State&) = delete;
   State& operator=(const State&) = delete;
@@ -38,7 +38,7 @@ struct Kernel::State {
     Wants wants;
     LaunchShape row;  // of a batch of one; a batch of n has n times its grid_y
   };
-  std::vector<Part> parts;  // in launch order: one, but of a chain
+  std::vector<Part> parts;  // in launch order: one, but of a chain, and of a replay of two launches
   bool has_pdl = false;
   Module module;
 };
