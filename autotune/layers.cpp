@@ -198,6 +198,7 @@ Layers::Layers(const Description& description, int batch, const DeviceFacts& gpu
   sources_ = DeviceBuffer(static_cast<std::size_t>(input_bytes_ * count_));
   out_ = DeviceBuffer(static_cast<std::size_t>(round_up(x_.bytes, kPartAlign)));
   if (layer) scratch_ = DeviceBuffer(static_cast<std::size_t>(chain_scratch(d, batch).bytes));
+  if (replay) scratch_ = DeviceBuffer(static_cast<std::size_t>(replay_scratch_bytes(d, batch)));
   const std::int64_t weights_of = d.op() == Op::norm ? channels : H;  // entries of each of up to three
   const std::int64_t taps = d.conv ? d.conv->width + 1 : 0;
   const std::int64_t conv_bytes = round_up(taps * d.conv_channels() * (conv ? 4 : in), kWeightAlign);
@@ -487,6 +488,7 @@ ReplayArgs Layers::replay_args(int layer, Pdl pdl) const {
   a.old_cumAdt = contiguous(p + sum_ring_.at, DType::f32, {B, 2, H, T});
   a.cache_buf_idx = contiguous(cursors_.data(), DType::i32, {B});
   a.prev_num_accepted_tokens = contiguous(cursors_.data() + index_bytes_, DType::i32, {B});
+  a.scratch = contiguous(scratch_.data(), DType::i8, {static_cast<std::int64_t>(scratch_.size())});
   if (std::holds_alternative<Stochastic>(d.rounding_kind))
     a.rand_seed = contiguous(indices_.data() + 3 * index_bytes_, DType::i64, {1});
   return a;

@@ -59,6 +59,10 @@ constexpr Field kFields[] = {
     {"form", [](const Plan& p) -> std::int64_t { return static_cast<std::int64_t>(p.form); },
      [](Plan& p, std::int64_t v) { p.form = static_cast<PlanForm>(v); }, false, 3,
      [](std::int64_t v) { return name(static_cast<PlanForm>(v)); }},
+    {"precompute_warps", [](const Plan& p) -> std::int64_t { return p.precompute_warps; },
+     [](Plan& p, std::int64_t v) { p.precompute_warps = static_cast<int>(v); }},
+    {"precompute_heads", [](const Plan& p) -> std::int64_t { return p.precompute_heads; },
+     [](Plan& p, std::int64_t v) { p.precompute_heads = static_cast<int>(v); }},
 };
 // The plans of a chain's parts beside its update.
 struct NestedField {
@@ -494,6 +498,12 @@ std::vector<std::string> chain_problems(const Plan& plan, const Description& des
 }  // namespace
 
 std::vector<PlanPart> plan_parts(const Plan& plan, const Description& description) {
+  if (description.op() == Op::replay && plan.precompute_warps > 0) {
+    // The second is always a dependent launch, which replays before it waits for the first.
+    Plan second = plan;
+    second.early_state = true;
+    return {{description, plan, true}, {description, std::move(second)}};
+  }
   if (plan.form == PlanForm::fused || description.op() != Op::layer) return {{description, plan}};
   std::vector<PlanPart> parts;
   for (Description& d : layer_parts(description)) {
@@ -569,6 +579,9 @@ std::vector<std::string> plan_problems(const Plan& plan, const Description& desc
     if (!(plan.*field.text).empty())
       problems.push_back(fmt::format("plan {}: got {}; wants none but for a layer's chain (form=chain)", field.name,
                                      in_quotes(plan.*field.text)));
+  if ((plan.precompute_warps == 0) != (plan.precompute_heads == 0))
+    problems.push_back(fmt::format("plan precompute_warps, precompute_heads: got {} and {}; wants both or neither",
+                                   plan.precompute_warps, plan.precompute_heads));
   if (plan.cluster < 1) problems.push_back(fmt::format("plan cluster: got {}; wants 1 or more", plan.cluster));
   for (const Field& field : kFields) {
     if (space.has(field) || field.get(plan) == field.get(Plan{})) continue;
@@ -662,6 +675,7 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
   for (const Plan& p : plans) {
     if (!fused || p.form != PlanForm::fused || !p.streaming || p.early_state) continue;
     if (p.min_blocks_per_sm != 1 && !any_registers) continue;
+    if (p.precompute_warps != 0) continue;
     if (p.cluster > arch.max_cluster()) continue;  // not every GPU of the arch can place it
     const double d = distance(p);
     if (best == nullptr || d < least) best = &p, least = d;
@@ -720,6 +734,13 @@ LaunchShape launch_shape(const Plan& plan, const Description& description, int b
   return shape;
 }
 
+LaunchShape launch_shape(const PlanPart& part, int batch) {
+  if (!part.is_precompute) return launch_shape(part.plan, part.description, batch);
+  return {.grid_x = part.description.nheads / part.plan.precompute_heads,
+          .grid_y = batch,
+          .block_threads = 32 * part.plan.precompute_warps};
+}
+
 std::int64_t plan_smem_bytes(const Plan& plan, const Description& description, const Arch& arch) {
   if (plan.form != PlanForm::fused) {
     std::int64_t most = 0;
@@ -734,6 +755,7 @@ std::int64_t plan_smem_bytes(const Plan& plan, const Description& description, c
 }
 
 std::int64_t scratch_bytes(const Plan& plan, const Description& description, int batch) {
+  if (description.op() == Op::replay && plan.precompute_warps > 0) return replay_scratch_bytes(description, batch);
   if (plan.form == PlanForm::fused || description.op() != Op::layer) return 0;
   const ChainScratch scratch = chain_scratch(description, batch);
   return scratch.bytes;

@@ -86,7 +86,9 @@ struct Template {
   const char* function;
   const char* args;
 };
-Template template_of(const Description& d) {
+Template template_of(const PlanPart& part) {
+  const Description& d = part.description;
+  if (part.is_precompute) return {"replay.cuh", "replay_precompute", "RingArgs"};
   switch (d.op()) {
     case Op::update:
       if (has_token_kernel(d)) return {"update_tokens.cuh", "update_tokens", "UpdateTokensArgs"};
@@ -111,8 +113,9 @@ Template template_of(const Description& d) {
 }
 
 // "// Launch for nheads = 64: grid (...) ..." of one kernel.
-std::string launch_line(const Description& d, const Plan& plan, const std::string& entry) {
-  const LaunchShape shape = launch_shape(plan, d, 1);
+std::string launch_line(const PlanPart& part, const std::string& entry) {
+  const Description& d = part.description;
+  const LaunchShape shape = launch_shape(part, 1);
   const bool heads = d.nheads != 0;
   const std::string rows =
       d.op() != Op::norm || d.token_count == 1 ? "batch" : fmt::format("{} * batch", d.token_count);
@@ -132,7 +135,9 @@ std::string banner(const Description& d, const Plan& plan, const Arch& arch, con
   s += fmt::format("{}{}\n", kDescriptionLine, d.json());
   s += fmt::format("{}{}\n", kPlanLine, plan.text());
   for (const PlanPart& part : parts) {
-    if (parts.size() > 1) s += fmt::format("// {}: {}\n", name(part.description.op()), part.plan.text());
+    if (part.is_precompute) continue;
+    if (parts.size() > 1 && d.op() == Op::layer)
+      s += fmt::format("// {}: {}\n", name(part.description.op()), part.plan.text());
     for (const Tunable& t : tunables(part.description)) s += fmt::format("//   {}: {}\n", t.name, t.meaning);
   }
   s += "//\n";
@@ -143,7 +148,7 @@ std::string banner(const Description& d, const Plan& plan, const Arch& arch, con
     s += fmt::format("// With a flush: {} bytes read, {} of them written back, {} written elsewhere.\n", flush.read,
                      flush.written_back, flush.written_new);
   }
-  for (std::size_t i = 0; i < parts.size(); ++i) s += launch_line(parts[i].description, parts[i].plan, entries[i]);
+  for (std::size_t i = 0; i < parts.size(); ++i) s += launch_line(parts[i], entries[i]);
   s += fmt::format("// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n", arch.text());
   return s;
 }
@@ -282,6 +287,7 @@ std::string fields(const Description& d, const Plan& plan) {
     s += constant("kWindow", replay ? d.token_count : d.ring_window());
     s += constant("kRing", replay ? d.token_count : d.ring_length());
     s += flag("kReplay", replay);
+    s += flag("kPrecomputed", plan.precompute_warps > 0);
   }
   if (tokens) {
     s += constant("kTokens", d.token_count);
@@ -315,6 +321,10 @@ std::string fields(const Description& d, const Plan& plan) {
   s += flag("kStreaming", plan.streaming);
   s += flag("kEarlyState", plan.early_state);
   if (ring) s += choice("RingRows", "kRingRows", name(plan.ring_rows));
+  if (plan.precompute_warps > 0) {
+    s += constant("kPrecomputeWarps", plan.precompute_warps);
+    s += constant("kPrecomputeHeads", plan.precompute_heads);
+  }
   s += "\n";
   s += function("delta", "float dt, float dt_bias", d.delta_expr);
   if (!ring) s += function("decay", "float A, float dt, float delta", d.decay_expr);
@@ -334,28 +344,31 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
   std::vector<std::string> entries;
   for (const PlanPart& part : parts) {
     const char* op = name(part.description.op());
-    entries.push_back(parts.size() == 1 ? fmt::format("ssmjit_{}_{}", op, digest)
-                                        : fmt::format("ssmjit_layer_{}_{}", op, digest));
+    entries.push_back(part.is_precompute ? fmt::format("ssmjit_{}_precompute_{}", op, digest)
+                      : description.op() == Op::layer && parts.size() > 1
+                          ? fmt::format("ssmjit_layer_{}_{}", op, digest)
+                          : fmt::format("ssmjit_{}_{}", op, digest));
   }
 
   Source source;
   source.arch = arch;
   source.text = banner(description, plan, arch, parts, entries);
   Pieces pieces(source.text);
-  for (const PlanPart& part : parts) pieces.add(template_of(part.description).file);
+  for (const PlanPart& part : parts) pieces.add(template_of(part).file);
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    const Template from = template_of(parts[i].description);
+    const Template from = template_of(parts[i]);
     const std::string config = parts.size() == 1 ? "Config" : fmt::format("{}_config", from.function);
     const Plan& own = parts[i].plan;
-    const LaunchShape shape = launch_shape(own, parts[i].description, 1);
+    const LaunchShape shape = launch_shape(parts[i], 1);
     source.text +=
         fmt::format("\n// ---- {} ----\n\nstruct {} {{\n{}}};\n", parts.size() == 1 ? "this kernel" : entries[i],
                     config, fields(parts[i].description, own));
     source.text += fmt::format(
         "\nextern \"C\" __global__ void __launch_bounds__({}){} {}(const __grid_constant__ {} args) {{\n"
         "  {}<{}>(args);\n}}\n",
-        own.min_blocks_per_sm == 0 ? std::to_string(shape.block_threads)
-                                   : fmt::format("{}, {}", shape.block_threads, own.min_blocks_per_sm),
+        own.min_blocks_per_sm == 0 || parts[i].is_precompute
+            ? std::to_string(shape.block_threads)
+            : fmt::format("{}, {}", shape.block_threads, own.min_blocks_per_sm),
         own.cluster > 1 ? fmt::format(" __cluster_dims__({}, 1, 1)", own.cluster) : "", entries[i], from.args,
         from.function, config);
     source.entries.push_back({entries[i], shape.block_threads, shape.smem_bytes, shape.cluster});

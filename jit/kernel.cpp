@@ -76,7 +76,7 @@ Kernel Kernel::load(const Description& description, const Plan& plan, const Sour
   check_plan(plan, description, cubin.arch);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const Entry& entry = source.entries[i];
-    const LaunchShape row = launch_shape(parts[i].plan, parts[i].description, 1);
+    const LaunchShape row = launch_shape(parts[i], 1);
     if (entry.block_threads != row.block_threads || entry.smem_bytes != row.smem_bytes)
       fail(ErrorKind::invalid,
            "source: {} wants {} threads and {} bytes of shared memory, the plan {} and {}; give the source of this "

@@ -40,6 +40,8 @@ device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl);
 device_args::UpdateRoundedArgs rounded_to_device(const UpdateArgs& args, Pdl pdl);
 device_args::RingArgs to_device(const RingArgs& args, Pdl pdl);
 device_args::RingArgs to_device(const ReplayArgs& args, Pdl pdl);  // as templates/replay.cuh reads them
+// How the second of a replay's two launches depends on the first; `pdl`: of the first on what is in front of it.
+Pdl pdl_behind_precompute(const Plan& plan, const ReplayArgs& args, Pdl pdl);
 device_args::Conv1dArgs to_device(const Conv1dArgs& args, Pdl pdl);
 device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl);
 device_args::NormArgs to_device(const Description& description, const NormArgs& args, Pdl pdl);

@@ -18,7 +18,7 @@ struct Kernel::State {
   State(const Description& d, const Plan& p, const Source& source, const Cubin& c)
       : description(d), plan(p), cubin(c), wants(d), has_pdl(c.arch.has_pdl()), module(source, c) {
     for (const PlanPart& part : plan_parts(p, d))
-      parts.push_back({part.description, Wants(part.description), launch_shape(part.plan, part.description, 1)});
+      parts.push_back({part.description, Wants(part.description), launch_shape(part, 1)});
     if (d.op() == Op::layer && d.conv &&
         (d.conv->has_accepted || d.conv->store != ConvStore::shift || d.conv->keep != ConvKeep::last))
       conv_extras.emplace(layer_parts(d).front());
@@ -45,7 +45,7 @@ struct Kernel::State {
     Wants wants;
     LaunchShape row;  // of a batch of one; a batch of n has n times its grid_y
   };
-  std::vector<Part> parts;           // in launch order: one, but of a chain
+  std::vector<Part> parts;           // in launch order: one, but of a chain, and of a replay of two launches
   std::optional<Wants> conv_extras;  // of a layer's convolution with counts, circular windows, snapshots or slots
   bool has_pdl = false;
   Module module;

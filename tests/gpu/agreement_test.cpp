@@ -94,7 +94,7 @@ Memory after_cpu(const CpuProgram& program, const Source& source, const Descript
   const auto run = [&](const auto& given, Pdl pdl) {
     const PlanPart& of = parts[part];
     with_device_args(of.description, given, pdl, [&](const auto& args) {
-      CpuLaunch launch = cpu_launch(launch_shape(of.plan, of.description, c.layout().batch), args, buffers);
+      CpuLaunch launch = cpu_launch(launch_shape(of, c.layout().batch), args, buffers);
       launch.entry = source.entries[part].name;
       launch.schedule = schedule;
       launch.timeout_s = 60;
