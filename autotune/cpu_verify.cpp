@@ -68,7 +68,9 @@ class CpuTarget : public Target {
     if (waits_first)
       for (CpuBuffer& buffer : buffers) buffer.before_wait = false;
     std::vector<std::string> faults;
-    if (const auto* layer = std::get_if<LayerArgs>(&args); layer != nullptr && plan_.form != PlanForm::fused) {
+    if (const auto* replay = std::get_if<ReplayArgs>(&args); replay != nullptr && parts_.size() > 1) {
+      faults = run_replay(*replay, pdl, batch);
+    } else if (const auto* layer = std::get_if<LayerArgs>(&args); layer != nullptr && plan_.form != PlanForm::fused) {
       LayerArgs with_pdl = *layer;
       with_pdl.pdl = pdl;
       faults = run_chain(chain_args(description_, plan_.form, with_pdl), batch, buffers);
@@ -94,7 +96,8 @@ class CpuTarget : public Target {
     std::size_t part = 0;
     const auto one = [&](const auto& given) {
       if (!given) return;
-      run(part, batch, to_device(parts_[part].description, *given, given->pdl), buffers, faults, &in_flight);
+      with_device_args(parts_[part].description, *given, given->pdl,
+                       [&](const auto& device) { run(part, batch, device, buffers, faults, &in_flight); });
       ++part;
       for (CpuBuffer& buffer : buffers)
         if (buffer.name == "scratch") buffer.initialised = true;
@@ -106,10 +109,24 @@ class CpuTarget : public Target {
     return faults;
   }
 
+  // Likewise, the second as dependent as the launch's mode lets it be.
+  std::vector<std::string> run_replay(const ReplayArgs& given, Pdl pdl, int batch) {
+    std::vector<std::string> faults;
+    std::vector<CpuBuffer> buffers = buffers_;
+    std::vector<CpuStores> in_flight;
+    for (std::size_t part = 0; part < parts_.size(); ++part) {
+      const Pdl own = part == 0 ? pdl : how_.arch.has_pdl() ? pdl_behind_precompute(plan_, given, pdl) : Pdl::off;
+      run(part, batch, to_device(given, own), buffers, faults, &in_flight);
+      for (CpuBuffer& buffer : buffers)
+        if (buffer.name == "scratch") buffer.initialised = true;
+    }
+    return faults;
+  }
+
   template <class Args>
   void run(std::size_t part, int batch, const Args& args, const std::vector<CpuBuffer>& buffers,
            std::vector<std::string>& faults, std::vector<CpuStores>* in_flight = nullptr) {
-    CpuLaunch launch = cpu_launch(launch_shape(parts_[part].plan, parts_[part].description, batch), args, buffers);
+    CpuLaunch launch = cpu_launch(launch_shape(parts_[part], batch), args, buffers);
     launch.entry = entries_[part].name;
     if (in_flight != nullptr) {
       launch.in_flight = *in_flight;

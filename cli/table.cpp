@@ -100,7 +100,9 @@ int run_lookup(const Options& o) {
   const PdlMode mode = parse_pdl_mode(o.pdl);
   for (const SpecOption::Kernel& kernel : o.spec.kernels()) {
     for (int batch : parse_batches(o.batches)) {
-      const Choice c = lookup(table, kernel.description, o.device, arch, batch, mode);
+      Choice c = lookup(table, kernel.description, o.device, arch, batch, mode);
+      const bool changed = is_of_another_text(table, kernel.description, o.device, arch, c.plan);
+      if (changed) c.reason += "; measured with an older text of the kernel";
       if (o.json)
         print_json(Json{{"kernel", kernel.label},
                         {"batch", batch},
@@ -108,6 +110,7 @@ int run_lookup(const Options& o) {
                         {"plan", Json::parse(c.plan.json())},
                         {"why", name(c.why)},
                         {"predicted", c.why == Why::predicted},
+                        {"older_text", changed},
                         {"reason", c.reason},
                         {"expected_us", c.expected_us},
                         {"floor_us", c.floor_us}});

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <sstream>
 
 #include <fmt/format.h>
@@ -81,6 +82,16 @@ SpecOption::Kernel SpecOption::one() const {
        all.size(), specs.front());
 }
 
+bool is_of_another_text(const Table& table, const Description& description, std::string_view device, const Arch& arch,
+                        const Plan& plan) {
+  const std::string kernel = description.kernel_digest();
+  std::set<std::string> measured;
+  for (const TableRow& row : table.rows)
+    if (row.device == device && row.kernel_digest == kernel && row.plan == plan && !row.source_digest.empty())
+      measured.insert(row.source_digest);
+  return !measured.empty() && !measured.contains(emit(description, plan, arch).digest);
+}
+
 std::vector<std::string> split(std::string_view text, char separator) {
   std::vector<std::string> parts;
   while (true) {
@@ -89,13 +100,6 @@ std::vector<std::string> split(std::string_view text, char separator) {
     if (end == std::string_view::npos) return parts;
     text.remove_prefix(end + 1);
   }
-}
-
-Plan parse_plan(std::string_view text, const Plan& base, const Description& description, const Arch& arch,
-                std::int64_t total_heads) {
-  const Plan plan = Plan::parse(text, base);
-  if (plan.form == PlanForm::fused || base.form != PlanForm::fused || description.op() != Op::layer) return plan;
-  return Plan::parse(text, default_chain(plan.form, description, arch, total_heads));
 }
 
 std::vector<int> parse_batches(std::string_view text, std::string_view option) {

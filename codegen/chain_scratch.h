@@ -1,4 +1,4 @@
-// What the parts of a layer's chain pass on in device memory.
+// What the parts of a layer's chain, and the launches of a replay, pass on in device memory.
 #pragma once
 
 #include <cstdint>
@@ -16,5 +16,9 @@ struct ChainScratch {
   std::int64_t bytes = 0;     // of both
 };
 ChainScratch chain_scratch(const Description& description, std::int64_t batch);
+
+// What the first of a replay's two launches passes on, [batch, nheads] records: a lane's words of weights, then the
+// decays of the tokens in fp32, the tokens in eights (templates/replay.cuh).
+std::int64_t replay_scratch_bytes(const Description& description, std::int64_t batch);
 
 }  // namespace ssmjit

@@ -44,4 +44,9 @@ ChainScratch chain_scratch(const Description& description, std::int64_t batch) {
   return scratch;
 }
 
+std::int64_t replay_scratch_bytes(const Description& description, std::int64_t batch) {
+  const std::int64_t eights = (description.token_count + 7) / 8;
+  return batch * description.nheads * (32 * eights * eights + 8 * eights) * 4;
+}
+
 }  // namespace ssmjit

@@ -59,6 +59,10 @@ constexpr Field kFields[] = {
     {"form", [](const Plan& p) -> std::int64_t { return static_cast<std::int64_t>(p.form); },
      [](Plan& p, std::int64_t v) { p.form = static_cast<PlanForm>(v); }, false, 3,
      [](std::int64_t v) { return name(static_cast<PlanForm>(v)); }},
+    {"precompute_warps", [](const Plan& p) -> std::int64_t { return p.precompute_warps; },
+     [](Plan& p, std::int64_t v) { p.precompute_warps = static_cast<int>(v); }},
+    {"precompute_heads", [](const Plan& p) -> std::int64_t { return p.precompute_heads; },
+     [](Plan& p, std::int64_t v) { p.precompute_heads = static_cast<int>(v); }},
 };
 // The plans of a chain's parts beside its update.
 struct NestedField {
@@ -141,9 +145,10 @@ struct Space {
 
   static const Space& of(const Description& d) {
     static const Space ring_layer("ring_layer.json"), update_tokens("update_tokens.json"),
-        update_rounded("update_rounded.json");
+        update_rounded("update_rounded.json"), layer_tokens("layer_tokens.json");
     if (has_token_kernel(d)) return update_tokens;
     if (is_update_rounded(d)) return update_rounded;
+    if (is_layer_of_tokens(d)) return layer_tokens;
     return d.op() == Op::layer && d.ring_window() != 0 ? ring_layer : of(d.op());
   }
   static const Space& of(Op op) {
@@ -199,7 +204,9 @@ struct Space {
     v[base + 23] = d.conv && d.conv->has_accepted ? 1 : 0;
     v[base + 24] = d.is_varlen ? 1 : 0;
     v[base + 26] = std::holds_alternative<Stochastic>(d.rounding_kind) ? 1 : 0;
-    std::size_t at = base + 27;
+    v[base + 27] = d.conv && d.conv->keep == ConvKeep::slots ? 1 : 0;
+    v[base + 28] = d.conv && d.conv->store == ConvStore::circular ? 1 : 0;
+    std::size_t at = base + 29;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -243,7 +250,9 @@ struct Space {
                              "has_accepted_tokens",
                              "has_varlen",
                              "max_large_cluster",
-                             "is_stochastic"})
+                             "is_stochastic",
+                             "conv_keeps_slots",
+                             "conv_is_circular"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -335,12 +344,14 @@ std::function<double(const Plan&)> layer_distance(const Description& description
   const double rows = 16384.0 / row_bytes;
   const double group = description.norm ? description.norm_group_size()
                                         : static_cast<double>(description.heads_per_group()) * description.head_dim;
+  const int stages = description.token_count > 1 ? 2 : 1;
   return [=](const Plan& p) {
     const double block_rows = group / p.cluster;
     const bool bulk = p.state_path == StatePath::bulk;
     return 4 * octaves(p.block_m, block_rows) + octaves(p.cluster, std::max(1.0, group / rows)) +
            octaves(p.warps, bulk ? std::max(1.0, p.block_m * row_bytes / 4096) : 8) + octaves(p.lanes_per_row, 16) +
-           (bulk ? 0 : 0.5) + 0.25 * octaves(p.min_blocks_per_sm, bulk ? 32.0 / p.warps : 1);
+           octaves(p.stages, stages) + (bulk ? 0 : 0.5) +
+           0.25 * octaves(p.min_blocks_per_sm, bulk ? 32.0 / p.warps : 1);
   };
 }
 
@@ -487,6 +498,12 @@ std::vector<std::string> chain_problems(const Plan& plan, const Description& des
 }  // namespace
 
 std::vector<PlanPart> plan_parts(const Plan& plan, const Description& description) {
+  if (description.op() == Op::replay && plan.precompute_warps > 0) {
+    // The second is always a dependent launch, which replays before it waits for the first.
+    Plan second = plan;
+    second.early_state = true;
+    return {{description, plan, true}, {description, std::move(second)}};
+  }
   if (plan.form == PlanForm::fused || description.op() != Op::layer) return {{description, plan}};
   std::vector<PlanPart> parts;
   for (Description& d : layer_parts(description)) {
@@ -562,6 +579,9 @@ std::vector<std::string> plan_problems(const Plan& plan, const Description& desc
     if (!(plan.*field.text).empty())
       problems.push_back(fmt::format("plan {}: got {}; wants none but for a layer's chain (form=chain)", field.name,
                                      in_quotes(plan.*field.text)));
+  if ((plan.precompute_warps == 0) != (plan.precompute_heads == 0))
+    problems.push_back(fmt::format("plan precompute_warps, precompute_heads: got {} and {}; wants both or neither",
+                                   plan.precompute_warps, plan.precompute_heads));
   if (plan.cluster < 1) problems.push_back(fmt::format("plan cluster: got {}; wants 1 or more", plan.cluster));
   for (const Field& field : kFields) {
     if (space.has(field) || field.get(plan) == field.get(Plan{})) continue;
@@ -648,13 +668,14 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
   const Plan* best = nullptr;
   double least = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
-  const bool fused = description.op() != Op::layer || description.ring_window() == 0 ||
-                     total_heads < kFusedRingHeads || (!plans.empty() && plans.back().form == PlanForm::fused);
+  const bool fused = description.op() != Op::layer || description.ring_window() == 0 || total_heads < kFusedRingHeads ||
+                     (!plans.empty() && plans.back().form == PlanForm::fused);
   const bool any_registers =
       description.op() == Op::layer && description.ring_window() == 0 && description.token_count == 1;
   for (const Plan& p : plans) {
     if (!fused || p.form != PlanForm::fused || !p.streaming || p.early_state) continue;
     if (p.min_blocks_per_sm != 1 && !any_registers) continue;
+    if (p.precompute_warps != 0) continue;
     if (p.cluster > arch.max_cluster()) continue;  // not every GPU of the arch can place it
     const double d = distance(p);
     if (best == nullptr || d < least) best = &p, least = d;
@@ -713,6 +734,13 @@ LaunchShape launch_shape(const Plan& plan, const Description& description, int b
   return shape;
 }
 
+LaunchShape launch_shape(const PlanPart& part, int batch) {
+  if (!part.is_precompute) return launch_shape(part.plan, part.description, batch);
+  return {.grid_x = part.description.nheads / part.plan.precompute_heads,
+          .grid_y = batch,
+          .block_threads = 32 * part.plan.precompute_warps};
+}
+
 std::int64_t plan_smem_bytes(const Plan& plan, const Description& description, const Arch& arch) {
   if (plan.form != PlanForm::fused) {
     std::int64_t most = 0;
@@ -727,6 +755,7 @@ std::int64_t plan_smem_bytes(const Plan& plan, const Description& description, c
 }
 
 std::int64_t scratch_bytes(const Plan& plan, const Description& description, int batch) {
+  if (description.op() == Op::replay && plan.precompute_warps > 0) return replay_scratch_bytes(description, batch);
   if (plan.form == PlanForm::fused || description.op() != Op::layer) return 0;
   const ChainScratch scratch = chain_scratch(description, batch);
   return scratch.bytes;

@@ -86,7 +86,9 @@ struct Template {
   const char* function;
   const char* args;
 };
-Template template_of(const Description& d) {
+Template template_of(const PlanPart& part) {
+  const Description& d = part.description;
+  if (part.is_precompute) return {"replay.cuh", "replay_precompute", "RingArgs"};
   switch (d.op()) {
     case Op::update:
       if (has_token_kernel(d)) return {"update_tokens.cuh", "update_tokens", "UpdateTokensArgs"};
@@ -100,6 +102,7 @@ Template template_of(const Description& d) {
       return {"conv1d.cuh", "conv1d", "Conv1dArgs"};
     case Op::layer:
       if (d.ring_window() != 0) return {"ring_layer.cuh", "ring_layer", "RingLayerArgs"};
+      if (is_layer_of_tokens(d)) return {"layer_tokens.cuh", "layer_tokens", "LayerTokensArgs"};
       return {"layer.cuh", "layer", "LayerArgs"};
     case Op::norm:
       return {"norm.cuh", "norm", "NormArgs"};
@@ -110,8 +113,9 @@ Template template_of(const Description& d) {
 }
 
 // "// Launch for nheads = 64: grid (...) ..." of one kernel.
-std::string launch_line(const Description& d, const Plan& plan, const std::string& entry) {
-  const LaunchShape shape = launch_shape(plan, d, 1);
+std::string launch_line(const PlanPart& part, const std::string& entry) {
+  const Description& d = part.description;
+  const LaunchShape shape = launch_shape(part, 1);
   const bool heads = d.nheads != 0;
   const std::string rows =
       d.op() != Op::norm || d.token_count == 1 ? "batch" : fmt::format("{} * batch", d.token_count);
@@ -131,7 +135,9 @@ std::string banner(const Description& d, const Plan& plan, const Arch& arch, con
   s += fmt::format("{}{}\n", kDescriptionLine, d.json());
   s += fmt::format("{}{}\n", kPlanLine, plan.text());
   for (const PlanPart& part : parts) {
-    if (parts.size() > 1) s += fmt::format("// {}: {}\n", name(part.description.op()), part.plan.text());
+    if (part.is_precompute) continue;
+    if (parts.size() > 1 && d.op() == Op::layer)
+      s += fmt::format("// {}: {}\n", name(part.description.op()), part.plan.text());
     for (const Tunable& t : tunables(part.description)) s += fmt::format("//   {}: {}\n", t.name, t.meaning);
   }
   s += "//\n";
@@ -142,7 +148,7 @@ std::string banner(const Description& d, const Plan& plan, const Arch& arch, con
     s += fmt::format("// With a flush: {} bytes read, {} of them written back, {} written elsewhere.\n", flush.read,
                      flush.written_back, flush.written_new);
   }
-  for (std::size_t i = 0; i < parts.size(); ++i) s += launch_line(parts[i].description, parts[i].plan, entries[i]);
+  for (std::size_t i = 0; i < parts.size(); ++i) s += launch_line(parts[i], entries[i]);
   s += fmt::format("// Rebuild: nvcc -std=c++17 -arch={} -cubin FILE.cu\n", arch.text());
   return s;
 }
@@ -212,6 +218,12 @@ std::string layer_fields(const Description& d, const Plan& plan) {
     s += flag("kConvChannelsLast", conv && d.conv->channels_last);
     s += flag("kConvBias", conv && d.conv->has_bias);
   }
+  if (d.ring_window() != 0) {
+    s += flag("kConvAccepted", conv && d.conv->has_accepted);
+    s += flag("kConvCircular", conv && d.conv->store == ConvStore::circular);
+    s += flag("kConvSnapshots", conv && d.conv->keep == ConvKeep::snapshots);
+    s += constant("kConvSnapshot", d.conv_snapshot_len());
+  }
   if (conv) s += activation(d);
   s += flag("kHasNorm", norm);
   s += constant("kNormRows", norm ? d.norm_group_size() : d.heads_per_group() * d.head_dim);
@@ -275,6 +287,7 @@ std::string fields(const Description& d, const Plan& plan) {
     s += constant("kWindow", replay ? d.token_count : d.ring_window());
     s += constant("kRing", replay ? d.token_count : d.ring_length());
     s += flag("kReplay", replay);
+    s += flag("kPrecomputed", plan.precompute_warps > 0);
   }
   if (tokens) {
     s += constant("kTokens", d.token_count);
@@ -292,6 +305,7 @@ std::string fields(const Description& d, const Plan& plan) {
   if (ring || is_update_rounded(d)) {
     s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
   }
+  if (is_layer_of_tokens(d)) s += constant("kTokens", d.token_count);
   if (!ring && !layer) {
     s += flag("kDestination", d.has_destination);
     s += flag("kAlignedRows", d.aligned_rows);
@@ -301,14 +315,16 @@ std::string fields(const Description& d, const Plan& plan) {
   s += constant("kBlockM", plan.block_m);
   s += constant("kWarps", plan.warps);
   if (!ring) s += constant("kLanesPerRow", plan.lanes_per_row);
-  if (ring || !layer) {
-    s += constant("kHeadsPerBlock", plan.heads_per_block);
-    s += constant("kStages", plan.stages);
-  }
+  if (ring || !layer) s += constant("kHeadsPerBlock", plan.heads_per_block);
+  s += constant("kStages", plan.stages);
   s += choice("StatePath", "kStatePath", name(plan.state_path));
   s += flag("kStreaming", plan.streaming);
   s += flag("kEarlyState", plan.early_state);
   if (ring) s += choice("RingRows", "kRingRows", name(plan.ring_rows));
+  if (plan.precompute_warps > 0) {
+    s += constant("kPrecomputeWarps", plan.precompute_warps);
+    s += constant("kPrecomputeHeads", plan.precompute_heads);
+  }
   s += "\n";
   s += function("delta", "float dt, float dt_bias", d.delta_expr);
   if (!ring) s += function("decay", "float A, float dt, float delta", d.decay_expr);
@@ -328,28 +344,31 @@ Source emit(const Description& description, const Plan& plan, const Arch& arch) 
   std::vector<std::string> entries;
   for (const PlanPart& part : parts) {
     const char* op = name(part.description.op());
-    entries.push_back(parts.size() == 1 ? fmt::format("ssmjit_{}_{}", op, digest)
-                                        : fmt::format("ssmjit_layer_{}_{}", op, digest));
+    entries.push_back(part.is_precompute ? fmt::format("ssmjit_{}_precompute_{}", op, digest)
+                      : description.op() == Op::layer && parts.size() > 1
+                          ? fmt::format("ssmjit_layer_{}_{}", op, digest)
+                          : fmt::format("ssmjit_{}_{}", op, digest));
   }
 
   Source source;
   source.arch = arch;
   source.text = banner(description, plan, arch, parts, entries);
   Pieces pieces(source.text);
-  for (const PlanPart& part : parts) pieces.add(template_of(part.description).file);
+  for (const PlanPart& part : parts) pieces.add(template_of(part).file);
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    const Template from = template_of(parts[i].description);
+    const Template from = template_of(parts[i]);
     const std::string config = parts.size() == 1 ? "Config" : fmt::format("{}_config", from.function);
     const Plan& own = parts[i].plan;
-    const LaunchShape shape = launch_shape(own, parts[i].description, 1);
+    const LaunchShape shape = launch_shape(parts[i], 1);
     source.text +=
         fmt::format("\n// ---- {} ----\n\nstruct {} {{\n{}}};\n", parts.size() == 1 ? "this kernel" : entries[i],
                     config, fields(parts[i].description, own));
     source.text += fmt::format(
         "\nextern \"C\" __global__ void __launch_bounds__({}){} {}(const __grid_constant__ {} args) {{\n"
         "  {}<{}>(args);\n}}\n",
-        own.min_blocks_per_sm == 0 ? std::to_string(shape.block_threads)
-                                   : fmt::format("{}, {}", shape.block_threads, own.min_blocks_per_sm),
+        own.min_blocks_per_sm == 0 || parts[i].is_precompute
+            ? std::to_string(shape.block_threads)
+            : fmt::format("{}, {}", shape.block_threads, own.min_blocks_per_sm),
         own.cluster > 1 ? fmt::format(" __cluster_dims__({}, 1, 1)", own.cluster) : "", entries[i], from.args,
         from.function, config);
     source.entries.push_back({entries[i], shape.block_threads, shape.smem_bytes, shape.cluster});

@@ -146,6 +146,7 @@ double predict_us(const Description& description, const Plan& plan, const GpuFac
   double us = c.launch_us + std::pow(sum, 1 / c.power);
   if (mode == PdlMode::chain && gpu.arch.has_pdl()) us += c.chain_us;
   if (layer) us += kExchangeUs * slower;
+  if (plan.precompute_warps > 0) us += c.launch_us;
   return us * std::max(1.0, wanted_registers / kMostRegisters);  // the rest would spill
 }
 

@@ -72,6 +72,8 @@ struct Plan {
   PlanForm form = PlanForm::fused;
   const char* conv1d = "";  // of a chain: the plans of the parts beside its update, as ssmjit::Plan::text() has them
   const char* norm = "";
+  int precompute_warps = 0;  // of a replay of two launches
+  int precompute_heads = 0;
 };
 
 struct Row {
@@ -207,18 +209,21 @@ constexpr Choice lookup(std::string_view device, std::string_view kernel_digest,
 }  // namespace ssmjit_table
 )";
 
-// Whether a plan has what plans of layers alone have.
+// Whether a plan has what plans of layers alone have, or of replays.
 bool is_of_layers(const Plan& plan) { return plan.cluster != 1 || plan.form != PlanForm::fused; }
+bool is_of_replays(const Plan& plan) { return plan.precompute_warps != 0; }
 
 std::string cpp(const Table& table) {
   const auto row_text = [&](const TableRow& r) {
     const auto plan_text = [](const Plan& p) {
-      const std::string of_layers = is_of_layers(p) ? fmt::format(", {}, PlanForm::{}, {}, {}", p.cluster, name(p.form),
-                                                                  quoted(p.conv1d), quoted(p.norm))
-                                                    : "";
+      std::string own_of_op =
+          is_of_layers(p) || is_of_replays(p)
+              ? fmt::format(", {}, PlanForm::{}, {}, {}", p.cluster, name(p.form), quoted(p.conv1d), quoted(p.norm))
+              : "";
+      if (is_of_replays(p)) own_of_op += fmt::format(", {}, {}", p.precompute_warps, p.precompute_heads);
       return fmt::format("{{{}, {}, {}, {}, {}, StatePath::{}, {}, {}, {}, RingRows::{}{}}}", p.block_m, p.warps,
                          p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path), p.streaming, p.early_state,
-                         p.min_blocks_per_sm, name(p.ring_rows), of_layers);
+                         p.min_blocks_per_sm, name(p.ring_rows), own_of_op);
     };
     return fmt::format("    {{{}, {}, {}, Pdl::{}, {},\n     {},\n     {}, {}, {}, {}, {}, {}}},", quoted(r.device),
                        quoted(r.kernel_digest), quoted(r.cost_digest), name(r.pdl), r.total_heads, plan_text(r.plan),
@@ -312,16 +317,19 @@ std::string python(const Table& table) {
       devices += fmt::format("{}{}: {}", devices.empty() ? "" : ", ", quoted(r.device), flag(has_pdl(table, r.device)));
     device = r.device;
     const auto plan_text = [&](const Plan& p) {
-      const std::string of_layers =
-          is_of_layers(p) ? fmt::format(", \"cluster\": {}, \"form\": \"{}\", \"conv1d\": {}, \"norm\": {}", p.cluster,
-                                        name(p.form), quoted(p.conv1d), quoted(p.norm))
-                          : "";
+      std::string own_of_op = is_of_layers(p)
+                                  ? fmt::format(", \"cluster\": {}, \"form\": \"{}\", \"conv1d\": {}, \"norm\": {}",
+                                                p.cluster, name(p.form), quoted(p.conv1d), quoted(p.norm))
+                                  : "";
+      if (is_of_replays(p))
+        own_of_op +=
+            fmt::format(", \"precompute_warps\": {}, \"precompute_heads\": {}", p.precompute_warps, p.precompute_heads);
       return fmt::format(
           "{{\"block_m\": {}, \"warps\": {}, \"lanes_per_row\": {}, \"heads_per_block\": {}, \"stages\": {}, "
           "\"state_path\": \"{}\", \"streaming\": {}, \"early_state\": {}, \"min_blocks_per_sm\": {}, "
           "\"ring_rows\": \"{}\"{}}}",
           p.block_m, p.warps, p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path), flag(p.streaming),
-          flag(p.early_state), p.min_blocks_per_sm, name(p.ring_rows), of_layers);
+          flag(p.early_state), p.min_blocks_per_sm, name(p.ring_rows), own_of_op);
     };
     text += fmt::format(
         "        {}: {{\"plan\": {}, \"between\": {}, \"fits_heads\": {}, \"us\": {}, \"floor_us\": {}, "

@@ -76,7 +76,7 @@ Kernel Kernel::load(const Description& description, const Plan& plan, const Sour
   check_plan(plan, description, cubin.arch);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const Entry& entry = source.entries[i];
-    const LaunchShape row = launch_shape(parts[i].plan, parts[i].description, 1);
+    const LaunchShape row = launch_shape(parts[i], 1);
     if (entry.block_threads != row.block_threads || entry.smem_bytes != row.smem_bytes)
       fail(ErrorKind::invalid,
            "source: {} wants {} threads and {} bytes of shared memory, the plan {} and {}; give the source of this "
@@ -88,25 +88,8 @@ Kernel Kernel::load(const Description& description, const Plan& plan, const Sour
   return kernel;
 }
 
-int device_pdl(Pdl pdl) {
-  switch (pdl) {
-    case Pdl::off:
-      return kDevicePdlOff;
-    case Pdl::wait_first:
-      return kDevicePdlWaitFirst;
-    case Pdl::early_state:
-      return kDevicePdlEarlyState;
-  }
-  return kDevicePdlOff;
-}
-
 void Kernel::State::refuse_empty() {
   fail(ErrorKind::invalid, "an empty Kernel can't be launched; make one with Kernel::load()");
-}
-
-void Kernel::State::launch(void* device_args, std::int64_t batch, Pdl pdl, CUstream stream, std::size_t part) const {
-  const LaunchShape& row = parts[part].row;
-  module.launch(part, row.grid_x, row.grid_y * batch, device_args, pdl != Pdl::off, stream);
 }
 
 namespace {

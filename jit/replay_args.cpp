@@ -1,6 +1,7 @@
 // The launch of a replay step.
 #include <map>
 
+#include "codegen/chain_scratch.h"
 #include "jit/kernel_args.h"
 #include "jit/kernel_state.h"
 #include "jit/launch_checks.h"
@@ -82,9 +83,6 @@ void check_launch(const Wants& wants, const ReplayArgs& args, Report&& report) {
   tokens(args.z, "z", wants.input, 4, of_x, Align::vector_rows, wants.has_z, kRead);
   tokens(args.out, "out", wants.input, 4, of_x, Align::vector_rows, true, kNeeded, true);
   check_seeds(args.rand_seed, slots, wants.is_stochastic, report);
-  if (is_given(args.scratch))
-    report(
-        [&] { return std::string("scratch: given, but the plan is of one launch, which needs none; leave it out"); });
 
   if (is_given(args.state_batch_indices)) {
     check_indices_shape("state_batch_indices", args.state_batch_indices, batch, report);
@@ -134,6 +132,21 @@ void check_memory(const Driver& driver, const Wants& wants, const ReplayArgs& ar
   if (!wrong.empty()) fail(ErrorKind::invalid, "{}", lines_of(wrong));
 }
 
+void check_scratch(const ReplayArgs& args, std::int64_t bytes, std::int64_t batch) {
+  const Tensor& scratch = args.scratch;
+  if (scratch.data == nullptr)
+    fail(ErrorKind::invalid, "scratch: not given; a replay by two launches of {} rows wants {} bytes (scratch_bytes())",
+         batch, bytes);
+  if (scratch.rank != 1 || scratch.dtype != DType::i8 || scratch.shape[0] < bytes)
+    fail(ErrorKind::invalid,
+         "scratch: got {} of shape {}; a replay by two launches of {} rows wants int8 of shape [{}] "
+         "or more",
+         name(scratch.dtype), shape_text(scratch.shape, scratch.rank), batch, bytes);
+  if (!is_aligned(scratch.data, kScratchAlign))
+    fail(ErrorKind::invalid, "scratch: base address {} is not a multiple of {} bytes", fmt::ptr(scratch.data),
+         kScratchAlign);
+}
+
 [[noreturn, gnu::cold, gnu::noinline]] void refuse(const Wants& wants, const ReplayArgs& args) {
   fail(ErrorKind::invalid, "{}", lines_of(find_problems(wants, args)));
 }
@@ -163,7 +176,15 @@ device_args::RingArgs to_device(const ReplayArgs& args, Pdl pdl) {
   device_args::RingArgs device = to_device(ring, pdl);
   device.sum_ring = static_cast<float*>(const_cast<void*>(args.old_cumAdt.data));
   device.sum_ring_stride = static_cast<int>(stride_of(args.old_cumAdt, 0));
+  device.weights = static_cast<unsigned char*>(const_cast<void*>(args.scratch.data));
   return device;
+}
+
+Pdl pdl_behind_precompute(const Plan& plan, const ReplayArgs& args, Pdl pdl) {
+  if (!args.internal_pdl) return Pdl::off;
+  // What is in front of the first launch may still write the state, unless it has ended or the caller says that it
+  // does not.
+  return pdl == Pdl::off || (pdl == Pdl::early_state && plan.early_state) ? Pdl::early_state : Pdl::wait_first;
 }
 
 void Kernel::launch(const ReplayArgs& args, void* stream) const {
@@ -181,7 +202,12 @@ void Kernel::launch(const ReplayArgs& args, void* stream) const {
     check_memory(state.module.driver(), state.wants, args, batch, cu_stream);
   const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;
   device_args::RingArgs device = to_device(args, pdl);
+  if (state.parts.size() > 1) check_scratch(args, replay_scratch_bytes(state.description, batch), batch);
   state.launch(&device, batch, pdl, cu_stream);
+  if (state.parts.size() == 1) return;
+  const Pdl behind = state.has_pdl ? pdl_behind_precompute(state.plan, args, pdl) : Pdl::off;
+  device.pdl = device_pdl(behind);
+  state.launch(&device, batch, behind, cu_stream, 1);
 }
 
 std::vector<std::string> Kernel::problems(const Description& description, const ReplayArgs& args) {

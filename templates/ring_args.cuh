@@ -61,5 +61,6 @@ struct RingArgs {
   // dstate], dt_ring [slots, 2, nheads, tokens]; ring_start is the buffer that holds the last step, ring_count its
   // accepted tokens.
   int sum_ring_stride;
-  float* sum_ring;  // [slots, 2, nheads, tokens]: sums of A * delta up to and with each token
+  float* sum_ring;         // [slots, 2, nheads, tokens]: sums of A * delta up to and with each token
+  unsigned char* weights;  // [batch, nheads] records (RingWeights) from a replay's first launch to its second
 };

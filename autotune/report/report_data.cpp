@@ -55,7 +55,8 @@ std::string kind_of(const std::string& reason) {
 
 // A plan's value of a tunable as text; empty where it has none.
 std::string value_of(const Json& plan, const std::string& tunable) {
-  if (!plan.contains(tunable)) return tunable == "ring_rows" ? name(Plan{}.ring_rows) : "";
+  if (!plan.contains(tunable))
+    return tunable == "ring_rows" ? name(Plan{}.ring_rows) : tunable.starts_with("precompute_") ? "0" : "";
   const Json& value = plan.at(tunable);
   return value.is_string() ? value.get<std::string>() : value.dump();
 }

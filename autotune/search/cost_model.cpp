@@ -32,6 +32,7 @@ std::vector<double> CostModel::features(const Plan& plan, int batch) const {
                              plan.streaming ? 1.0 : 0.0,
                              static_cast<double>(plan.min_blocks_per_sm),
                              plan.ring_rows == RingRows::live ? 1.0 : 0.0,
+                             plan.precompute_warps > 0 ? 1.0 : 0.0,
                              octaves(blocks)};
   constexpr std::size_t kTunables = std::size(tunables);
   const double in_flight = octaves(std::max(1.0, bytes_in_flight_per_sm(plan, description_, batch, gpu_, {})));

@@ -65,7 +65,8 @@ bool are_kin(const Plan& a, const Plan& b) {
   const auto differ = [&](auto Plan::*tunable) { return a.*tunable != b.*tunable ? 1 : 0; };
   return differ(&Plan::block_m) + differ(&Plan::warps) + differ(&Plan::lanes_per_row) + differ(&Plan::heads_per_block) +
              differ(&Plan::stages) + differ(&Plan::state_path) + differ(&Plan::streaming) + differ(&Plan::early_state) +
-             differ(&Plan::min_blocks_per_sm) + differ(&Plan::ring_rows) ==
+             differ(&Plan::min_blocks_per_sm) + differ(&Plan::ring_rows) + differ(&Plan::precompute_warps) +
+             differ(&Plan::precompute_heads) ==
          1;
 }
 

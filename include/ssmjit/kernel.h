@@ -69,7 +69,7 @@ struct UpdateArgs {
                                    // Slots [batch, tokens] and needed: the state after each token goes there; a pad's
                                    // is not stored
   Tensor num_accepted_tokens;      // [batch], same dtype; given iff the description has accepted counts; clamped to 1
-                                   // to the columns of state_batch_indices
+                                   // to tokens, whatever columns state_batch_indices has
   Tensor intermediate_states;  // [snapshot slots, steps, nheads, head_dim, dstate], state dtype, contiguous, iff the
                                // store is Snapshots: the state after token t goes to step t; steps: at least the
                                // tokens; written
@@ -85,8 +85,8 @@ struct UpdateArgs {
   bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
 };
 
-// Tensors of one replay step. x, z, out, dt, B, C, A, D and dt_bias as those of UpdateArgs with tokens. The host owns
-// cache_buf_idx and prev_num_accepted_tokens and moves them once a model step, after all layers (advance_replay()).
+// Tensors of one replay step. x, z, out, dt, B and C have a dimension of tokens, of one too; A, D and dt_bias as those of
+// UpdateArgs. The host owns cache_buf_idx and prev_num_accepted_tokens, moved once a model step (advance_replay()).
 struct ReplayArgs {
   std::size_t size = sizeof(ReplayArgs);
   Tensor state;          // [slots, nheads, head_dim, dstate], state dtype; slots may be strided; updated
@@ -107,8 +107,8 @@ struct ReplayArgs {
   Tensor out;                  // written
   Tensor state_batch_indices;  // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b
   Tensor rand_seed;            // [1] or [slots], int64; given iff the description rounds stochastically
-  Tensor scratch;              // [scratch_bytes()] or more, int8, base a multiple of 256 bytes; given iff the plan is
-                               // of two launches; nothing in it outlives the launch
+  Tensor scratch;              // [scratch_bytes()] or more, int8, base a multiple of 256 bytes; a plan of two launches
+                               // wants it, others leave it alone; nothing in it outlives the second launch
   std::int64_t pad_slot_id = -1;  // this index, and every negative one, marks a pad row
   Pdl pdl = Pdl::off;             // of the first launch on what is in front of it
   bool internal_pdl = true;       // of a plan of two launches: whether the second may start before the first has ended
@@ -145,7 +145,7 @@ struct RingArgs {
   Tensor out;                     // written
   Tensor state_batch_indices;     // [batch] or [batch, 1], int32 or int64; not given: row b uses slot b
   Tensor cu_seqlens;              // [batch + 1], int32, from 0, never decreasing; given iff the description has varlen
-  Tensor rand_seed;               // [1], int64; given iff the description rounds stochastically
+  Tensor rand_seed;               // [1] or [slots], int64; given iff the description rounds stochastically
   std::int64_t pad_slot_id = -1;  // this index, and every negative one, marks a pad row
   Pdl pdl = Pdl::off;             // early_state: indices, cu_seqlens, cursors, state, rings, A, D and dt_bias are read
                                   // before the wait
@@ -182,7 +182,7 @@ struct Conv1dArgs {
 
 // Tensors of one layer step, as one kernel or as a chain (Plan::form). Rows may be strided, inner dimensions are
 // contiguous; A, dt, D and dt_bias also as the views that UpdateArgs takes. What the description has no use for is not
-// given. A layer with a ring has a dimension of its tokens behind the batch of x, B, C, dt, z and out.
+// given. Of several tokens, or with a ring, x, B, C, dt, z and out have a dimension of tokens behind that of the batch.
 struct LayerArgs {
   std::size_t size = sizeof(LayerArgs);
   Tensor state;       // [slots, nheads, head_dim, dstate], state dtype; base and slot stride multiples of 16 bytes, as

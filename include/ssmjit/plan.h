@@ -63,6 +63,10 @@ struct Plan {
   int min_blocks_per_sm = 1;           // blocks of an SM that the compiler leaves registers for; 0: its own choice
   RingRows ring_rows = RingRows::all;  // rings, and layers with one, only
   int cluster = 1;                     // layer kernels only: blocks that share the rows of a norm group
+  // Replays only: of a first launch that computes what the new tokens weigh by, warps and heads a block; 0 and 0: one
+  // launch does all.
+  int precompute_warps = 0;
+  int precompute_heads = 0;
   // Layers only. Of a chain, the fields above are those of its update or ring, and these are text() of the plans of its
   // convolution and its norm; empty: there is none.
   PlanForm form = PlanForm::fused;
@@ -100,15 +104,16 @@ Plan chain_of(PlanForm form, const Description& description, const std::vector<P
 // chain_of() the parts' default plans for work of that many heads (work_items()). Fails: as chain_of().
 Plan default_chain(PlanForm form, const Description& description, const Arch& arch, std::int64_t total_heads);
 
-// One launch of a plan: a part of a chain; else the plan itself.
+// One launch of a plan: a part of a chain, or one of a replay's two; else the plan itself.
 struct PlanPart {
   Description description;
   Plan plan;
+  bool is_precompute = false;  // the first of a replay's two
 };
 // In launch order. Fails: ErrorKind::invalid for a part's plan that is no plan.
 std::vector<PlanPart> plan_parts(const Plan& plan, const Description& description);
 
-// Launch shape of the plan's only launch; of a chain, of its update or ring.
+// Launch shape of the plan's only launch; of a chain, of its update or ring; of a replay's two, of the second.
 struct LaunchShape {
   std::int64_t grid_x = 0;
   std::int64_t grid_y = 0;
@@ -118,10 +123,11 @@ struct LaunchShape {
   bool operator==(const LaunchShape&) const = default;
 };
 LaunchShape launch_shape(const Plan& plan, const Description& description, int batch);
+LaunchShape launch_shape(const PlanPart& part, int batch);
 
 // Device memory that the caller keeps for a plan's launches, bytes; a pure function, 0 for all but chains, whose parts
-// pass on x, B and C, and y, in it. It must not move while a captured graph uses it; launches in one stream may share
-// it.
+// pass on x, B and C, and y, in it, and replays of two launches, which pass on the tokens' weights. It must not move
+// while a captured graph uses it; launches in one stream may share it.
 std::int64_t scratch_bytes(const Plan& plan, const Description& description, int batch);
 
 // The tunables of an op as its JSON file in templates/ declares them, for docs and for `describe`.

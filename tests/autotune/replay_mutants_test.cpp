@@ -34,6 +34,11 @@ constexpr const char* kAll = "ring_rows=all";
 constexpr const char* kLive = "ring_rows=live";
 constexpr const char* kBulk = "state_path=bulk,ring_rows=live,heads_per_block=2,stages=2,block_m=16,warps=1";
 constexpr const char* kEarly = "ring_rows=live,early_state=true";
+constexpr const char* kTwo = "ring_rows=live,precompute_warps=1,precompute_heads=2";
+constexpr const char* kTwoEarly = "ring_rows=live,early_state=true,precompute_warps=2,precompute_heads=2";
+constexpr const char* kTwoBulk =
+    "state_path=bulk,ring_rows=live,heads_per_block=2,stages=2,block_m=16,warps=1,precompute_warps=1,precompute_heads="
+    "1";
 constexpr const char* kBlocks = "ring_rows=live,block_m=8";
 
 struct Wrong {
@@ -94,10 +99,7 @@ std::vector<Wrong> every_mutant() {
        "s[n] = shared.row[place][S::kFirstNew + g + 8 * n - 1][0];", out},
       {"TheOutputDecaysByTheOldSumToo", step(), kAll, "const float base = at.flush && !Cfg::kReplay ? all_old : 0.0f;",
        "const float base = all_old;", out},
-      {"TokensFrom8OnHaveNoWeights", of_12_tokens(), kAll,
-       "for (int i = 0; i < S::kWeighedTiles; ++i)\n#pragma unroll\n"
-       "    for (int e = 0;",
-       "for (int i = 0; i < 1; ++i)\n#pragma unroll\n    for (int e = 0;", out},
+      {"TokensFrom8OnHaveNoWeights", of_12_tokens(), kAll, "!S::kPrecomputed && i < S::kWeighedTiles;", "i < 1;", out},
       {"OutputComesFromTheStateAsStored", in_fp16(), kAll, "if constexpr (Cfg::kReplay && !is_same<State, Operand>) {",
        "if constexpr (false) {", out},
       {"OutputComesFromTheStateBefore", step(), kAll, "step.flush(y, scale,",
@@ -111,6 +113,23 @@ std::vector<Wrong> every_mutant() {
        "      RingSums<Cfg> unused[S::kTiles] = {};\n"
        "      step.flush(unused, scale,",
        out},
+      {"BOfTwoLaunchesGoesToTheBufferThatIsRead", step(), kTwo, "step.ring_B_row(slot, 8 * j + g, 1 - buffer)",
+       "step.ring_B_row(slot, 8 * j + g, buffer)", "old_B"},
+      {"SumsOfTwoLaunchesGoToTheBufferThatIsRead", step(), kTwo, "step.ring_sum(slot, head + k, 1 - buffer)[lane]",
+       "step.ring_sum(slot, head + k, buffer)[lane]", "old_cumAdt"},
+      {"LaterTokensWeighInTwoLaunches", step(), kTwo, "of <= t && of < Cfg::kTokens", "of < Cfg::kTokens", out},
+      {"WeightsOfTheNextHead", step(), kTwo, "Weights::record(args, row, head + k)",
+       "Weights::record(args, row, head + (k ^ 1))", out},
+      {"WeightsOfTheFirstHeadForAll", step(), kTwoBulk, "record(args, row, head + i + 1)", "record(args, row, head)",
+       out},
+      {"TokensFrom8OnDecayAsThoseBefore", of_12_tokens(), kTwo, "lane / 4 + 8 * n] = float_bits(decay[n])",
+       "lane / 4 + 8 * n] = float_bits(decay[0])", out},
+      {"TheFirstOfTwoLaunchesDoesNotWait", step(), kTwoEarly,
+       "if constexpr (Cfg::kEarlyState) grid_dependency_wait();\n\n  Dt dt[kHeads];", "Dt dt[kHeads];", "",
+       Outcome::faulty},
+      {"TheSecondOfTwoLaunchesDoesNotWait", step(), kTwo,
+       "grid_dependency_wait();\n    if constexpr (kIsLayer) around.copy_tokens(step);",
+       "if constexpr (kIsLayer) around.copy_tokens(step);", "", Outcome::faulty},
       {"TheSeedOfTheFirstSlotForAll", by_chance(), kAll, "wide(slot, args.rand_seed_stride)", "0",
        "not what their random bits round them to"},
   };
@@ -143,8 +162,9 @@ TEST(ReplayVerifier, PassesTheKernelsThatTheMutantsAreMadeFrom) {
   VerifyOptions options;
   options.on = VerifyOn::cpu;
   const std::pair<Description, const char*> kernels[] = {
-      {step(), kAll},     {step(), kBulk},   {step(), kEarly},    {step(), kBlocks},
-      {in_fp32(), kLive}, {in_fp16(), kAll}, {by_chance(), kAll}, {of_12_tokens(), kEarly}};
+      {step(), kAll},     {step(), kBulk},    {step(), kEarly},    {step(), kBlocks},
+      {in_fp32(), kLive}, {in_fp16(), kAll},  {by_chance(), kAll}, {of_12_tokens(), kEarly},
+      {step(), kTwo},     {step(), kTwoBulk}, {step(), kTwoEarly}, {of_12_tokens(), kTwo}};
   for (const auto& [d, changes] : kernels) {
     const Plan plan = Plan::parse(changes, default_plan(d, options.cpu.arch, 8));
     const Verdict verdict = verify(d, {plan}, options).front();

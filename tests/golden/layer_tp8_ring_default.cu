@@ -880,7 +880,8 @@ struct RingArgs {
   // dstate], dt_ring [slots, 2, nheads, tokens]; ring_start is the buffer that holds the last step, ring_count its
   // accepted tokens.
   int sum_ring_stride;
-  float* sum_ring;  // [slots, 2, nheads, tokens]: sums of A * delta up to and with each token
+  float* sum_ring;         // [slots, 2, nheads, tokens]: sums of A * delta up to and with each token
+  unsigned char* weights;  // [batch, nheads] records (RingWeights) from a replay's first launch to its second
 };
 
 // ---- device/fp8.cuh ----
@@ -1453,6 +1454,8 @@ struct RingShape {
   static constexpr int kWeighedTiles = kRowTiles - kFirstWeighed;
   // Of a replay, buffers of B and sums that are read: both, before it is known which holds the last step, or that one.
   static constexpr int kBuffers = Cfg::kReplay && kAll ? 2 : 1;
+  // Whether a launch in front computed what the new tokens weigh by, and keeps their B, deltas and sums (replay.cuh).
+  static constexpr bool kPrecomputed = Cfg::kReplay && Cfg::kPrecomputed;
   static constexpr int kWarpRows = Cfg::kBlockM / Cfg::kWarps;
   static constexpr int kTiles = kWarpRows / 8;
   // Blocks of a head; or heads that a block takes side by side, each by its own warps (ring_layer.cuh alone has more
@@ -1505,7 +1508,8 @@ struct RingShared {
   float all_old[kHeads];                                    // s of the last old row
   Barrier full[Cfg::kWarps][Cfg::kStages];                  // a stage of state has come
   alignas(16) Input B[8 * S::kOldTiles][Cfg::kDstate + 8];  // for a flush: old rows, dstate in the fragments' order
-  alignas(16) float CB[Cfg::kWarps > 1 ? 8 * S::kNewTiles : 1][(8 * S::kWeighedTiles + 31) / 32 * 32 + 8];
+  alignas(16) float CB[Cfg::kWarps > 1 && !S::kPrecomputed ? 8 * S::kNewTiles : 1]
+                      [(8 * S::kWeighedTiles + 31) / 32 * 32 + 8];
 };
 
 // 16-bit columns of one row in the lane's order: words 2 i and 2 i + 1 are those of step i of a contraction.
@@ -2237,6 +2241,52 @@ SSMJIT_DEVICE void add_weighted(RingSums<Cfg>& sums, const u32 (&W)[kRowTiles][k
   }
 }
 
+// Of a head, what a replay's first launch passes on to its second: the lane's weights, as add_weighted takes them, and
+// the decays of tokens g + 8 n. Records of [batch, nheads].
+template <class Cfg>
+struct RingWeights {
+  static constexpr int kTiles = RingShape<Cfg>::kNewTiles;
+  static constexpr int kDecays = 32 * kTiles * kTiles, kWords = kDecays + 8 * kTiles;  // of a record
+  u32 W[kTiles][kTiles];
+  float decay[kTiles];
+
+  SSMJIT_DEVICE static u32* record(const RingArgs& args, int row, int head) {
+    return reinterpret_cast<u32*>(args.weights) + (static_cast<i64>(row) * args.nheads + head) * kWords;
+  }
+  SSMJIT_DEVICE void load(const u32* from, int lane) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) W[j][n] = load_now_b32(from + (32 * (j * kTiles + n) + lane));
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) decay[n] = bits_float(load_now_b32(from + (kDecays + lane / 4 + 8 * n)));
+  }
+  SSMJIT_DEVICE void store(u32* to, int lane) const {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) to[32 * (j * kTiles + n) + lane] = W[j][n];
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+      if (lane % 4 == 0) to[kDecays + lane / 4 + 8 * n] = float_bits(decay[n]);
+  }
+};
+
+// The weight of a row for a token: C . B times the decay from the row to the token and the row's delta.
+template <class Cfg>
+SSMJIT_DEVICE float weight_of(float CB, float s_token, float s_row, float delta, bool weighs) {
+  float w = CB * (exp2_fast_f32(s_token - s_row) * delta);
+  // An infinite weight would make NaN of a zero in x.
+  if constexpr (is_same<typename Cfg::Input, f16>) w = min_f32(max_f32(w, -65504.0f), 65504.0f);
+  return weighs ? w : 0.0f;
+}
+
+// The slot of a row, of the two words of its index; negative or past the end of a pad's.
+SSMJIT_DEVICE i64 named_slot(const RingArgs& args, int row, int low, int high) {
+  const i64 wide = static_cast<i64>(static_cast<u64>(static_cast<u32>(high)) << 32 | static_cast<u32>(low));
+  return args.indexed == 0 ? row : args.wide_indices != 0 ? wide : low;
+}
+
 // What a layer (ring_layer.cuh) has around the step: it puts the new x, B and C into shared memory, and takes y. Here
 // there is nothing: they come from memory, y goes there.
 template <class Cfg>
@@ -2343,9 +2393,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   RingColumns<Cfg> C_rows[S::kNewTiles], old_B[S::kBuffers][kOldMine], new_B[kNewMine];
   Dt dt[kHeadsMine][S::kLaneRows];
   Streams streams;
+  RingWeights<Cfg> weights;  // of the next head
   const auto load_inputs = [&] {
+    if constexpr (S::kPrecomputed) weights.load(RingWeights<Cfg>::record(args, row, head), lane);
 #pragma unroll
-    for (int r = 0; r < S::kLaneRows; ++r) {
+    for (int r = 0; !S::kPrecomputed && r < S::kLaneRows; ++r) {
       const int t = lane + 32 * r - S::kFirstNew;
       const Dt* p = step.token(static_cast<const Dt*>(args.dt), args.dt_stride, args.dt_token_stride,
                                t < 0 ? 0 : step.last(t), head);
@@ -2356,13 +2408,12 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
       for (int n = 0; n < S::kNewTiles; ++n) C_rows[n].load(step.C_row(8 * n + g));
 #pragma unroll
-      for (int k = 0; k < kNewMine; ++k) new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
+      for (int k = 0; !S::kPrecomputed && k < kNewMine; ++k)
+        new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
     }
   };
   streams.place_new(step);
-  const i64 wide_index =
-      static_cast<i64>(static_cast<u64>(static_cast<u32>(index_high)) << 32 | static_cast<u32>(index_low));
-  const i64 named = args.indexed == 0 ? row : args.wide_indices != 0 ? wide_index : index_low;
+  const i64 named = named_slot(args, row, index_low, index_high);
   if (named < 0 || named >= args.slots || named == args.pad_slot_id) {
     if constexpr (Cfg::kEarlyState) grid_dependency_wait();
     if constexpr (kIsLayer) around.leave(step);
@@ -2531,7 +2582,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   float sums[Cfg::kReplay ? kHeadsMine : 1];  // of the lane's row, as a replay keeps them
   if constexpr (Cfg::kReplay && !S::kReplaysEarly) take_old();
 #pragma unroll
-  for (int k = 0; k < kHeadsMine; ++k) {
+  for (int k = 0; !S::kPrecomputed && k < kHeadsMine; ++k) {
     if (kIsLayer && !has_head(k)) continue;
     float bias = 0.0f;
     if constexpr (Cfg::kHasDtBias) bias = of_head(widen(dt_bias), head_mine(k));
@@ -2539,7 +2590,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     for (int r = 0; r < S::kLaneRows; ++r) fresh[k][r] = Cfg::delta(widen(dt[k][r]), bias);
   }
 #pragma unroll
-  for (int k = 0; k < kHeadsMine; ++k) {
+  for (int k = 0; !S::kPrecomputed && k < kHeadsMine; ++k) {
     if (kIsLayer && !has_head(k)) continue;
     float delta[S::kLaneRows];
 #pragma unroll
@@ -2597,7 +2648,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
   for (int i = 0; i < Cfg::kDstate / 16; ++i) {
 #pragma unroll
-    for (int k = 0; !kIsLayer && k < kNewMine; ++k)
+    for (int k = 0; !kIsLayer && !S::kPrecomputed && k < kNewMine; ++k)
       C.contract(new_CB[k], i, new_B[k].word[2 * i], new_B[k].word[2 * i + 1]);
 #pragma unroll
     for (int k = 0; !kIsLayer && !Cfg::kReplay && k < kOldMine; ++k)
@@ -2610,7 +2661,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   }
 
   // delta of the new rows into the ring.
-  if (block_x() % S::kBlocks == 0) {
+  if (!S::kPrecomputed && block_x() % S::kBlocks == 0) {
     float* const deltas = Cfg::kReplay ? step.ring_delta(slot, head, 1 - buffer) : first_deltas;
 #pragma unroll
     for (int k = 0; k < kHeadsMine; ++k)
@@ -2628,13 +2679,15 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   {
     const bool keeps_B = block_head % Cfg::kHeadsPerGroup == 0 && block_x() % S::kBlocks == 0;
 #pragma unroll
-    for (int k = 0; k < kNewMine; ++k) {
+    for (int k = 0; !S::kPrecomputed && k < kNewMine; ++k) {
       const int tile = new_warp + k * Cfg::kWarps, t = 8 * tile + g;
       if (keeps_B && tile < S::kNewTiles && t < tokens)
         new_B[k].store(step.ring_B_row(slot, at.place_of_new(t), 1 - buffer));
     }
     if (!S::kReplaysEarly && at.flush) take_old_B();
-    if constexpr (Cfg::kWarps == 1) {
+    if constexpr (S::kPrecomputed) {
+      if constexpr (Cfg::kWarps > 1) sync_block();
+    } else if constexpr (Cfg::kWarps == 1) {
 #pragma unroll
       for (int e = 0; e < 2 * S::kNewTiles; ++e) {
 #pragma unroll
@@ -2664,7 +2717,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   // Bit 4 i + e: whether row e % 2 of the lane's pair in tile i weighs for its token.
   u32 weighs = 0;
 #pragma unroll
-  for (int i = 0; i < S::kWeighedTiles; ++i)
+  for (int i = 0; !S::kPrecomputed && i < S::kWeighedTiles; ++i)
 #pragma unroll
     for (int e = 0; e < 2 * S::kNewTiles; ++e) {
       const int j = 8 * (S::kFirstWeighed + i) + 2 * q + e % 2, t = g + 8 * (e / 2);
@@ -2721,22 +2774,28 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 
     // The weights, as operands.
     float s[S::kNewTiles];
-#pragma unroll
-    for (int n = 0; n < S::kNewTiles; ++n) s[n] = shared.row[place][S::kFirstNew + g + 8 * n][0];
     u32 W[S::kWeighedTiles][S::kNewTiles];
+    if constexpr (S::kPrecomputed) {
 #pragma unroll
-    for (int j = 0; j < S::kWeighedTiles; ++j) {
+      for (int n = 0; n < S::kNewTiles; ++n) {
+        s[n] = weights.decay[n];
+#pragma unroll
+        for (int j = 0; j < S::kNewTiles; ++j) W[j][n] = weights.W[j][n];
+      }
+      if (i + 1 < Cfg::kHeadsPerBlock) weights.load(RingWeights<Cfg>::record(args, row, head + i + 1), lane);
+    } else {
+#pragma unroll
+      for (int n = 0; n < S::kNewTiles; ++n) s[n] = shared.row[place][S::kFirstNew + g + 8 * n][0];
+    }
+#pragma unroll
+    for (int j = 0; !S::kPrecomputed && j < S::kWeighedTiles; ++j) {
       const typename Step::RowPair r = step.row_pair(place, S::kFirstWeighed + j);
 #pragma unroll
       for (int n = 0; n < S::kNewTiles; ++n) {
         float w[2];
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          w[e] = CB[j][2 * n + e] * (exp2_fast_f32(s[n] - r.s[e]) * r.delta[e]);
-          // An infinite weight would make NaN of a zero in x.
-          if constexpr (is_same<Input, f16>) w[e] = min_f32(max_f32(w[e], -65504.0f), 65504.0f);
-          if ((weighs >> (4 * j + 2 * n + e) & 1u) == 0) w[e] = 0.0f;
-        }
+        for (int e = 0; e < 2; ++e)
+          w[e] = weight_of<Cfg>(CB[j][2 * n + e], s[n], r.s[e], r.delta[e], (weighs >> (4 * j + 2 * n + e) & 1u) != 0);
         W[j][n] = pack_word(w, Input{});
       }
     }
@@ -2776,7 +2835,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     const float base = at.flush && !Cfg::kReplay ? all_old : 0.0f;
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) {
-      const float decay = exp2_fast_f32(s[n] - base);
+      const float decay = S::kPrecomputed ? s[n] : exp2_fast_f32(s[n] - base);
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p)
 #pragma unroll
@@ -2846,19 +2905,29 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 
 // What a launch of the fused layer with a ring is given, by value, in one struct (also read by the host, so plain C++).
 // Pointers that the description has no use for are null. Channels of the convolution stand in the order x, B, C: nheads
-// * head_dim, then twice ngroups * dstate.
+// * head_dim, then twice ngroups * dstate. The ring's stand first, so that their lines (RingArgs) are lines here too.
 
 struct RingLayerArgs {
-  // What is asked for first stands first: it is fetched line by line.
+  RingArgs ring;     // its x: with a convolution [batch, tokens, channels], before it; B and C are null then
   void* conv_state;  // [slots, channels, kConvState], or [slots, kConvState, channels] where channels come last; inner
                      // two contiguous, slots 16-byte aligned; updated
   int conv_state_stride;
   int channels;             // of x, B and C of a token together
-  RingArgs ring;            // its x: with a convolution [batch, tokens, channels], before it; B and C are null then
   const void* conv_weight;  // [channels, kConvWidth], 16-byte aligned
   const void* conv_bias;    // [channels], 16-byte aligned
   const void* norm_weight;  // [nheads, head_dim]
   const void* norm_bias;    // [nheads, head_dim]
+  // Of windows that are read from a place that the run knows: counts of accepted tokens, or lengths of sequences.
+  const int* window_places;       // [batch]
+  long long window_place_stride;  // in words of 32 bits
+  int wide_window_places;         // 1: they are int64, whose upper word follows; 0: int32
+  // Of snapshots, the window after each token.
+  void* intermediate_states;  // [snapshot_slots, tokens, channels, kConvSnapshot], or with channels last; inner two
+                              // contiguous, slots and tokens 16-byte aligned; written
+  long long snapshot_slots, snapshot_stride, snapshot_token_stride;
+  const int* intermediate_state_indices;  // [batch], null: the slot that is read
+  long long snapshot_index_stride;        // in words of 32 bits, as window_place_stride
+  int wide_snapshot_indices;
 };
 
 // ---- ring_layer.cuh ----
@@ -2883,6 +2952,9 @@ struct RingLayerArgs {
 // - Convolution: a word of two channels a thread. A block has the channels of its own rows of x, and all of its group's
 //   B and C, which its cluster's blocks repeat. The window of B and C is written by the group's first block alone,
 //   after all blocks of the cluster have read it. Meanwhile the first warp of a head sums its rows of the ring.
+// - Windows may be read from any entry on: with accepted counts the history is the kConvWidth - 1 entries from entry
+//   accepted - 1, and all that is kept goes to the front; of a circular window it ends before entry cache_seqlens %
+//   kConvState, where the tokens go. Snapshots are the window after every token.
 // - Norm: each block sends its sums of squares, one a token, to all blocks of the cluster, where they count into an
 //   mbarrier; all are then added in the same order everywhere. y stays in registers.
 
@@ -2944,45 +3016,87 @@ struct RingLayerShared : RingShared<Cfg> {
   Barrier inputs, sums;                                       // that they have come
 };
 
-// The window of two neighbouring channels, a word.
+// The window of two neighbouring channels, a word; `channel` is the first of them.
 template <class Cfg>
 struct RingWindow {
   using L = RingLayerShape<Cfg>;
   using Input = typename Cfg::Input;
   static constexpr int kState = Cfg::kHasConv ? Cfg::kConvState : 1;
-  u32 word[kState];  // as it lies: channels first [2][kState] elements, last [kState][2]
+  static constexpr bool kAnywhere = Cfg::kConvAccepted || Cfg::kConvCircular;
+  static constexpr int kHeld = kAnywhere ? L::kHistory : kState;  // entries of the stream before the tokens
+  // Entries that a shift writes.
+  static constexpr int kKept = Cfg::kConvAccepted ? L::kHistory + Cfg::kTokens - 1 : kState;
+  u32 word[kHeld];  // kAnywhere: an entry of both channels each. Else as it lies: channels first [2][kState] elements,
+                    // last [kState][2]
 
-  SSMJIT_DEVICE void load(const Input* slot, int channel, int channels) {
-    if constexpr (Cfg::kConvChannelsLast) {
+  // `first`: of kAnywhere, the entry that the held ones begin with.
+  SSMJIT_DEVICE void load(const Input* slot, int channel, int channels, int first) {
+    if constexpr (kAnywhere) {
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        int at = first + k;
+        if constexpr (Cfg::kConvCircular) at = at < kState ? at : at - kState;
+        if constexpr (Cfg::kConvChannelsLast) {
+          word[k] = load_now_b32(slot + (at * channels + channel));
+        } else {
+          const u32 low = load_now_b16(slot + (channel * kState + at)),
+                    high = load_now_b16(slot + ((channel + 1) * kState + at));
+          word[k] = low | high << 16;
+        }
+      }
+    } else if constexpr (Cfg::kConvChannelsLast) {
 #pragma unroll
       for (int k = 0; k < kState; ++k) word[k] = load_now_b32(slot + (k * channels + channel));
     } else {
       load_now<kState>(slot + channel * kState, word);
     }
   }
-  // Entry k of both channels.
+  // Held entry k of both channels.
   SSMJIT_DEVICE u32 entry(int k) const {
-    if constexpr (Cfg::kConvChannelsLast) return word[k];
+    if constexpr (kAnywhere || Cfg::kConvChannelsLast) return word[k];
     const auto bits = [&](int e) { return e % 2 != 0 ? word[e / 2] >> 16 : word[e / 2] & 0xffffu; };
     return bits(k) | bits(kState + k) << 16;
   }
-  // The last kState entries of window and tokens; `token`: the channels' first, `row` words from one to the next.
-  SSMJIT_DEVICE void store(Input* slot, int channel, int channels, const u32* token, int row) const {
-    u32 next[kState];
+  // Entry i of held ones and tokens; `token`: the channels' first, `row` words from one to the next.
+  SSMJIT_DEVICE u32 stream(int i, const u32* token, int row) const {
+    return i >= kHeld ? token[(i - kHeld) * row] : entry(i >= kHeld ? 0 : i);
+  }
+  // The kLength entries of the stream that end before entry `end`, to a window of kStride entries a channel.
+  template <int kLength, int kStride>
+  SSMJIT_DEVICE void store(Input* window, int channel, int channels, int end, const u32* token, int row) const {
+    u32 next[kLength];
 #pragma unroll
-    for (int j = 0; j < kState; ++j) {
-      const int t = Cfg::kTokens + j - kState;
-      next[j] = t >= 0 ? token[t * row] : entry(t >= 0 ? 0 : Cfg::kTokens + j);
-    }
-    u32* const to = reinterpret_cast<u32*>(slot);
+    for (int j = 0; j < kLength; ++j) next[j] = stream(end - kLength + j, token, row);
+    u32* const to = reinterpret_cast<u32*>(window);
     if constexpr (Cfg::kConvChannelsLast) {
 #pragma unroll
-      for (int j = 0; j < kState; ++j) to[(j * channels + channel) / 2] = next[j];
-    } else {
-      const auto bits = [&](int e) { return e < kState ? next[e] & 0xffffu : next[e - kState] >> 16; };
+      for (int j = 0; j < kLength; ++j) to[(j * channels + channel) / 2] = next[j];
+    } else if constexpr (kLength == kStride) {
+      const auto bits = [&](int e) { return e < kLength ? next[e] & 0xffffu : next[e - kLength] >> 16; };
 #pragma unroll
-      for (int w = 0; w < kState; ++w) to[channel / 2 * kState + w] = bits(2 * w) | bits(2 * w + 1) << 16;
+      for (int w = 0; w < kLength; ++w) to[channel / 2 * kLength + w] = bits(2 * w) | bits(2 * w + 1) << 16;
+    } else {
+#pragma unroll
+      for (int j = 0; j < kLength; ++j) put_both(window, channel, kStride, j, next[j]);
     }
+  }
+  // Circular: the newest kState tokens, from entry `place` on.
+  SSMJIT_DEVICE void store_tokens(Input* window, int channel, int channels, int place, const u32* token,
+                                  int row) const {
+#pragma unroll
+    for (int t = 0; t < Cfg::kTokens; ++t) {
+      if (t < Cfg::kTokens - kState) continue;
+      const int at = (place + t) % kState;
+      if constexpr (Cfg::kConvChannelsLast)
+        reinterpret_cast<u32*>(window)[(at * channels + channel) / 2] = token[t * row];
+      else
+        put_both(window, channel, kState, at, token[t * row]);
+    }
+  }
+  // Entry `at` of both channels, which lie `stride` elements apart.
+  SSMJIT_DEVICE static void put_both(Input* window, int channel, int stride, int at, u32 v) {
+    window[channel * stride + at] = Input{static_cast<u16>(v & 0xffffu)};
+    window[(channel + 1) * stride + at] = Input{static_cast<u16>(v >> 16)};
   }
 };
 
@@ -3001,10 +3115,15 @@ struct RingLayer {
 
   static constexpr int kRow = L::kChannels / 2;  // words of a token before the convolution
 
+  using Window = RingWindow<Cfg>;
+
   const RingLayerArgs& args;
   Shared& shared;
   int thread, first;  // the block's first channel of x
   Input* windows;
+  [[maybe_unused]] Input* snapshots;                       // null: none are written
+  [[maybe_unused]] u32 place_words[2], snapshot_words[2];  // of int64, low first; else twice the same
+  [[maybe_unused]] int window_place;                       // circular: where the first token goes
   RingWindow<Cfg> window[L::kRounds];
   float gate[R::kNewTiles][R::kTiles][2];  // of the norm; of the lane's outputs, as held
   float held[R::kNewTiles][R::kTiles][2];  // what the norm scales: tokens g + 8 n by columns 2 q and 2 q + 1 of a tile
@@ -3052,12 +3171,49 @@ struct RingLayer {
       if constexpr (kExchange) barrier_arrive_expect(&shared.sums, L::kSentBytes);
     }
     // Lines of the arguments are fetched now, together, and not where they are used.
-    const void* lines[] = {args.ring.ring_start, args.ring.x, args.ring.state, args.ring.out, args.conv_weight};
+    const void* lines[] = {args.ring.state, args.ring.dt, args.ring.x, args.conv_weight, args.norm_weight};
 #pragma unroll
     for (const void*& line : lines) keep(line);
+    load_places(step);
     sync_block();
     if constexpr (kExchange) cluster_arrive_relaxed();  // peers may send from their wait on
     copy<!Cfg::kEarlyState, true>(step);
+  }
+  // Counts and indices of the request, under way beside its slot's.
+  SSMJIT_DEVICE void load_places(const Step& step) {
+    if constexpr (Window::kAnywhere) {
+      const int* const at = args.window_places + step.row * args.window_place_stride;
+      place_words[0] = load_now_b32(at);
+      place_words[1] = load_now_b32(at + args.wide_window_places);
+    }
+    if constexpr (Cfg::kConvSnapshots) {
+      const bool given = args.intermediate_state_indices != nullptr;
+      const int* const at = given ? args.intermediate_state_indices + step.row * args.snapshot_index_stride
+                                  : static_cast<const int*>(args.ring.A);  // any address that may be read
+      snapshot_words[0] = load_now_b32(at);
+      snapshot_words[1] = load_now_b32(at + (given ? args.wide_snapshot_indices : 0));
+    }
+  }
+  SSMJIT_DEVICE static i64 value_of(const u32 (&word)[2], int wide) {
+    return wide != 0 ? static_cast<i64>(static_cast<u64>(word[1]) << 32 | word[0])
+                     : static_cast<i64>(static_cast<int>(word[0]));
+  }
+  // The first entry of the window that is held.
+  SSMJIT_DEVICE int place_window() {
+    if constexpr (!Window::kAnywhere) return 0;
+    const i64 given = value_of(place_words, args.wide_window_places);
+    if constexpr (Cfg::kConvAccepted)
+      return given < 1 ? 0 : static_cast<int>(given < Cfg::kTokens ? given : Cfg::kTokens) - 1;
+    const i64 next = given % Window::kState;
+    window_place = static_cast<int>(next < 0 ? next + Window::kState : next);
+    const int from = window_place - L::kHistory;
+    return from < 0 ? from + Window::kState : from;
+  }
+  SSMJIT_DEVICE void place_snapshots(int slot) {
+    i64 index = slot;
+    if (args.intermediate_state_indices != nullptr) index = value_of(snapshot_words, args.wide_snapshot_indices);
+    const bool usable = index >= 0 && index < args.snapshot_slots && index != args.ring.pad_slot_id;
+    snapshots = usable ? static_cast<Input*>(args.intermediate_states) + index * args.snapshot_stride : nullptr;
   }
   // One copy a lane: of x, B, C and z of a token, then of weights.
   template <bool kTokens, bool kWeights>
@@ -3110,7 +3266,9 @@ struct RingLayer {
   SSMJIT_DEVICE void load_windows(int slot) {
     if constexpr (Cfg::kHasConv) {
       windows = static_cast<Input*>(args.conv_state) + Step::wide(slot, args.conv_state_stride);
-      for_words([&](RingWindow<Cfg>& one, int word) { one.load(windows, channel(word), channels()); });
+      const int from = place_window();
+      for_words([&](RingWindow<Cfg>& one, int word) { one.load(windows, channel(word), channels(), from); });
+      if constexpr (Cfg::kConvSnapshots) place_snapshots(slot);
       sync_warp();  // the convolution, which waits for these, does not wait for what is asked for behind them
     }
   }
@@ -3149,7 +3307,7 @@ struct RingLayer {
         }
         if constexpr (Cfg::kConvBias) unpack_word(reinterpret_cast<const u32*>(shared.conv_bias)[word], bias, Input{});
 #pragma unroll
-        for (int k = 0; k < L::kHistory; ++k) entry[k] = one.entry(Cfg::kConvState - L::kHistory + k);
+        for (int k = 0; k < L::kHistory; ++k) entry[k] = one.entry(Window::kHeld - L::kHistory + k);
       }
 #pragma unroll 1
       for (int t = 0; t < Cfg::kTokens; t += L::kTurn) {
@@ -3215,7 +3373,22 @@ struct RingLayer {
   SSMJIT_DEVICE void store_windows(bool of_x) {
     if constexpr (Cfg::kHasConv)
       for_words([&](const RingWindow<Cfg>& one, int word) {
-        if ((2 * word < Cfg::kBlockM) == of_x) one.store(windows, channel(word), channels(), tokens_of(word), kRow);
+        if ((2 * word < Cfg::kBlockM) != of_x) return;
+        const int c = channel(word);
+        const u32* const token = tokens_of(word);
+        if constexpr (Cfg::kConvCircular)
+          one.store_tokens(windows, c, channels(), window_place, token, kRow);
+        else
+          one.template store<Window::kKept, Window::kState>(windows, c, channels(), Window::kHeld + Cfg::kTokens, token,
+                                                            kRow);
+        if constexpr (Cfg::kConvSnapshots) {
+          constexpr int kLength = Cfg::kConvSnapshot;
+          if (snapshots == nullptr) return;
+#pragma unroll
+          for (int t = 0; t < Cfg::kTokens; ++t)
+            one.template store<kLength, kLength>(snapshots + t * args.snapshot_token_stride, c, channels(),
+                                                 Window::kHeld + t + 1, token, kRow);
+        }
       });
   }
   SSMJIT_DEVICE const Input* column(const Step& step, int which, int t) const {
@@ -3355,6 +3528,7 @@ struct Config {
   static constexpr int kWindow = 16;
   static constexpr int kRing = 22;
   static constexpr bool kReplay = false;
+  static constexpr bool kPrecomputed = false;
   static constexpr bool kHasDtBias = true;
   static constexpr bool kHasD = true;
   static constexpr bool kHasSkip = true;
@@ -3381,6 +3555,10 @@ struct Config {
   static constexpr int kConvState = 3;
   static constexpr bool kConvChannelsLast = false;
   static constexpr bool kConvBias = true;
+  static constexpr bool kConvAccepted = false;
+  static constexpr bool kConvCircular = false;
+  static constexpr bool kConvSnapshots = false;
+  static constexpr int kConvSnapshot = 3;
   static SSMJIT_DEVICE float activation(float x) { return silu_of_16_bits(x); }
   static constexpr bool kHasNorm = true;
   static constexpr int kNormRows = 1024;

@@ -12,6 +12,8 @@
 //   early_state: whether a dependent launch asks for state, buffers and counts before it waits for the launch in front
 //   min_blocks_per_sm: blocks of an SM that the compiler leaves registers for; 0: its own choice, which keeps registers down
 //   ring_rows: which rows of the last step are asked for: those of both buffers, before it is known which counts, or those that were accepted
+//   precompute_warps: warps a block of a first launch that computes what the tokens weigh by; 0: one launch does all
+//   precompute_heads: heads of one group that a block of that launch takes; C . B is computed once for those of a warp
 //
 // A call moves, for each request: 292480 bytes read, 274432 of them written back, 14592 written elsewhere.
 // Launch for nheads = 16: grid (64, batch), block 32, dynamic shared memory 0 bytes; entry ssmjit_replay_99fd7142.
@@ -702,7 +704,8 @@ struct RingArgs {
   // dstate], dt_ring [slots, 2, nheads, tokens]; ring_start is the buffer that holds the last step, ring_count its
   // accepted tokens.
   int sum_ring_stride;
-  float* sum_ring;  // [slots, 2, nheads, tokens]: sums of A * delta up to and with each token
+  float* sum_ring;         // [slots, 2, nheads, tokens]: sums of A * delta up to and with each token
+  unsigned char* weights;  // [batch, nheads] records (RingWeights) from a replay's first launch to its second
 };
 
 // ---- device/fp8.cuh ----
@@ -1290,6 +1293,8 @@ struct RingShape {
   static constexpr int kWeighedTiles = kRowTiles - kFirstWeighed;
   // Of a replay, buffers of B and sums that are read: both, before it is known which holds the last step, or that one.
   static constexpr int kBuffers = Cfg::kReplay && kAll ? 2 : 1;
+  // Whether a launch in front computed what the new tokens weigh by, and keeps their B, deltas and sums (replay.cuh).
+  static constexpr bool kPrecomputed = Cfg::kReplay && Cfg::kPrecomputed;
   static constexpr int kWarpRows = Cfg::kBlockM / Cfg::kWarps;
   static constexpr int kTiles = kWarpRows / 8;
   // Blocks of a head; or heads that a block takes side by side, each by its own warps (ring_layer.cuh alone has more
@@ -1342,7 +1347,8 @@ struct RingShared {
   float all_old[kHeads];                                    // s of the last old row
   Barrier full[Cfg::kWarps][Cfg::kStages];                  // a stage of state has come
   alignas(16) Input B[8 * S::kOldTiles][Cfg::kDstate + 8];  // for a flush: old rows, dstate in the fragments' order
-  alignas(16) float CB[Cfg::kWarps > 1 ? 8 * S::kNewTiles : 1][(8 * S::kWeighedTiles + 31) / 32 * 32 + 8];
+  alignas(16) float CB[Cfg::kWarps > 1 && !S::kPrecomputed ? 8 * S::kNewTiles : 1]
+                      [(8 * S::kWeighedTiles + 31) / 32 * 32 + 8];
 };
 
 // 16-bit columns of one row in the lane's order: words 2 i and 2 i + 1 are those of step i of a contraction.
@@ -2074,6 +2080,52 @@ SSMJIT_DEVICE void add_weighted(RingSums<Cfg>& sums, const u32 (&W)[kRowTiles][k
   }
 }
 
+// Of a head, what a replay's first launch passes on to its second: the lane's weights, as add_weighted takes them, and
+// the decays of tokens g + 8 n. Records of [batch, nheads].
+template <class Cfg>
+struct RingWeights {
+  static constexpr int kTiles = RingShape<Cfg>::kNewTiles;
+  static constexpr int kDecays = 32 * kTiles * kTiles, kWords = kDecays + 8 * kTiles;  // of a record
+  u32 W[kTiles][kTiles];
+  float decay[kTiles];
+
+  SSMJIT_DEVICE static u32* record(const RingArgs& args, int row, int head) {
+    return reinterpret_cast<u32*>(args.weights) + (static_cast<i64>(row) * args.nheads + head) * kWords;
+  }
+  SSMJIT_DEVICE void load(const u32* from, int lane) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) W[j][n] = load_now_b32(from + (32 * (j * kTiles + n) + lane));
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) decay[n] = bits_float(load_now_b32(from + (kDecays + lane / 4 + 8 * n)));
+  }
+  SSMJIT_DEVICE void store(u32* to, int lane) const {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) to[32 * (j * kTiles + n) + lane] = W[j][n];
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+      if (lane % 4 == 0) to[kDecays + lane / 4 + 8 * n] = float_bits(decay[n]);
+  }
+};
+
+// The weight of a row for a token: C . B times the decay from the row to the token and the row's delta.
+template <class Cfg>
+SSMJIT_DEVICE float weight_of(float CB, float s_token, float s_row, float delta, bool weighs) {
+  float w = CB * (exp2_fast_f32(s_token - s_row) * delta);
+  // An infinite weight would make NaN of a zero in x.
+  if constexpr (is_same<typename Cfg::Input, f16>) w = min_f32(max_f32(w, -65504.0f), 65504.0f);
+  return weighs ? w : 0.0f;
+}
+
+// The slot of a row, of the two words of its index; negative or past the end of a pad's.
+SSMJIT_DEVICE i64 named_slot(const RingArgs& args, int row, int low, int high) {
+  const i64 wide = static_cast<i64>(static_cast<u64>(static_cast<u32>(high)) << 32 | static_cast<u32>(low));
+  return args.indexed == 0 ? row : args.wide_indices != 0 ? wide : low;
+}
+
 // What a layer (ring_layer.cuh) has around the step: it puts the new x, B and C into shared memory, and takes y. Here
 // there is nothing: they come from memory, y goes there.
 template <class Cfg>
@@ -2180,9 +2232,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   RingColumns<Cfg> C_rows[S::kNewTiles], old_B[S::kBuffers][kOldMine], new_B[kNewMine];
   Dt dt[kHeadsMine][S::kLaneRows];
   Streams streams;
+  RingWeights<Cfg> weights;  // of the next head
   const auto load_inputs = [&] {
+    if constexpr (S::kPrecomputed) weights.load(RingWeights<Cfg>::record(args, row, head), lane);
 #pragma unroll
-    for (int r = 0; r < S::kLaneRows; ++r) {
+    for (int r = 0; !S::kPrecomputed && r < S::kLaneRows; ++r) {
       const int t = lane + 32 * r - S::kFirstNew;
       const Dt* p = step.token(static_cast<const Dt*>(args.dt), args.dt_stride, args.dt_token_stride,
                                t < 0 ? 0 : step.last(t), head);
@@ -2193,13 +2247,12 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
       for (int n = 0; n < S::kNewTiles; ++n) C_rows[n].load(step.C_row(8 * n + g));
 #pragma unroll
-      for (int k = 0; k < kNewMine; ++k) new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
+      for (int k = 0; !S::kPrecomputed && k < kNewMine; ++k)
+        new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
     }
   };
   streams.place_new(step);
-  const i64 wide_index =
-      static_cast<i64>(static_cast<u64>(static_cast<u32>(index_high)) << 32 | static_cast<u32>(index_low));
-  const i64 named = args.indexed == 0 ? row : args.wide_indices != 0 ? wide_index : index_low;
+  const i64 named = named_slot(args, row, index_low, index_high);
   if (named < 0 || named >= args.slots || named == args.pad_slot_id) {
     if constexpr (Cfg::kEarlyState) grid_dependency_wait();
     if constexpr (kIsLayer) around.leave(step);
@@ -2368,7 +2421,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   float sums[Cfg::kReplay ? kHeadsMine : 1];  // of the lane's row, as a replay keeps them
   if constexpr (Cfg::kReplay && !S::kReplaysEarly) take_old();
 #pragma unroll
-  for (int k = 0; k < kHeadsMine; ++k) {
+  for (int k = 0; !S::kPrecomputed && k < kHeadsMine; ++k) {
     if (kIsLayer && !has_head(k)) continue;
     float bias = 0.0f;
     if constexpr (Cfg::kHasDtBias) bias = of_head(widen(dt_bias), head_mine(k));
@@ -2376,7 +2429,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     for (int r = 0; r < S::kLaneRows; ++r) fresh[k][r] = Cfg::delta(widen(dt[k][r]), bias);
   }
 #pragma unroll
-  for (int k = 0; k < kHeadsMine; ++k) {
+  for (int k = 0; !S::kPrecomputed && k < kHeadsMine; ++k) {
     if (kIsLayer && !has_head(k)) continue;
     float delta[S::kLaneRows];
 #pragma unroll
@@ -2434,7 +2487,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
   for (int i = 0; i < Cfg::kDstate / 16; ++i) {
 #pragma unroll
-    for (int k = 0; !kIsLayer && k < kNewMine; ++k)
+    for (int k = 0; !kIsLayer && !S::kPrecomputed && k < kNewMine; ++k)
       C.contract(new_CB[k], i, new_B[k].word[2 * i], new_B[k].word[2 * i + 1]);
 #pragma unroll
     for (int k = 0; !kIsLayer && !Cfg::kReplay && k < kOldMine; ++k)
@@ -2447,7 +2500,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   }
 
   // delta of the new rows into the ring.
-  if (block_x() % S::kBlocks == 0) {
+  if (!S::kPrecomputed && block_x() % S::kBlocks == 0) {
     float* const deltas = Cfg::kReplay ? step.ring_delta(slot, head, 1 - buffer) : first_deltas;
 #pragma unroll
     for (int k = 0; k < kHeadsMine; ++k)
@@ -2465,13 +2518,15 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   {
     const bool keeps_B = block_head % Cfg::kHeadsPerGroup == 0 && block_x() % S::kBlocks == 0;
 #pragma unroll
-    for (int k = 0; k < kNewMine; ++k) {
+    for (int k = 0; !S::kPrecomputed && k < kNewMine; ++k) {
       const int tile = new_warp + k * Cfg::kWarps, t = 8 * tile + g;
       if (keeps_B && tile < S::kNewTiles && t < tokens)
         new_B[k].store(step.ring_B_row(slot, at.place_of_new(t), 1 - buffer));
     }
     if (!S::kReplaysEarly && at.flush) take_old_B();
-    if constexpr (Cfg::kWarps == 1) {
+    if constexpr (S::kPrecomputed) {
+      if constexpr (Cfg::kWarps > 1) sync_block();
+    } else if constexpr (Cfg::kWarps == 1) {
 #pragma unroll
       for (int e = 0; e < 2 * S::kNewTiles; ++e) {
 #pragma unroll
@@ -2501,7 +2556,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   // Bit 4 i + e: whether row e % 2 of the lane's pair in tile i weighs for its token.
   u32 weighs = 0;
 #pragma unroll
-  for (int i = 0; i < S::kWeighedTiles; ++i)
+  for (int i = 0; !S::kPrecomputed && i < S::kWeighedTiles; ++i)
 #pragma unroll
     for (int e = 0; e < 2 * S::kNewTiles; ++e) {
       const int j = 8 * (S::kFirstWeighed + i) + 2 * q + e % 2, t = g + 8 * (e / 2);
@@ -2558,22 +2613,28 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 
     // The weights, as operands.
     float s[S::kNewTiles];
-#pragma unroll
-    for (int n = 0; n < S::kNewTiles; ++n) s[n] = shared.row[place][S::kFirstNew + g + 8 * n][0];
     u32 W[S::kWeighedTiles][S::kNewTiles];
+    if constexpr (S::kPrecomputed) {
 #pragma unroll
-    for (int j = 0; j < S::kWeighedTiles; ++j) {
+      for (int n = 0; n < S::kNewTiles; ++n) {
+        s[n] = weights.decay[n];
+#pragma unroll
+        for (int j = 0; j < S::kNewTiles; ++j) W[j][n] = weights.W[j][n];
+      }
+      if (i + 1 < Cfg::kHeadsPerBlock) weights.load(RingWeights<Cfg>::record(args, row, head + i + 1), lane);
+    } else {
+#pragma unroll
+      for (int n = 0; n < S::kNewTiles; ++n) s[n] = shared.row[place][S::kFirstNew + g + 8 * n][0];
+    }
+#pragma unroll
+    for (int j = 0; !S::kPrecomputed && j < S::kWeighedTiles; ++j) {
       const typename Step::RowPair r = step.row_pair(place, S::kFirstWeighed + j);
 #pragma unroll
       for (int n = 0; n < S::kNewTiles; ++n) {
         float w[2];
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          w[e] = CB[j][2 * n + e] * (exp2_fast_f32(s[n] - r.s[e]) * r.delta[e]);
-          // An infinite weight would make NaN of a zero in x.
-          if constexpr (is_same<Input, f16>) w[e] = min_f32(max_f32(w[e], -65504.0f), 65504.0f);
-          if ((weighs >> (4 * j + 2 * n + e) & 1u) == 0) w[e] = 0.0f;
-        }
+        for (int e = 0; e < 2; ++e)
+          w[e] = weight_of<Cfg>(CB[j][2 * n + e], s[n], r.s[e], r.delta[e], (weighs >> (4 * j + 2 * n + e) & 1u) != 0);
         W[j][n] = pack_word(w, Input{});
       }
     }
@@ -2613,7 +2674,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     const float base = at.flush && !Cfg::kReplay ? all_old : 0.0f;
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) {
-      const float decay = exp2_fast_f32(s[n] - base);
+      const float decay = S::kPrecomputed ? s[n] : exp2_fast_f32(s[n] - base);
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p)
 #pragma unroll
@@ -2684,11 +2745,12 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 // A decode step of kTokens tokens two steps back: the state in memory is that before the last step. What that step
 // brought (x, B, delta and sums s of A * delta from its first token on) is kept; a step first brings the state up to
 // the `count` tokens of it that were accepted, writes it, and computes its outputs from there without storing a state
-// of their own:
+// of their own. With a = s[count - 1]:
 //
-//   h'[p, n] = exp(s[count - 1]) * h[p, n] + sum over j < count of exp(s[count - 1] - s[j]) * delta[j] * x[j, p] * B[j,
-//   n] y[t, p]  = exp(s[t]) * sum over n of h'[p, n] * C[t, n] + sum over new tokens j up to t of W[t, j] * x[j, p]
-//   W[t, j]  = (sum over n of C[t, n] * B[j, n]) * exp(s[t] - s[j]) * delta[j]
+//   h'[p, n] = exp(a) * h[p, n] + sum over j < count of exp(a - s[j]) * delta[j] * x[j, p] * B[j, n]
+//
+//   y[t, p] = exp(s[t]) * sum over n of h'[p, n] * C[t, n] + sum over new tokens j up to t of W[t, j] * x[j, p]
+//   W[t, j] = (sum over n of C[t, n] * B[j, n]) * exp(s[t] - s[j]) * delta[j]
 //   y += Cfg::skip(D, x[t, p]);  y *= Cfg::gate(z[t, p])
 //
 // That is the step of a ring (ring.cuh) whose rows are the last step's and which flushes every time, with three
@@ -2696,15 +2758,115 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 // x, where it was, by the warp that has read it. Sums are kept beside the deltas. And y is that of h' before it is
 // rounded to be stored.
 //
+// By two launches (kPrecomputed): the first computes W and exp(s[t]) of each head, for the second to find in `weights`,
+// and keeps B, delta and s; the second does the rest. The second asks for the state and brings it up to date while the
+// first runs: only x, C and `weights` are behind its wait. Both give the bits of the one launch.
+//
 // ring_rows: all: both buffers are read while it is not yet known which counts; live: that one.
-// Asked for early (kEarlyState), a state in registers is brought up to date before the wait for the launch in front, and
-// written after it: nothing of that needs the step's own tokens.
+// Asked for early (kEarlyState), a state in registers is brought up to date before the wait for the launch in front,
+// and written after it: nothing of that needs the step's own tokens.
 
 // Grid: x = nheads / heads_per_block * (head_dim / block_m), y = batch. Block: 32 * warps threads.
 template <class Cfg>
 SSMJIT_DEVICE void replay_step(const RingArgs& args) {
   static_assert(Cfg::kReplay && !Cfg::kVarlen);
   ring_step<Cfg>(args);
+}
+
+// The first of two launches. A warp takes heads of one group, whose C . B it computes once; lane t has token t.
+// Grid: x = nheads / precompute_heads, y = batch. Block: 32 * precompute_warps threads.
+template <class Cfg>
+SSMJIT_DEVICE void replay_precompute(const RingArgs& args) {
+  using S = RingShape<Cfg>;
+  using Step = RingStep<Cfg>;
+  using Weights = RingWeights<Cfg>;
+  using Dt = typename Cfg::Dt;
+  using Weight = typename Cfg::Weight;
+  static_assert(S::kPrecomputed && Cfg::kPrecomputeHeads % Cfg::kPrecomputeWarps == 0);
+  constexpr int kHeads = Cfg::kPrecomputeHeads / Cfg::kPrecomputeWarps;
+  __shared__ RingShared<Cfg> shared;  // a step's, which has the addresses; nothing is put there
+  grid_dependency_trigger();
+  if (args.pdl != kPdlOff && (!Cfg::kEarlyState || args.pdl == kPdlWaitFirst)) grid_dependency_wait();
+
+  const int lane = lane_index(), row = block_y(), block_head = block_x() * Cfg::kPrecomputeHeads;
+  const int head = block_head + thread_index() / 32 * kHeads;  // the warp's first
+  const Step step{args, shared, row, head, 0, 0, lane, lane / 4, lane % 4, 0, Cfg::kTokens};
+  const int g = step.g, q = step.q;
+  const int* const entry = args.state_batch_indices + Step::wide(row, args.index_stride);
+  const int index_low = static_cast<int>(load_now_b32(entry)),
+            index_high = static_cast<int>(load_now_b32(entry + args.wide_indices));
+  float A[kHeads];
+  Weight dt_bias[kHeads];
+#pragma unroll
+  for (int k = 0; k < kHeads; ++k) {
+    load_now(static_cast<const float*>(args.A) + head + k, A[k]);
+    if constexpr (Cfg::kHasDtBias) load_now(static_cast<const Weight*>(args.dt_bias) + head + k, dt_bias[k]);
+  }
+  const i64 named = named_slot(args, row, index_low, index_high);
+  const bool live = named >= 0 && named < args.slots && named != args.pad_slot_id;
+  const int slot = live ? static_cast<int>(named) : 0;
+  const int buffer = static_cast<int>(load_now_b32(args.ring_start + slot)) > 0 ? 1 : 0;  // that holds the last step
+  if constexpr (Cfg::kEarlyState) grid_dependency_wait();
+
+  Dt dt[kHeads];
+  const Dt* const first_dt =
+      step.token(static_cast<const Dt*>(args.dt), args.dt_stride, args.dt_token_stride, step.last(lane), head);
+#pragma unroll
+  for (int k = 0; k < kHeads; ++k) load_now(first_dt + k, dt[k]);
+  RingColumns<Cfg> C_rows[S::kNewTiles], B[S::kNewTiles];
+#pragma unroll
+  for (int n = 0; n < S::kNewTiles; ++n) {
+    C_rows[n].load(step.C_row(8 * n + g));
+    B[n].load(step.new_B_row(8 * n + g));
+  }
+  if (!live) return;
+
+  RingTokens<Cfg, typename Cfg::Input> C;
+  C.set(C_rows, static_cast<u32>(args.wide_indices) >> 31);
+  RingSums<Cfg> CB[S::kNewTiles];
+#pragma unroll
+  for (int j = 0; j < S::kNewTiles; ++j) CB[j].clear();
+#pragma unroll
+  for (int i = 0; i < Cfg::kDstate / 16; ++i)
+#pragma unroll
+    for (int j = 0; j < S::kNewTiles; ++j) C.contract(CB[j], i, B[j].word[2 * i], B[j].word[2 * i + 1]);
+  if (head % Cfg::kHeadsPerGroup == 0) {  // once a group
+#pragma unroll
+    for (int j = 0; j < S::kNewTiles; ++j)
+      if (8 * j + g < Cfg::kTokens) B[j].store(step.ring_B_row(slot, 8 * j + g, 1 - buffer));
+  }
+
+#pragma unroll
+  for (int k = 0; k < kHeads; ++k) {
+    float bias = 0.0f;
+    if constexpr (Cfg::kHasDtBias) bias = widen(dt_bias[k]);
+    const float delta = lane < Cfg::kTokens ? Cfg::delta(widen(dt[k]), bias) : 0.0f;
+    const float sum = scan_lanes(delta * A[k]);
+    if (lane < Cfg::kTokens) {
+      step.ring_delta(slot, head + k, 1 - buffer)[lane] = delta;
+      step.ring_sum(slot, head + k, 1 - buffer)[lane] = sum;
+    }
+    const float s = sum * 1.442695041f;
+    Weights weights;
+#pragma unroll
+    for (int n = 0; n < S::kNewTiles; ++n) {
+      const int t = g + 8 * n;
+      const float s_token = shuffle(s, t);
+      weights.decay[n] = exp2_fast_f32(s_token);
+#pragma unroll
+      for (int j = 0; j < S::kNewTiles; ++j) {
+        float w[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int of = 8 * j + 2 * q + e;
+          w[e] = weight_of<Cfg>(CB[j].get(n, e), s_token, shuffle(s, of), shuffle(delta, of),
+                                of <= t && of < Cfg::kTokens);
+        }
+        weights.W[j][n] = pack_word(w, typename Cfg::Input{});
+      }
+    }
+    weights.store(Weights::record(args, row, head + k), lane);
+  }
 }
 
 // ---- this kernel ----
@@ -2721,6 +2883,7 @@ struct Config {
   static constexpr int kWindow = 6;
   static constexpr int kRing = 6;
   static constexpr bool kReplay = true;
+  static constexpr bool kPrecomputed = false;
   static constexpr bool kHasDtBias = true;
   static constexpr bool kHasD = true;
   static constexpr bool kHasSkip = true;

@@ -703,7 +703,8 @@ struct RingArgs {
   // dstate], dt_ring [slots, 2, nheads, tokens]; ring_start is the buffer that holds the last step, ring_count its
   // accepted tokens.
   int sum_ring_stride;
-  float* sum_ring;  // [slots, 2, nheads, tokens]: sums of A * delta up to and with each token
+  float* sum_ring;         // [slots, 2, nheads, tokens]: sums of A * delta up to and with each token
+  unsigned char* weights;  // [batch, nheads] records (RingWeights) from a replay's first launch to its second
 };
 
 // ---- device/fp8.cuh ----
@@ -1291,6 +1292,8 @@ struct RingShape {
   static constexpr int kWeighedTiles = kRowTiles - kFirstWeighed;
   // Of a replay, buffers of B and sums that are read: both, before it is known which holds the last step, or that one.
   static constexpr int kBuffers = Cfg::kReplay && kAll ? 2 : 1;
+  // Whether a launch in front computed what the new tokens weigh by, and keeps their B, deltas and sums (replay.cuh).
+  static constexpr bool kPrecomputed = Cfg::kReplay && Cfg::kPrecomputed;
   static constexpr int kWarpRows = Cfg::kBlockM / Cfg::kWarps;
   static constexpr int kTiles = kWarpRows / 8;
   // Blocks of a head; or heads that a block takes side by side, each by its own warps (ring_layer.cuh alone has more
@@ -1343,7 +1346,8 @@ struct RingShared {
   float all_old[kHeads];                                    // s of the last old row
   Barrier full[Cfg::kWarps][Cfg::kStages];                  // a stage of state has come
   alignas(16) Input B[8 * S::kOldTiles][Cfg::kDstate + 8];  // for a flush: old rows, dstate in the fragments' order
-  alignas(16) float CB[Cfg::kWarps > 1 ? 8 * S::kNewTiles : 1][(8 * S::kWeighedTiles + 31) / 32 * 32 + 8];
+  alignas(16) float CB[Cfg::kWarps > 1 && !S::kPrecomputed ? 8 * S::kNewTiles : 1]
+                      [(8 * S::kWeighedTiles + 31) / 32 * 32 + 8];
 };
 
 // 16-bit columns of one row in the lane's order: words 2 i and 2 i + 1 are those of step i of a contraction.
@@ -2075,6 +2079,52 @@ SSMJIT_DEVICE void add_weighted(RingSums<Cfg>& sums, const u32 (&W)[kRowTiles][k
   }
 }
 
+// Of a head, what a replay's first launch passes on to its second: the lane's weights, as add_weighted takes them, and
+// the decays of tokens g + 8 n. Records of [batch, nheads].
+template <class Cfg>
+struct RingWeights {
+  static constexpr int kTiles = RingShape<Cfg>::kNewTiles;
+  static constexpr int kDecays = 32 * kTiles * kTiles, kWords = kDecays + 8 * kTiles;  // of a record
+  u32 W[kTiles][kTiles];
+  float decay[kTiles];
+
+  SSMJIT_DEVICE static u32* record(const RingArgs& args, int row, int head) {
+    return reinterpret_cast<u32*>(args.weights) + (static_cast<i64>(row) * args.nheads + head) * kWords;
+  }
+  SSMJIT_DEVICE void load(const u32* from, int lane) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) W[j][n] = load_now_b32(from + (32 * (j * kTiles + n) + lane));
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) decay[n] = bits_float(load_now_b32(from + (kDecays + lane / 4 + 8 * n)));
+  }
+  SSMJIT_DEVICE void store(u32* to, int lane) const {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) to[32 * (j * kTiles + n) + lane] = W[j][n];
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+      if (lane % 4 == 0) to[kDecays + lane / 4 + 8 * n] = float_bits(decay[n]);
+  }
+};
+
+// The weight of a row for a token: C . B times the decay from the row to the token and the row's delta.
+template <class Cfg>
+SSMJIT_DEVICE float weight_of(float CB, float s_token, float s_row, float delta, bool weighs) {
+  float w = CB * (exp2_fast_f32(s_token - s_row) * delta);
+  // An infinite weight would make NaN of a zero in x.
+  if constexpr (is_same<typename Cfg::Input, f16>) w = min_f32(max_f32(w, -65504.0f), 65504.0f);
+  return weighs ? w : 0.0f;
+}
+
+// The slot of a row, of the two words of its index; negative or past the end of a pad's.
+SSMJIT_DEVICE i64 named_slot(const RingArgs& args, int row, int low, int high) {
+  const i64 wide = static_cast<i64>(static_cast<u64>(static_cast<u32>(high)) << 32 | static_cast<u32>(low));
+  return args.indexed == 0 ? row : args.wide_indices != 0 ? wide : low;
+}
+
 // What a layer (ring_layer.cuh) has around the step: it puts the new x, B and C into shared memory, and takes y. Here
 // there is nothing: they come from memory, y goes there.
 template <class Cfg>
@@ -2181,9 +2231,11 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   RingColumns<Cfg> C_rows[S::kNewTiles], old_B[S::kBuffers][kOldMine], new_B[kNewMine];
   Dt dt[kHeadsMine][S::kLaneRows];
   Streams streams;
+  RingWeights<Cfg> weights;  // of the next head
   const auto load_inputs = [&] {
+    if constexpr (S::kPrecomputed) weights.load(RingWeights<Cfg>::record(args, row, head), lane);
 #pragma unroll
-    for (int r = 0; r < S::kLaneRows; ++r) {
+    for (int r = 0; !S::kPrecomputed && r < S::kLaneRows; ++r) {
       const int t = lane + 32 * r - S::kFirstNew;
       const Dt* p = step.token(static_cast<const Dt*>(args.dt), args.dt_stride, args.dt_token_stride,
                                t < 0 ? 0 : step.last(t), head);
@@ -2194,13 +2246,12 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
       for (int n = 0; n < S::kNewTiles; ++n) C_rows[n].load(step.C_row(8 * n + g));
 #pragma unroll
-      for (int k = 0; k < kNewMine; ++k) new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
+      for (int k = 0; !S::kPrecomputed && k < kNewMine; ++k)
+        new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
     }
   };
   streams.place_new(step);
-  const i64 wide_index =
-      static_cast<i64>(static_cast<u64>(static_cast<u32>(index_high)) << 32 | static_cast<u32>(index_low));
-  const i64 named = args.indexed == 0 ? row : args.wide_indices != 0 ? wide_index : index_low;
+  const i64 named = named_slot(args, row, index_low, index_high);
   if (named < 0 || named >= args.slots || named == args.pad_slot_id) {
     if constexpr (Cfg::kEarlyState) grid_dependency_wait();
     if constexpr (kIsLayer) around.leave(step);
@@ -2369,7 +2420,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   float sums[Cfg::kReplay ? kHeadsMine : 1];  // of the lane's row, as a replay keeps them
   if constexpr (Cfg::kReplay && !S::kReplaysEarly) take_old();
 #pragma unroll
-  for (int k = 0; k < kHeadsMine; ++k) {
+  for (int k = 0; !S::kPrecomputed && k < kHeadsMine; ++k) {
     if (kIsLayer && !has_head(k)) continue;
     float bias = 0.0f;
     if constexpr (Cfg::kHasDtBias) bias = of_head(widen(dt_bias), head_mine(k));
@@ -2377,7 +2428,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     for (int r = 0; r < S::kLaneRows; ++r) fresh[k][r] = Cfg::delta(widen(dt[k][r]), bias);
   }
 #pragma unroll
-  for (int k = 0; k < kHeadsMine; ++k) {
+  for (int k = 0; !S::kPrecomputed && k < kHeadsMine; ++k) {
     if (kIsLayer && !has_head(k)) continue;
     float delta[S::kLaneRows];
 #pragma unroll
@@ -2435,7 +2486,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 #pragma unroll
   for (int i = 0; i < Cfg::kDstate / 16; ++i) {
 #pragma unroll
-    for (int k = 0; !kIsLayer && k < kNewMine; ++k)
+    for (int k = 0; !kIsLayer && !S::kPrecomputed && k < kNewMine; ++k)
       C.contract(new_CB[k], i, new_B[k].word[2 * i], new_B[k].word[2 * i + 1]);
 #pragma unroll
     for (int k = 0; !kIsLayer && !Cfg::kReplay && k < kOldMine; ++k)
@@ -2448,7 +2499,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   }
 
   // delta of the new rows into the ring.
-  if (block_x() % S::kBlocks == 0) {
+  if (!S::kPrecomputed && block_x() % S::kBlocks == 0) {
     float* const deltas = Cfg::kReplay ? step.ring_delta(slot, head, 1 - buffer) : first_deltas;
 #pragma unroll
     for (int k = 0; k < kHeadsMine; ++k)
@@ -2466,13 +2517,15 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   {
     const bool keeps_B = block_head % Cfg::kHeadsPerGroup == 0 && block_x() % S::kBlocks == 0;
 #pragma unroll
-    for (int k = 0; k < kNewMine; ++k) {
+    for (int k = 0; !S::kPrecomputed && k < kNewMine; ++k) {
       const int tile = new_warp + k * Cfg::kWarps, t = 8 * tile + g;
       if (keeps_B && tile < S::kNewTiles && t < tokens)
         new_B[k].store(step.ring_B_row(slot, at.place_of_new(t), 1 - buffer));
     }
     if (!S::kReplaysEarly && at.flush) take_old_B();
-    if constexpr (Cfg::kWarps == 1) {
+    if constexpr (S::kPrecomputed) {
+      if constexpr (Cfg::kWarps > 1) sync_block();
+    } else if constexpr (Cfg::kWarps == 1) {
 #pragma unroll
       for (int e = 0; e < 2 * S::kNewTiles; ++e) {
 #pragma unroll
@@ -2502,7 +2555,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   // Bit 4 i + e: whether row e % 2 of the lane's pair in tile i weighs for its token.
   u32 weighs = 0;
 #pragma unroll
-  for (int i = 0; i < S::kWeighedTiles; ++i)
+  for (int i = 0; !S::kPrecomputed && i < S::kWeighedTiles; ++i)
 #pragma unroll
     for (int e = 0; e < 2 * S::kNewTiles; ++e) {
       const int j = 8 * (S::kFirstWeighed + i) + 2 * q + e % 2, t = g + 8 * (e / 2);
@@ -2559,22 +2612,28 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
 
     // The weights, as operands.
     float s[S::kNewTiles];
-#pragma unroll
-    for (int n = 0; n < S::kNewTiles; ++n) s[n] = shared.row[place][S::kFirstNew + g + 8 * n][0];
     u32 W[S::kWeighedTiles][S::kNewTiles];
+    if constexpr (S::kPrecomputed) {
 #pragma unroll
-    for (int j = 0; j < S::kWeighedTiles; ++j) {
+      for (int n = 0; n < S::kNewTiles; ++n) {
+        s[n] = weights.decay[n];
+#pragma unroll
+        for (int j = 0; j < S::kNewTiles; ++j) W[j][n] = weights.W[j][n];
+      }
+      if (i + 1 < Cfg::kHeadsPerBlock) weights.load(RingWeights<Cfg>::record(args, row, head + i + 1), lane);
+    } else {
+#pragma unroll
+      for (int n = 0; n < S::kNewTiles; ++n) s[n] = shared.row[place][S::kFirstNew + g + 8 * n][0];
+    }
+#pragma unroll
+    for (int j = 0; !S::kPrecomputed && j < S::kWeighedTiles; ++j) {
       const typename Step::RowPair r = step.row_pair(place, S::kFirstWeighed + j);
 #pragma unroll
       for (int n = 0; n < S::kNewTiles; ++n) {
         float w[2];
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          w[e] = CB[j][2 * n + e] * (exp2_fast_f32(s[n] - r.s[e]) * r.delta[e]);
-          // An infinite weight would make NaN of a zero in x.
-          if constexpr (is_same<Input, f16>) w[e] = min_f32(max_f32(w[e], -65504.0f), 65504.0f);
-          if ((weighs >> (4 * j + 2 * n + e) & 1u) == 0) w[e] = 0.0f;
-        }
+        for (int e = 0; e < 2; ++e)
+          w[e] = weight_of<Cfg>(CB[j][2 * n + e], s[n], r.s[e], r.delta[e], (weighs >> (4 * j + 2 * n + e) & 1u) != 0);
         W[j][n] = pack_word(w, Input{});
       }
     }
@@ -2614,7 +2673,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     const float base = at.flush && !Cfg::kReplay ? all_old : 0.0f;
 #pragma unroll
     for (int n = 0; n < S::kNewTiles; ++n) {
-      const float decay = exp2_fast_f32(s[n] - base);
+      const float decay = S::kPrecomputed ? s[n] : exp2_fast_f32(s[n] - base);
 #pragma unroll
       for (int p = 0; p < S::kTiles; ++p)
 #pragma unroll
@@ -2694,6 +2753,7 @@ struct Config {
   static constexpr int kWindow = 16;
   static constexpr int kRing = 22;
   static constexpr bool kReplay = false;
+  static constexpr bool kPrecomputed = false;
   static constexpr bool kHasDtBias = true;
   static constexpr bool kHasD = true;
   static constexpr bool kHasSkip = true;

@@ -94,7 +94,7 @@ Memory after_cpu(const CpuProgram& program, const Source& source, const Descript
   const auto run = [&](const auto& given, Pdl pdl) {
     const PlanPart& of = parts[part];
     with_device_args(of.description, given, pdl, [&](const auto& args) {
-      CpuLaunch launch = cpu_launch(launch_shape(of.plan, of.description, c.layout().batch), args, buffers);
+      CpuLaunch launch = cpu_launch(launch_shape(of, c.layout().batch), args, buffers);
       launch.entry = source.entries[part].name;
       launch.schedule = schedule;
       launch.timeout_s = 60;
@@ -409,8 +409,19 @@ std::vector<Case> cases() {
       {"LayerBulkFp16", layer(grouped(DType::f16, DType::f16)), bulk, false},
       {"LayerChain", layer(step(DType::bf16)), direct, false, PlanForm::chain},
       {"LayerChainWithPdl", layer(grouped(DType::f32)), direct, false, PlanForm::chain_pdl},
+      {"LayerOfTokensEarly", layer(step(DType::bf16)).tokens(4), direct, true},
+      {"LayerOfTokensFp32State", layer(step(DType::f32)).tokens(6)},
+      {"LayerOfTokensChain", layer(step(DType::bf16)).tokens(4), direct, false, PlanForm::chain},
       {"RingLayerEarly", layer(ring(DType::bf16)), direct, true},
       {"RingLayerFp32State", layer(ring(DType::f32))},
+      {"RingLayerAcceptedCounts",
+       layer(ring(DType::bf16)).with_conv({.state_len = 7, .activation_expr = silu(dsl::x), .has_accepted = true})},
+      {"RingLayerSnapshotsEarly",
+       layer(ring(DType::bf16)).with_conv({.activation_expr = silu(dsl::x), .keep = ConvKeep::snapshots}), direct,
+       true},
+      {"RingLayerCircularWindows",
+       layer(ring(DType::bf16))
+           .with_conv({.state_len = 5, .activation_expr = silu(dsl::x), .store = ConvStore::circular})},
       {"RingLayerChain", layer(ring(DType::bf16)), direct, false, PlanForm::chain},
       {"RingLayerChainWithPdl", layer(ring(DType::f32)), direct, false, PlanForm::chain_pdl},
   };

@@ -120,6 +120,36 @@ TEST_P(DependentReplay, BehindASlowProducerEveryModeGivesTheBitsOfOff) {
   }
 }
 
+// Of two launches, however the second depends on the first.
+TEST_P(DependentReplay, BehindASlowProducerTwoLaunchesGiveTheBitsOfOneWhateverDependsOnWhat) {
+  NEEDS_GPU();
+  const SlowProducer slow;
+  for (DType state : {DType::f32, DType::bf16, DType::f16}) {
+    const Description d = step().state(state);
+    DeviceCase c(d, {.batch = 5, .indexed = true, .pads = true});
+    const auto after = [&](const std::string& changes, Pdl pdl, bool internal) {
+      const Kernel kernel = Kernel::load(d, Plan::parse(changes, default_plan(d, arch(), std::int64_t{5} * d.nheads)));
+      auto blocks = c.after(
+          [&](const Stream& stream) {
+            c.produce(slow, stream, false);
+            ReplayArgs args = c.args(pdl);
+            args.internal_pdl = internal;
+            kernel.launch(args, stream.handle());
+          },
+          GetParam());
+      for (std::size_t i = 0; i < blocks.size(); ++i)
+        if (c.test().blocks()[i].name == "scratch") blocks[i].clear();
+      return blocks;
+    };
+    const auto one = after("", Pdl::off, true);
+    for (const char* first : {"precompute_warps=2,precompute_heads=2", "precompute_warps=1,precompute_heads=8",
+                              "precompute_warps=4,precompute_heads=4,early_state=true"})
+      for (const Pdl pdl : {Pdl::off, Pdl::wait_first, Pdl::early_state})
+        for (const bool internal : {false, true})
+          EXPECT_EQ(after(first, pdl, internal), one) << name(state) << " " << first << " " << name(pdl) << internal;
+  }
+}
+
 // A slow producer, the convolution, the replay of what it writes: each may start before the one in front has ended.
 TEST_P(DependentReplay, BehindAConvolutionThatWaitsForASlowProducerGivesTheBitsOfOff) {
   NEEDS_GPU();
@@ -140,7 +170,11 @@ TEST_P(DependentReplay, BehindAConvolutionThatWaitsForASlowProducerGivesTheBitsO
   c.change().B = slice(kHeads * kHeadDim, kGroups, kDstate);
   c.change().C = slice(kHeads * kHeadDim + kGroups * kDstate, kGroups, kDstate);
   const Kernel convolution = load(conv);
-  for (const Plan& plan : sample_plans(plan_space(d, arch()), 8, 5)) {
+  std::vector<Plan> plans = sample_plans(plan_space(d, arch()), 6, 5);
+  for (const char* two :
+       {"precompute_warps=2,precompute_heads=2", "precompute_warps=1,precompute_heads=4,early_state=true"})
+    plans.push_back(Plan::parse(two, default_plan(d, arch(), std::int64_t{kBatch} * kHeads)));
+  for (const Plan& plan : plans) {
     const Kernel kernel = Kernel::load(d, plan);
     const auto chain = [&](Pdl of_conv, Pdl pdl) {
       c.reset();
@@ -166,7 +200,8 @@ TEST_P(DependentReplay, AnAllPadBatchInsideAChainHidesNoProducer) {
   DeviceBuffer indices(pads.size() * 4);
   indices.upload(pads.data(), indices.size());
   const Description d = step();
-  for (const char* changes : {"early_state=false", "early_state=true"}) {
+  for (const char* changes :
+       {"early_state=false", "early_state=true", "early_state=true,precompute_warps=2,precompute_heads=2"}) {
     const Kernel kernel = Kernel::load(d, Plan::parse(changes, default_plan(d, arch(), 8 * kHeads)));
     DeviceCase c(d, {.batch = 5, .indexed = true}), all_pads(d, {.batch = 5, .indexed = true}, 2);
     all_pads.change().state_batch_indices = contiguous(indices.data(), DType::i32, {5});

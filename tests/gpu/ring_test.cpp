@@ -122,11 +122,14 @@ class GpuRingByChance : public testing::TestWithParam<DType> {};
 INSTANTIATE_TEST_SUITE_P(States, GpuRingByChance, testing::Values(DType::bf16, DType::f16, DType::i8, DType::f8),
                          [](const auto& info) { return std::string(name(info.param)); });
 
-TEST_P(GpuRingByChance, IsUnbiasedOver2MillionElementsAndGivesTheSameBitsForEveryPlan) {
+TEST_P(GpuRingByChance, IsUnbiasedOver2MillionElements) {
   NEEDS_GPU();
-  const Description d = step().state(GetParam()).rounding(Stochastic{});
-  expect_fair_flushes(d, arch(), 16, on_the_gpu());
-  expect_same_flushes(d, arch(), 3, 24, on_the_gpu());
+  expect_fair_flushes(step().state(GetParam()).rounding(Stochastic{}), arch(), 16, on_the_gpu());
+}
+// Each plan is compiled, for seconds: 6 in 4 dtypes.
+TEST_P(GpuRingByChance, GivesTheSameBitsForEveryPlan) {
+  NEEDS_GPU();
+  expect_same_flushes(step().state(GetParam()).rounding(Stochastic{}), arch(), 3, 6, on_the_gpu());
 }
 
 // ---- programmatic dependent launch ----

@@ -1,5 +1,7 @@
 #include <cstring>
 #include <limits>
+#include <string>
+#include <tuple>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -141,7 +143,7 @@ TEST(ReplayProblems, TensorsMustBeGivenAsTheDescriptionHasThem) {
               ElementsAre(HasSubstr("z: given, but"), HasSubstr("rand_seed: given, but")));
   ReplayArgs args = full_args();
   args.scratch = contiguous(address(0xe000000), DType::i8, {1024});
-  EXPECT_THAT(problems(args), ElementsAre(HasSubstr("scratch: given, but the plan is of one launch")));
+  EXPECT_THAT(problems(args), IsEmpty()) << "a plan of one launch leaves scratch alone";
 }
 
 TEST(ReplayProblems, ArgumentsOfAnotherVersionOrOpAreRefused) {
@@ -249,6 +251,84 @@ TEST_F(ReplayLaunch, GivesTheDeviceWhatTheCallerGave) {
   EXPECT_EQ(device.pdl, 2);
   kernel.launch(full_args(), nullptr);
   EXPECT_EQ(launched().rand_seed_stride, 0) << "one seed for all";
+}
+
+// ---- two launches ----
+
+class TwoReplayLaunches : public ReplayLaunch {
+ protected:
+  Kernel load_two(const std::string& changes = "") {
+    const Description d = full_description();
+    plan_ = Plan::parse("precompute_warps=2,precompute_heads=2" + changes, default_plan(d, arch_, 3 * kHeads));
+    Source source;
+    source.text = "never compiled";
+    source.arch = arch_;
+    for (const PlanPart& part : plan_parts(plan_, d)) {
+      const LaunchShape shape = launch_shape(part, 1);
+      source.entries.push_back({part.is_precompute ? "first" : "second", shape.block_threads, shape.smem_bytes});
+    }
+    Cubin cubin;
+    cubin.image.assign(16, 'c');
+    cubin.arch = arch_;
+    return Kernel::load(d, plan_, source, cubin);
+  }
+  ReplayArgs with_scratch() const {
+    ReplayArgs args = full_args();
+    args.scratch = contiguous(address(0xe000000), DType::i8, {scratch_bytes(plan_, full_description(), kBatch)});
+    return args;
+  }
+};
+
+TEST_F(TwoReplayLaunches, TheSecondDependsOnTheFirstAndIsAsEarlyAsWhatIsInFrontOfBothLetsItBe) {
+  for (const auto& [changes, pdl, internal, behind] : {std::tuple("", Pdl::off, true, 2),
+                                                       {"", Pdl::wait_first, true, 1},
+                                                       {"", Pdl::early_state, true, 1},
+                                                       {",early_state=true", Pdl::early_state, true, 2},
+                                                       {",early_state=true", Pdl::wait_first, true, 1},
+                                                       {"", Pdl::off, false, 0},
+                                                       {",early_state=true", Pdl::early_state, false, 0}}) {
+    const Kernel kernel = load_two(changes);
+    ReplayArgs args = with_scratch();
+    args.pdl = pdl;
+    args.internal_pdl = internal;
+    stub_->launches = 0;
+    kernel.launch(args, nullptr);
+    ASSERT_EQ(stub_->launches, 2);
+    EXPECT_EQ(launched().pdl, behind) << changes << " " << name(pdl) << " " << internal;
+    EXPECT_EQ(stub_->last.pdl, behind != 0 ? 1 : 0);
+    EXPECT_EQ(launched().weights, args.scratch.data);
+    EXPECT_EQ(stub_->last.grid[0], launch_shape(plan_, full_description(), kBatch).grid_x);
+  }
+}
+
+TEST_F(TwoReplayLaunches, TheFirstHasABlockForItsHeadsAndBothPassOnARecordAHead) {
+  load_two();
+  const std::vector<PlanPart> parts = plan_parts(plan_, full_description());
+  ASSERT_EQ(parts.size(), 2u);
+  EXPECT_TRUE(parts[0].is_precompute);
+  EXPECT_EQ(launch_shape(parts[0], kBatch), (LaunchShape{.grid_x = kHeads / 2, .grid_y = kBatch, .block_threads = 64}));
+  EXPECT_EQ(launch_shape(parts[1], kBatch), launch_shape(plan_, full_description(), kBatch));
+  // 6 tokens: a word a lane and 8 decays; 12 tokens: four words and 16.
+  EXPECT_EQ(scratch_bytes(plan_, full_description(), 5), 5 * kHeads * (32 + 8) * 4);
+  EXPECT_EQ(scratch_bytes(plan_, full_description().tokens(12), 5), 5 * kHeads * (4 * 32 + 16) * 4);
+  EXPECT_EQ(scratch_bytes(default_plan(full_description(), arch_, 12), full_description(), 5), 0);
+}
+
+TEST_F(TwoReplayLaunches, FaultRow17_ScratchThatIsMissingTooSmallOrMisalignedIsRefusedBeforeEither) {
+  const Kernel kernel = load_two();
+  const std::int64_t bytes = scratch_bytes(plan_, full_description(), kBatch);
+  const auto refusal = [&](const Tensor& scratch) {
+    ReplayArgs args = full_args();
+    args.scratch = scratch;
+    return std::string(error_of([&] { kernel.launch(args, nullptr); }).what());
+  };
+  EXPECT_EQ(refusal(Tensor{}), "scratch: not given; a replay by two launches of 3 rows wants " + std::to_string(bytes) +
+                                   " bytes (scratch_bytes())");
+  EXPECT_EQ(refusal(contiguous(address(0xe000000), DType::i8, {bytes - 1})),
+            "scratch: got int8 of shape [" + std::to_string(bytes - 1) +
+                "]; a replay by two launches of 3 rows wants int8 of shape [" + std::to_string(bytes) + "] or more");
+  EXPECT_THAT(refusal(contiguous(address(0xe000080), DType::i8, {bytes})), HasSubstr("is not a multiple of 256 bytes"));
+  EXPECT_EQ(stub_->launches, 0);
 }
 
 TEST_F(ReplayLaunch, AllocatesNothing) {
