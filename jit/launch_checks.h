@@ -130,6 +130,7 @@ struct TensorWants {
   bool may_be_unaligned = false;                       // of vector_rows: a kernel of unaligned_rows() takes it
   std::int64_t most_stride = std::numeric_limits<std::int64_t>::max();
   const char* or_expanded = "";          // said behind the shape where another one will do
+  const char* or_described = "";         // said behind a shape of which another description has the one that is given
   std::array<std::int64_t, 2> behind{};  // in_front_of() these the tensor is meant; 0: none
 };
 
@@ -229,8 +230,8 @@ template <class Report>
   }
   if (!fits) {
     report([&] {
-      return fmt::format("{}: got shape {}; wants {}", wants.name, shape_text(tensor.shape, tensor.rank),
-                         shape_text(wants.shape, wants.rank));
+      return fmt::format("{}: got shape {}; wants {}{}", wants.name, shape_text(tensor.shape, tensor.rank),
+                         shape_text(wants.shape, wants.rank), wants.or_described);
     });
     return;
   }
@@ -374,7 +375,7 @@ template <class Pools, class Check>
            .rows_apart = true,
            .rows = {"slot", ""},
            .most_stride = kMostIntStride,
-           .or_expanded = is_ring && tensor.rank == rank && tensor.shape[2] != wants.length ? kOrLength : ""},
+           .or_described = is_ring && tensor.rank == rank && tensor.shape[2] != wants.length ? kOrLength : ""},
           wanted, reader);
   };
   pool(pools.state, "state", wants.state, 4, {kAny, wants.nheads, wants.head_dim, wants.dstate}, Align::vector_rows);

@@ -238,8 +238,8 @@ template <>
 struct OpArgs<RingLayer> {
   using Self = RingLayer;
   static constexpr Field<Self> fields[] = {
-      SSMJIT_FIELD(state),  SSMJIT_FIELD(state_scale), SSMJIT_FIELD(x_ring),
-      SSMJIT_FIELD(B_ring), SSMJIT_FIELD(dt_ring),     SSMJIT_FIELD(A),
+      SSMJIT_FIELD(state),   SSMJIT_FIELD(state_scale), SSMJIT_FIELD(x_ring),     SSMJIT_FIELD(B_ring),
+      SSMJIT_FIELD(dt_ring), SSMJIT_FIELD(A),           SSMJIT_FIELD(conv_state),
   };
 };
 

@@ -153,7 +153,7 @@ class RingSlots:
 
     def layer_table(self, layers):
         """Addresses and strides of all layers, for the device: a list of rows of numbers. `layers`: a dict a layer of
-        state, state_scale, x_ring, B_ring, dt_ring and A."""
+        state, state_scale, x_ring, B_ring, dt_ring, A and, where a convolution is in front, its conv_state."""
         flat = [tensor for layer in layers for tensor in _in_order("ring_layer", layer)]
         words = list(function("ring_layer_table")(self.description.json(), *flat))
         count = len(words) // max(len(layers), 1)

@@ -231,6 +231,31 @@ TEST(Faults, Row10_SlotsAreCopiedAndResetWithRingsWindowsAndCursors) {
   }
 }
 
+TEST(Faults, Row18_ACapturedMaterialisationTakesTheSeedThatIsThereWhenItIsReplayed) {
+  NEEDS_GPU();
+  const Description d = ring(DType::bf16).rounding(Stochastic{});
+  const RingSlots slots = RingSlots::load(d);
+  SlotPools pools(d, 1, 4);
+  pools.fill_ring(0, 2, 9);
+  DevicePools device(d, pools);
+  const DeviceRequests on_device({{0, 1, 2, 9}});
+  const DeviceBuffer seed = DevicePools::upload(std::vector<std::int64_t>{5, 0});
+  MaterialiseArgs args = on_device.args(d, device);
+  args.rand_seed = contiguous(seed.data(), DType::i64, {1});
+  Stream stream;
+  const Graph graph(stream, [&] { slots.materialise(args, stream.handle()); });
+  const auto replayed = [&](std::int64_t value) {
+    device.reset();
+    seed.upload(&value, sizeof value);
+    graph.launch(stream);
+    stream.synchronize();
+    return device.bytes();
+  };
+  const auto first = replayed(5);
+  EXPECT_TRUE(replayed(5) == first);
+  EXPECT_FALSE(replayed(6) == first) << "the seed of the capture was taken again";
+}
+
 TEST(Faults, Row18_AMoveOntoASlotThatAnotherReadsIsRefusedInCheckedMode) {
   NEEDS_GPU();
   const Description d = ring(DType::bf16);

@@ -220,9 +220,10 @@ def test_slots_of_a_ring_are_reset(session, driver):
     slots = session.ring_slots(ring)
     layer = dict(state=memory.empty((SLOTS, HEADS, DIM, DSTATE)), x_ring=memory.empty((SLOTS, HEADS, 17, DIM)),
                  B_ring=memory.empty((SLOTS, GROUPS, 17, DSTATE)), dt_ring=memory.empty((SLOTS, HEADS, 17), "fp32"),
-                 A=memory.empty((HEADS,), "fp32"))
+                 A=memory.empty((HEADS,), "fp32"), conv_state=memory.empty((SLOTS, HEADS * DIM, 3)))
     table = slots.layer_table([layer, layer])
-    assert len(table) == 2 and table[0] == table[1] and layer["state"].data_ptr() in table[0]
+    assert len(table) == 2 and table[0] == table[1]
+    assert layer["state"].data_ptr() in table[0] and layer["conv_state"].data_ptr() in table[0]
     slots.reset(layers=memory.of(table, "int64"), slots=memory.of([1, 2], "int32"),
                 ring_start=memory.empty((SLOTS,), "int32"), ring_count=memory.empty((SLOTS,), "int32"))
     assert driver.launches == 1
@@ -248,7 +249,7 @@ def test_what_a_model_needs_beside_its_steps_belongs_to_the_current_gpu(session,
         prepare_A.launch(memory.empty((HEADS,), "bf16"), memory.empty((HEADS,), "fp32"))
     slots = ssmjit.Session().ring_slots(ssmjit.mamba2(HEADS, DIM, DSTATE, GROUPS, store="ring:16", state="bf16"))
     with pytest.raises(ssmjit.InvalidError, match="layers: got a tensor on cuda:0; the kernel was prepared on cuda:1"):
-        slots.reset(layers=memory.empty((1, 12), "int64"), slots=memory.of([1], "int32", gpu))
+        slots.reset(layers=memory.empty((1, 15), "int64"), slots=memory.of([1], "int32", gpu))
     with pytest.raises(ssmjit.InvalidError, match="pieces: got a tensor on cuda:0; the kernel was prepared on cuda:1"):
         ssmjit.Session().slot_copies().launch(pieces=memory.empty((1, 4), "int64"))
     assert driver.launches == 1

@@ -456,6 +456,52 @@ TEST(Materialise, CutsAPrefixOffAtTheWindowWithoutCounts) {
   EXPECT_EQ(bytes_of(all), bytes_of(window));
 }
 
+// ---- slots far from the first ----
+
+// Past 2^32 elements in every pool.
+TEST(Faults, Row1_SlotsPast2To32ElementsAreMaterialisedResetAndCopiedAsTheFirst) {
+  NEEDS_EXECUTOR();
+  const Description d = small(DType::i8);
+  Launcher launcher(d);
+  std::vector<std::vector<std::vector<std::byte>>> after;
+  for (const std::int64_t first : {std::int64_t{0}, std::int64_t{1} << 27}) {
+    SlotPools pools(d, 1, 6, 21);
+    for (int slot = 0; slot < 6; ++slot) {
+      pools.fill_ring(slot, slot, 4);
+      pools.set_cursor(slot, {slot, 4});
+    }
+    const std::vector<std::int64_t> table =
+        ring_layer_table(d, {SlotPools::numbered_from(pools.layers_at(pools.base())[0], first)});
+    const Tensor layers = contiguous(table.data(), DType::i64, {1, kRingLayerWords});
+    const Tensor starts = SlotPools::numbered_from(pools.ring_start(pools.base()), first);
+    const Tensor counts = SlotPools::numbered_from(pools.ring_count(pools.base()), first);
+    const Integers<std::int64_t> from{{first + 1}}, to{{first + 2}}, copied{{first + 3}}, fresh{{first + 4}};
+    const Integers<std::int32_t> start{{1}}, prefix{{3}};
+    MaterialiseArgs materialise;
+    materialise.layers = layers;
+    materialise.src_slots = from.tensor();
+    materialise.dst_slots = to.tensor();
+    materialise.ring_start = start.tensor();
+    materialise.prefix_length = prefix.tensor();
+    EXPECT_EQ(launcher.run(pools, materialise), "");
+    CopySlotsArgs copy;
+    copy.layers = layers;
+    copy.src_slots = from.tensor();
+    copy.dst_slots = copied.tensor();
+    copy.ring_start = starts;
+    copy.ring_count = counts;
+    EXPECT_EQ(launcher.run(pools, copy), "");
+    ResetSlotsArgs reset;
+    reset.layers = layers;
+    reset.slots = fresh.tensor();
+    reset.ring_start = starts;
+    reset.ring_count = counts;
+    EXPECT_EQ(launcher.run(pools, reset), "");
+    after.push_back(bytes_of(pools));
+  }
+  EXPECT_EQ(after[0], after[1]);
+}
+
 // ---- reset and copy ----
 
 TEST(Faults, Row10_ResetSlotsHaveNoStateNoWindowAndAnEmptyRingAndNoOtherByteChanges) {

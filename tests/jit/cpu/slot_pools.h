@@ -98,6 +98,22 @@ class SlotPools {
     std::memcpy(blocks_[blocks_.size() - 1].bytes.data() + 4 * slot, &cursor.count, 4);
   }
 
+  // Pools whose slot 0 here is slot `first`, and begin that far in front of the memory that there is: products of a
+  // slot and its stride past 2^32 are reached with a few slots.
+  static Tensor numbered_from(Tensor pool, std::int64_t first) {
+    if (pool.data == nullptr) return pool;
+    const auto in_front = static_cast<std::uintptr_t>(first * pool.stride[0] * size_bytes(pool.dtype));
+    pool.data = reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(pool.data) - in_front);
+    pool.shape[0] += first;
+    return pool;
+  }
+  static RingLayer numbered_from(RingLayer layer, std::int64_t first) {
+    for (Tensor* t :
+         {&layer.state, &layer.state_scale, &layer.x_ring, &layer.B_ring, &layer.dt_ring, &layer.conv_state})
+      *t = numbered_from(*t, first);
+    return layer;
+  }
+
   // A layer as a ring step sees it, for the reference.
   static RingArgs step_args(const RingLayer& layer) {
     RingArgs args;
