@@ -8,6 +8,7 @@ namespace {
 
 void tidy(Measurement& m) {
   for (double* us : {&m.us, &m.us_min, &m.us_max, &m.floor_us}) *us = tidy_us(*us);
+  m.waves = std::round(m.waves * 1e4) / 1e4;
 }
 
 }  // namespace
@@ -26,6 +27,15 @@ bool counts_more(const Measurement& a, const Measurement& b) {
     return std::tuple(unsound(m.outcome), m.outcome != Outcome::memory_failed, std::string_view(m.measured), m.outcome);
   };
   return rank(a) != rank(b) ? rank(a) < rank(b) : a.json() < b.json();
+}
+
+std::int64_t fits_heads(const Measurement& m) {
+  constexpr double kRounded = 0.5e-4;  // by so much a journal's waves may be off
+  if (!(m.waves > kRounded)) return 0;
+  // The least whole number within what rounding leaves open, or the one below that.
+  const double full = m.batch * std::ceil(m.waves), least = full / (m.waves + kRounded);
+  const double requests = std::ceil(least) <= full / (m.waves - kRounded) ? std::ceil(least) : std::floor(least);
+  return std::max<std::int64_t>(static_cast<std::int64_t>(std::min(requests, 1e9)), m.batch) * m.nheads;
 }
 
 double tidy_us(double us) { return std::round(us * 1e3) / 1e3; }

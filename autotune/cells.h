@@ -33,6 +33,9 @@ bool has_time(const Measurement& m);
 // Of what was timed in full; none where nothing was.
 const Measurement* fastest(const Cell& cell);
 
+// Of a plan of clusters up to how many heads it takes as many waves as at this size, in whole requests; 0: not known.
+std::int64_t fits_heads(const Measurement& m);
+
 // us as a journal writes it down: nanoseconds.
 double tidy_us(double us);
 

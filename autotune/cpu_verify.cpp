@@ -59,23 +59,26 @@ class CpuTarget : public Target {
   }
   int launches() const override { return static_cast<int>(how_.schedules.size()); }
   std::vector<std::string> launch(const KernelCase& test, const CaseArgs& args) override {
-    // A plan that asks for the state early is launched so; of any other plan the second launch waits first. What is
-    // done before the wait is then checked.
-    const bool early = parts_.front().plan.early_state;
-    const Pdl pdl = !early ? launched_ == 1 && how_.arch.has_pdl() ? Pdl::wait_first : Pdl::off : Pdl::early_state;
+    // The second launch of any plan waits before it reads anything; the others of a plan that asks for the state early
+    // are launched so. What is done before the wait is then checked.
+    const bool waits_first = launched_ == 1 && how_.arch.has_pdl();
+    const Pdl pdl = waits_first ? Pdl::wait_first : parts_.front().plan.early_state ? Pdl::early_state : Pdl::off;
     const int batch = test.layout().batch;
+    std::vector<CpuBuffer> buffers = buffers_;
+    if (waits_first)
+      for (CpuBuffer& buffer : buffers) buffer.before_wait = false;
     std::vector<std::string> faults;
     if (const auto* replay = std::get_if<ReplayArgs>(&args); replay != nullptr && parts_.size() > 1) {
       faults = run_replay(*replay, pdl, batch);
     } else if (const auto* layer = std::get_if<LayerArgs>(&args); layer != nullptr && plan_.form != PlanForm::fused) {
       LayerArgs with_pdl = *layer;
       with_pdl.pdl = pdl;
-      faults = run_chain(chain_args(description_, plan_.form, with_pdl), batch);
+      faults = run_chain(chain_args(description_, plan_.form, with_pdl), batch, buffers);
     } else {
       std::visit(
           [&](const auto& given) {
             with_device_args(description_, given, pdl,
-                             [&](const auto& device) { run(0, batch, device, buffers_, faults); });
+                             [&](const auto& device) { run(0, batch, device, buffers, faults); });
           },
           args);
     }
@@ -87,14 +90,14 @@ class CpuTarget : public Target {
   // Each launch is run to its end before the next. A dependent one may start before those in front of it have written
   // anything, since the one before it may have started so too: until it waits, what they write is poison and not to be
   // read. What else it reads by then is the same whenever it runs, so this run stands for every overlap.
-  std::vector<std::string> run_chain(const ChainArgs& chain, int batch) {
+  std::vector<std::string> run_chain(const ChainArgs& chain, int batch, std::vector<CpuBuffer> buffers) {
     std::vector<std::string> faults;
-    std::vector<CpuBuffer> buffers = buffers_;
     std::vector<CpuStores> in_flight;
     std::size_t part = 0;
     const auto one = [&](const auto& given) {
       if (!given) return;
-      run(part, batch, to_device(parts_[part].description, *given, given->pdl), buffers, faults, &in_flight);
+      with_device_args(parts_[part].description, *given, given->pdl,
+                       [&](const auto& device) { run(part, batch, device, buffers, faults, &in_flight); });
       ++part;
       for (CpuBuffer& buffer : buffers)
         if (buffer.name == "scratch") buffer.initialised = true;

@@ -122,6 +122,7 @@ TableRow row_of(const Measurement& m) {
   row.pdl = m.pdl;
   row.total_heads = m.total_heads();
   row.plan = m.plan;
+  row.fits_heads = fits_heads(m);
   row.us = m.us;
   // A floor above the time was not measured well.
   const auto floor_of = [](const auto& of) { return of.floor_us <= of.us ? of.floor_us : 0; };

@@ -195,7 +195,9 @@ std::vector<std::int64_t> KernelCase::slot_order() {
 
 void KernelCase::mark_pads(std::vector<std::int64_t>& slots) const {
   if (!layout_.indexed || !layout_.pads) return;
-  const std::int64_t kinds[] = {-1, kNullSlot, pool_slots(), -7};
+  // Of 64 bits one whose lower word names a live slot.
+  const std::int64_t negative = layout_.index_dtype == DType::i64 ? kNullSlot + 1 - (std::int64_t{1} << 32) : -1;
+  const std::int64_t kinds[] = {negative, kNullSlot, pool_slots(), -7};
   int kind = 0;
   for (std::size_t b = 1; b < slots.size(); b += 2) slots[b] = kinds[kind++ % 4];
 }
@@ -315,14 +317,16 @@ void KernelCase::add_step_tokens(Args& args) {
   const std::int64_t H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups, T = d.token_count;
   const std::int64_t batch = layout_.batch, gap = layout_.packed_rows && !d.is_varlen ? 1 : 0;
   std::vector<std::int64_t> first = {0};
-  for (std::int64_t b = 0; b < batch; ++b) {
-    std::int64_t tokens = T;
-    if (d.is_varlen && b % 4 != 0)
-      tokens = 1 + static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(T));
-    else if (d.is_varlen && b % 8 == 4)
-      tokens = 0;
-    first.push_back(first.back() + tokens + gap);
-  }
+  // Lengths that are none, too: some above T, of which T count, and some below 0 behind those, so that no two requests
+  // share a row.
+  const auto length = [&](std::int64_t b) -> std::int64_t {
+    if (!d.is_varlen) return T;
+    if (batch == 1 || b % 8 == 3) return T + 2;
+    if (b % 8 == 4) return -2;
+    if (b % 8 == 1 && !layout_.pads) return 0;
+    return b % 4 == 0 ? T : 1 + static_cast<std::int64_t>(random_() % static_cast<std::uint64_t>(T));
+  };
+  for (std::int64_t b = 0; b < batch; ++b) first.push_back(first.back() + length(b) + gap);
   if constexpr (requires { args.cu_seqlens; })
     if (d.is_varlen) args.cu_seqlens = add_indices("cu_seqlens", first, DType::i32);
   const std::int64_t rows = first.back();
@@ -361,8 +365,9 @@ void KernelCase::add_step_tokens(Args& args) {
   args.out = tensor(at(add("out", rows * out_stride * size_bytes(d.input_dtype), Use::output)), d.input_dtype,
                     out_stride, {H, P});
   for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t row = first[static_cast<std::size_t>(b)]; row < first[static_cast<std::size_t>(b + 1)] - gap;
-         ++row) {
+    const std::int64_t begin = first[static_cast<std::size_t>(b)];
+    const std::int64_t end = std::min(first[static_cast<std::size_t>(b + 1)] - gap, begin + T);
+    for (std::int64_t row = begin; row < end; ++row) {
       for (std::int64_t h = 0; h < H; ++h)
         put(args.dt, row * dt_stride + h, exact_in_sums(layout_.strong_decay ? uniform({-12, 8}) : normal()));
       const auto fill = [&](const Tensor& t, const Rows& r, std::int64_t width) {

@@ -128,7 +128,7 @@ class KernelCase {
 
   // ---- of a step of several tokens that may be varlen ----
   // x, B, C, z, dt and out: a request's tokens one after the other, between requests a gap where rows are packed; with
-  // varlen from 0 to all tokens a request, without gaps.
+  // varlen from 0 to all tokens a request, and lengths out of range, without gaps.
   template <class Args>
   void add_step_tokens(Args& args);
 

@@ -109,13 +109,13 @@ void LayerCase::make_sums_sure(std::int64_t row, const std::function<void()>& re
 }
 
 // x, B and C as the description takes them, z and dt: tensors of their own, or slices of one row, z first; and out.
-// With a ring, rows of tokens, a gap between requests where they are packed.
+// Of several tokens or with a ring, rows of tokens, a gap between requests where they are packed.
 void LayerCase::add_inputs() {
   const Description& d = description();
   const CaseLayout& layout = this->layout();
-  const bool ring = d.ring_window() != 0;
+  const bool ring = d.ring_window() != 0, several = ring || d.token_count > 1;
   const std::int64_t batch = layout.batch, H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
-  const std::int64_t T = d.token_count, of_request = T + (ring && layout.packed_rows ? 1 : 0),
+  const std::int64_t T = d.token_count, of_request = T + (several && layout.packed_rows ? 1 : 0),
                      rows = batch * of_request;
   const bool has_z = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
   // A row of `stride` elements for each token; count 0: one dimension of `width`.
@@ -128,7 +128,7 @@ void LayerCase::add_inputs() {
       t.stride[static_cast<std::size_t>(t.rank++)] = apart;
     };
     dimension(batch, of_request * stride);
-    if (ring) dimension(T, stride);
+    if (several) dimension(T, stride);
     if (count > 0) dimension(count, width);
     dimension(width, 1);
     return t;
@@ -263,19 +263,23 @@ void LayerCase::judge_in_place(const LayerArgs& want, const LayerArgs& got, Case
       const LayerGroup& group = expected_[b][g];
       for (int i = 0; i < heads; ++i) {
         const std::int64_t head = static_cast<std::int64_t>(g) * heads + i;
-        const std::int64_t out_at = bb * got.out.stride[0] + head * P;
-        if (row.live || d.pad_output_kind == PadOutput::as_if_zero_state) {
-          y_meter.add_row(group.out.data() + i * P, stored_values(got.out, out_at, d.head_dim, read_host),
-                          group.terms.data() + i * P);
-          take(want.out, got.out, out_at, P);
-        } else if (d.pad_output_kind == PadOutput::zeros) {
-          want_zeros(want, got, out_at, P);
+        for (int t = 0; t < d.token_count; ++t) {
+          const std::int64_t out_at = layer_token_at(d, got.out, bb, t) + head * P, first = (t * heads + i) * P;
+          if (row.live || d.pad_output_kind == PadOutput::as_if_zero_state) {
+            y_meter.add_row(group.out.data() + first, stored_values(got.out, out_at, d.head_dim, read_host),
+                            group.terms.data() + first);
+            take(want.out, got.out, out_at, P);
+          } else if (d.pad_output_kind == PadOutput::zeros) {
+            want_zeros(want, got, out_at, P);
+          }
         }
         if (!row.store) continue;
         const std::vector<double>& state = group.heads[static_cast<std::size_t>(i)].state;
+        const std::vector<double>& slack = group.heads[static_cast<std::size_t>(i)].state_slack;
         const std::int64_t state_at = row.target * got.state.stride[0] + head * P * N;
         for (std::int64_t p = 0; p < P; ++p)
-          state_meter.add_row(state.data() + p * N, stored_values(got.state, state_at + p * N, d.dstate, read_host));
+          state_meter.add_row(state.data() + p * N, stored_values(got.state, state_at + p * N, d.dstate, read_host),
+                              nullptr, slack.data() + p * N);
         take(want.state, got.state, state_at, P * N);
       }
     }

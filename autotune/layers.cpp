@@ -410,9 +410,9 @@ void Layers::add_rounding(int layer, Args& a) const {
 
 LayerArgs Layers::layer_args(int layer, Pdl pdl) const {
   const Description& d = description_;
-  const bool ring = d.ring_window() != 0;
+  const bool ring = d.ring_window() != 0, several = ring || d.token_count > 1;
   const std::int64_t B = batch_, T = d.token_count, H = d.nheads, P = d.head_dim, in = size_bytes(d.input_dtype);
-  auto a = ring ? common_args<LayerArgs>(layer, pdl, {B, T}) : common_args<LayerArgs>(layer, pdl, {B});
+  auto a = several ? common_args<LayerArgs>(layer, pdl, {B, T}) : common_args<LayerArgs>(layer, pdl, {B});
   a.scratch = contiguous(scratch_.data(), DType::i8, {static_cast<std::int64_t>(scratch_.size())});
   const std::byte* p = at(layer);
   const std::byte* weights = weights_.data() + 3 * round_up(4 * H, kWeightAlign);
@@ -422,8 +422,8 @@ LayerArgs Layers::layer_args(int layer, Pdl pdl) const {
     a.conv_state = d.conv->channels_last ? contiguous(p + windows_.at, d.input_dtype, {B, length, channels})
                                          : contiguous(p + windows_.at, d.input_dtype, {B, channels, length});
     // x, B and C lie one behind the other for each row: the parts of the three are one stretch.
-    a.x = ring ? contiguous(p + x_.at, d.input_dtype, {B, T, channels})
-               : contiguous(p + x_.at, d.input_dtype, {B, channels});
+    a.x = several ? contiguous(p + x_.at, d.input_dtype, {B, T, channels})
+                  : contiguous(p + x_.at, d.input_dtype, {B, channels});
     a.B = a.C = Tensor{};
     a.conv_weight = contiguous(weights, d.input_dtype, {channels, taps});
     if (d.conv->has_bias) a.conv_bias = contiguous(weights + taps * channels * in, d.input_dtype, {channels});
@@ -434,7 +434,8 @@ LayerArgs Layers::layer_args(int layer, Pdl pdl) const {
     a.norm_weight = contiguous(weights + conv_bytes, d.input_dtype, {H * P});
     if (d.norm->has_bias) a.norm_bias = contiguous(weights + conv_bytes + H * P * in, d.input_dtype, {H * P});
     if (!d.norm->gate_expr.empty())
-      a.z = ring ? contiguous(p + z_.at, d.input_dtype, {B, T, H, P}) : contiguous(p + z_.at, d.input_dtype, {B, H, P});
+      a.z = several ? contiguous(p + z_.at, d.input_dtype, {B, T, H, P})
+                    : contiguous(p + z_.at, d.input_dtype, {B, H, P});
   }
   if (ring) add_ring(layer, a);
   return a;

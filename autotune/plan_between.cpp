@@ -19,13 +19,15 @@ double loss(const std::string& plan, const Cell& cell, double best_us) {
   return std::max(at->second.us / best_us - 1, 0.0);
 }
 
-// Of the sizes between two, by ratio, the part that a plan's time at the smaller one stands for: half, or, where its
-// clusters go from so many waves to more, those before that.
+// Of the sizes above what the smaller row's own plan fits, by ratio, the part that a plan's time at the smaller size
+// stands for: half, or, where its clusters go from so many waves to more, those before that.
 double weight_of_low(const Measurement& at_low, const TableRow& low, const TableRow& high) {
-  if (at_low.waves <= 0) return kEven;
-  const double ratio = static_cast<double>(high.total_heads) / static_cast<double>(low.total_heads);
-  const double full = std::ceil(at_low.waves) / at_low.waves;  // the ratio up to which there is room
-  return full < ratio ? std::log(full) / std::log(ratio) : kEven;
+  const std::int64_t fits = fits_heads(at_low);
+  if (fits == 0 || fits >= high.total_heads) return kEven;
+  const auto from = static_cast<double>(low.fits_heads < high.total_heads ? std::max(low.fits_heads, low.total_heads)
+                                                                          : low.total_heads);
+  return std::log(std::max(static_cast<double>(fits) / from, 1.0)) /
+         std::log(static_cast<double>(high.total_heads) / from);
 }
 
 // A sweep checks the outputs of whatever it races, so of what was timed more often than at first.

@@ -19,13 +19,6 @@ constexpr double kTrusted = 1.05;
 Table predict_table(const Description& description, std::string_view device_key, const std::vector<int>& batches,
                     const std::vector<PdlMode>& modes, const Acceptance& accepted) {
   description.validate();
-  // The model of an update, tried on the journals of an H200's layers, has them up to 24% too fast and chooses plans
-  // that lose up to 83%.
-  if (description.op() == Op::layer)
-    fail(
-        ErrorKind::invalid,
-        "predict: got a layer; there is no model of its kernels and chains. Predict its parts (conv1d, update or ring, "
-        "norm), or run `ssmjit tune` on the GPU");
   const GpuFacts gpu = gpu_facts(device_key);
   Measurement blank;
   blank.op = description.op();
@@ -59,13 +52,15 @@ Table predict_table(const Description& description, std::string_view device_key,
     }
     return m;
   };
-  const std::vector<Plan> plans = plan_space(description, gpu.arch);
+  // The model of an update does not order a layer's plans.
+  const std::vector<Plan> plans =
+      description.op() == Op::layer ? std::vector<Plan>() : plan_space(description, gpu.arch);
   std::vector<Measurement> guesses;
   for (PdlMode mode : modes) {
     const bool early = mode == PdlMode::chain && gpu.arch.has_pdl();
     for (int batch : batches) {
       Plan usual = default_plan(description, gpu.arch, work_items(description, batch));
-      usual.early_state = early;
+      if (usual.form == PlanForm::fused) usual.early_state = early;
       const Measurement of_usual = guess(usual, batch, mode);
       std::vector<Measurement> here;
       double best_us = of_usual.us;

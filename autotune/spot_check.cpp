@@ -231,15 +231,20 @@ class LayerSpotCheck : public SpotCheck {
     for (const Sample& sample : samples_) {
       for (int i = 0; i < heads_; ++i) {
         const std::int64_t head = std::int64_t{sample.group} * heads_ + i;
-        y.add_row(sample.want.out.data() + i * P,
-                  values(args_.out, sample.row * args_.out.stride[0] + head * P, d.head_dim),
-                  sample.want.terms.data() + i * P);
+        for (int t = 0; t < d.token_count; ++t) {
+          const std::int64_t first = (std::int64_t{t} * heads_ + i) * P;
+          y.add_row(sample.want.out.data() + first,
+                    values(args_.out, layer_token_at(d, args_.out, sample.row, t) + head * P, d.head_dim),
+                    sample.want.terms.data() + first);
+        }
         const std::vector<double>& want = sample.want.heads[static_cast<std::size_t>(i)].state;
+        const std::vector<double>& slack = sample.want.heads[static_cast<std::size_t>(i)].state_slack;
         const std::vector<double> got =
             values(args_.state, sample.slots.target * args_.state.stride[0] + head * P * N, static_cast<int>(P * N));
         for (std::int64_t p = 0; p < P; ++p)
           if (!sample.want.unsure[static_cast<std::size_t>(i * P + p)])
-            state.add_row(want.data() + p * N, {got.begin() + p * N, got.begin() + (p + 1) * N});
+            state.add_row(want.data() + p * N, {got.begin() + p * N, got.begin() + (p + 1) * N}, nullptr,
+                          slack.data() + p * N);
       }
     }
     for (const WindowCheck& windows : windows_)

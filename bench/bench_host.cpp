@@ -1,20 +1,27 @@
 // What the host costs: a compile, a cache hit, a model load, the host's part of a launch.
 //
 // No GPU is needed. Launches go to the stub driver of tests/jit, whose own cost is the "bare call" that launch() is
-// compared with.
+// compared with; where there is a GPU, gpu_launch compares both on it.
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <benchmark/benchmark.h>
+#include <fmt/format.h>
 
 #include <ssmjit/ssmjit.h>
 
 #include "jit/compile.h"
 #include "jit/cubin_cache.h"
 #include "jit/driver.h"
+#include "jit/kernel_args.h"
 #include "tests/jit/stub_driver.h"
 
 namespace ssmjit {
@@ -160,6 +167,101 @@ void bare_launch(benchmark::State& state) {
 }
 BENCHMARK(bare_launch);
 
+// The same against the driver and the GPU of this machine: what the library adds to a launch of the same kernel with
+// the same arguments. Few launches at a time, so that none waits for room in the queue.
+enum class Through { bare_call, kernel, prepared };
+void gpu_launch(benchmark::State& state, Through through) {
+  constexpr int kLaunches = 64;
+  constexpr std::int64_t kRows = 4;
+  constexpr std::size_t kTensorBytes = std::size_t{4} << 20;
+  std::string why;
+  if (devices(&why).empty()) return state.SkipWithError(why.c_str());
+  try {
+    const Description step = description();
+    const Prepared prepared = Session().prepare(step, {.max_batch = kRows});
+    const Plan plan = prepared.choose(kRows, PdlMode::chain).plan;
+    const Source source = emit(step, plan, prepared.device().arch());
+    const Cubin cubin = compile(source);
+    const Kernel kernel = Kernel::load(step, plan, source, cubin);
+    const Driver& calls = driver();
+    CUdeviceptr memory = 0;
+    CUstream stream = nullptr;
+    calls.check(calls.memory_alloc(&memory, 3 * kTensorBytes), "cuMemAlloc");
+    calls.check(calls.stream_create(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
+    calls.check(calls.memory_set_8(memory, 0, 3 * kTensorBytes, stream), "cuMemsetD8Async");
+    const auto at = [&](std::size_t i) { return reinterpret_cast<const void*>(memory + i * kTensorBytes); };
+    UpdateArgs args;
+    args.state = contiguous(at(0), DType::bf16, {kRows, 16, 64, 128});
+    args.x = args.z = contiguous(at(1), DType::bf16, {kRows, 16, 64});
+    args.out = contiguous(at(2), DType::bf16, {kRows, 16, 64});
+    args.B = args.C = contiguous(at(1), DType::bf16, {kRows, 1, 128});
+    args.dt = contiguous(at(1), DType::f32, {kRows, 16});
+    args.A = args.D = args.dt_bias = contiguous(at(1), DType::f32, {16});
+    args.state_batch_indices = contiguous(at(1), DType::i32, {kRows});
+    args.pad_slot_id = 0;  // every row: what a kernel computes is not the point
+    args.pdl = Pdl::wait_first;
+
+    CUmodule module = nullptr;
+    CUfunction function = nullptr;
+    calls.check(calls.module_load(&module, cubin.image.data()), "cuModuleLoadData");
+    calls.check(calls.module_function(&function, module, source.entries.front().name.c_str()), "cuModuleGetFunction");
+    const LaunchShape shape = launch_shape(plan, step, 1);
+    if (shape.smem_bytes > 0)
+      calls.check(calls.function_set_attribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                               static_cast<int>(shape.smem_bytes)),
+                  "cuFuncSetAttribute");
+    device_args::UpdateArgs device = to_device(args, args.pdl);
+    const auto bare_call = [&] {
+      CUlaunchAttribute attribute{};
+      attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+      attribute.value.programmaticStreamSerializationAllowed = 1;
+      CUlaunchConfig config{};
+      config.gridDimX = static_cast<unsigned>(shape.grid_x);
+      config.gridDimY = static_cast<unsigned>(shape.grid_y * kRows);
+      config.gridDimZ = config.blockDimY = config.blockDimZ = 1;
+      config.blockDimX = static_cast<unsigned>(shape.block_threads);
+      config.sharedMemBytes = static_cast<unsigned>(shape.smem_bytes);
+      config.hStream = stream;
+      config.attrs = &attribute;
+      config.numAttrs = 1;
+      void* parameters[] = {&device};
+      calls.check(calls.launch(&config, function, parameters, nullptr), "cuLaunchKernelEx");
+    };
+    for (auto _ : state) {
+      const auto start = std::chrono::steady_clock::now();
+      for (int i = 0; i < kLaunches; ++i) switch (through) {
+          case Through::bare_call:
+            bare_call();
+            break;
+          case Through::kernel:
+            kernel.launch(args, stream);
+            break;
+          case Through::prepared:
+            prepared.launch(args, stream);
+            break;
+        }
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+      state.SetIterationTime(took.count() / kLaunches);
+      calls.check(calls.stream_synchronize(stream), "cuStreamSynchronize");
+    }
+    calls.module_unload(module);
+    calls.stream_destroy(stream);
+    calls.memory_free(memory);
+    state.SetLabel(prepared.device().name);
+  } catch (const Error& error) {
+    state.SkipWithError(error.what());
+  }
+}
+BENCHMARK_CAPTURE(gpu_launch, bare_call, Through::bare_call)->UseManualTime()->Iterations(2000);
+BENCHMARK_CAPTURE(gpu_launch, kernel, Through::kernel)->UseManualTime()->Iterations(2000);
+BENCHMARK_CAPTURE(gpu_launch, prepared, Through::prepared)->UseManualTime()->Iterations(2000);
+
+std::vector<Description> descriptions_of(const Model& model) {
+  std::vector<Description> all;
+  for (const auto& [name, description] : model.kernels) all.push_back(description);
+  return all;
+}
+
 // A model load: every kernel that the tables can choose, loaded on the stub; from the cache with NVRTC, from a bundle
 // without. What is compiled first is not timed.
 void model_load(benchmark::State& state, bool bundled) {
@@ -172,7 +274,7 @@ void model_load(benchmark::State& state, bool bundled) {
   const auto load = [&](const SessionOptions& options) {
     const Session session(options);
     kernels = 0;
-    for (const auto& [name, kernel] : model.kernels) kernels += session.prepare(kernel).kernels().size();
+    for (const Prepared& step : session.prepare_all(descriptions_of(model))) kernels += step.kernels().size();
   };
   try {
     SessionOptions options{.cache_dir = cache.cache_dir};
@@ -194,6 +296,42 @@ void model_load(benchmark::State& state, bool bundled) {
   }
   std::filesystem::remove_all(folder);
 }
+// The same with nothing compiled yet, into an empty cache; argument: threads. Then a line a kernel, the longest compile
+// first, for whoever wants to know which of them a load waits for.
+void model_load_cold(benchmark::State& state) {
+  const StubKernel on_stub;
+  if (!on_stub.stub.ready()) return state.SkipWithError(kNoStub);
+  const std::string folder = scratch_folder();
+  const Model model = load_model("nemotron3-super-tp8");
+  std::vector<std::pair<double, std::string>> lines;
+  double sum = 0;
+  try {
+    for (auto _ : state) {
+      state.PauseTiming();
+      forget_compiled();
+      std::filesystem::remove_all(folder);
+      lines.clear(), sum = 0;
+      state.ResumeTiming();
+      const Session session({.cache_dir = folder, .threads = static_cast<int>(state.range(0))});
+      const std::vector<Prepared> steps = session.prepare_all(descriptions_of(model));
+      for (std::size_t i = 0; i < steps.size(); ++i)
+        for (const PreparedKernel& kernel : steps[i].kernels()) {
+          lines.emplace_back(kernel.compile_ms, model.kernels[i].first + " " + kernel.plan.text());
+          sum += kernel.compile_ms;
+        }
+    }
+    std::sort(lines.rbegin(), lines.rend());
+    for (const auto& [ms, line] : lines) std::printf("%8.1f ms  %s\n", ms, line.c_str());
+    state.SetLabel(fmt::format("{} kernels, NVRTC {}", lines.size(), nvrtc_version()));
+    state.counters["compiles_ms"] = sum;
+    state.counters["longest_ms"] = lines.front().first;
+  } catch (const Error& error) {
+    state.SkipWithError(error.what());
+  }
+  std::filesystem::remove_all(folder);
+}
+BENCHMARK(model_load_cold)->Arg(1)->Arg(2)->Arg(16)->Iterations(1)->UseRealTime()->Unit(benchmark::kMillisecond);
+
 BENCHMARK_CAPTURE(model_load, cache, false)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(model_load, bundle, true)->Unit(benchmark::kMillisecond);
 

@@ -5,6 +5,7 @@
 
 #include "autotune/compile_pool.h"
 #include "cli/verb.h"
+#include "codegen/plan_text.h"
 
 namespace ssmjit::cli {
 namespace {

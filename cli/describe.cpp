@@ -32,11 +32,8 @@ int run(const Options& o) {
       model.kernels = {{name, model.kernel(name)}};
     }
     source = model.source;
-    for (auto& [name, description] : model.kernels) {
-      for (const std::string& set : o.spec.sets) description.set(set);
-      description.validate();
-      kernels.push_back({model.model + ":" + name, description});
-    }
+    o.spec.change(model, o.from_hf);
+    for (const auto& [name, description] : model.kernels) kernels.push_back({model.model + ":" + name, description});
     if (o.json && colon == std::string::npos) {
       print(model.json(-1));
       return kOk;

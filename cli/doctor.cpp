@@ -74,7 +74,10 @@ int run(bool json) {
     const Model model = load_model(name);
     for (const auto& [kernel, description] : model.kernels) {
       const Choice c = lookup(table, description, key, arch, 8);
-      add(fmt::format("{}:{}", name, kernel), fmt::format("on {} at batch 8: {}", key, c.reason),
+      const char* text = is_of_another_text(table, description, key, arch, c.plan)
+                             ? "; measured with an older text of the kernel"
+                             : "";
+      add(fmt::format("{}:{}", name, kernel), fmt::format("on {} at batch 8: {}{}", key, c.reason, text),
           c.why != Why::fallback);
     }
   }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "cli/verb.h"
+#include "codegen/plan_text.h"
 
 namespace ssmjit::cli {
 namespace {

@@ -10,6 +10,7 @@
 
 #include "cli/verb.h"
 #include "codegen/fail.h"
+#include "heuristics/row_lookup.h"
 
 namespace ssmjit::cli {
 namespace {
@@ -60,6 +61,8 @@ void show(const Table& table, bool json) {
         line[name(Phase::no_flush)] = phase(r.no_flush);
         line[name(Phase::flush)] = phase(r.flush);
       }
+      if (r.fits_heads > 0) line["fits_heads"] = r.fits_heads;
+      if (r.between) line["between"] = Json::parse(r.between->json());
       if (r.predicted) line["predicted"] = true;
       print_json(line);
     }
@@ -75,7 +78,11 @@ void show(const Table& table, bool json) {
     const std::string floor =
         r.predicted ? "predicted"
                     : fmt::format("floor {:9.2f}  share {:.3f}", r.floor_us, r.us > 0 ? r.floor_us / r.us : 0);
-    print(fmt::format("  {:6} heads  {:9.2f} us  {}{}  {}", r.total_heads, r.us, floor, phases, r.plan.text()));
+    print(fmt::format("  {:6} {}  {:9.2f} us  {}{}  {}", r.total_heads, work_unit(r.op), r.us, floor, phases,
+                      r.plan.text()));
+    const bool fits = r.fits_heads > r.total_heads;
+    if (fits) print(fmt::format("         above: the same up to {} heads, where its clusters fit", r.fits_heads));
+    if (r.between) print(fmt::format("         above: {}", r.between->text()));
   }
 }
 
@@ -93,7 +100,9 @@ int run_lookup(const Options& o) {
   const PdlMode mode = parse_pdl_mode(o.pdl);
   for (const SpecOption::Kernel& kernel : o.spec.kernels()) {
     for (int batch : parse_batches(o.batches)) {
-      const Choice c = lookup(table, kernel.description, o.device, arch, batch, mode);
+      Choice c = lookup(table, kernel.description, o.device, arch, batch, mode);
+      const bool changed = is_of_another_text(table, kernel.description, o.device, arch, c.plan);
+      if (changed) c.reason += "; measured with an older text of the kernel";
       if (o.json)
         print_json(Json{{"kernel", kernel.label},
                         {"batch", batch},
@@ -101,6 +110,7 @@ int run_lookup(const Options& o) {
                         {"plan", Json::parse(c.plan.json())},
                         {"why", name(c.why)},
                         {"predicted", c.why == Why::predicted},
+                        {"older_text", changed},
                         {"reason", c.reason},
                         {"expected_us", c.expected_us},
                         {"floor_us", c.floor_us}});
@@ -236,16 +246,8 @@ int run_predict(const Options& o) {
   for (const std::string& mode : split(o.pdl, ',')) modes.push_back(parse_pdl_mode(mode));
   const Acceptance accepted = o.accepted.empty() ? Acceptance{} : Acceptance::parse(o.accepted);
   Table table;
-  const std::vector<SpecOption::Kernel> kernels = o.spec.kernels();
-  const bool only_layers = std::all_of(kernels.begin(), kernels.end(),
-                                       [](const SpecOption::Kernel& k) { return k.description.op() == Op::layer; });
-  for (const SpecOption::Kernel& kernel : kernels) {
-    if (kernel.description.op() == Op::layer && !only_layers) {
-      say(fmt::format("{}: passed over; layers are not predicted, only their parts", kernel.label));
-      continue;
-    }
+  for (const SpecOption::Kernel& kernel : o.spec.kernels())
     table.merge(predict_table(kernel.description, o.device, parse_batches(o.predicted_batches), modes, accepted));
-  }
   if (o.out.empty()) {
     show(table, o.json);
   } else {

@@ -18,6 +18,7 @@
 #include "cli/live_table.h"
 #include "cli/verb.h"
 #include "codegen/fail.h"
+#include "heuristics/row_lookup.h"
 
 namespace ssmjit::cli {
 namespace {
@@ -215,7 +216,7 @@ int run(const Options& o) {
   const Interrupts interrupts;
   int measured = 0, slower = 0, failed = 0;
   std::shared_ptr<LiveTable> live = live_table(o, crew, batches, modes, kernels, all);
-  std::map<std::string, int> left_out;  // by reason
+  std::map<std::string, int> left_out, failures;  // by reason, by outcome
   std::vector<KernelSweep> sweeps;
   for (std::size_t k = 0; k < kernels.size(); ++k) {
     const SpecOption::Kernel& kernel = kernels[k];
@@ -238,8 +239,10 @@ int run(const Options& o) {
         ++left_out[m.reason.substr(0, m.reason.find(':'))];
       else if (m.outcome == Outcome::dropped)
         ++slower;
-      else if (m.outcome != Outcome::ok || m.phase != "verify")
-        ++(m.outcome == Outcome::ok ? measured : failed);
+      else if (m.outcome != Outcome::ok)
+        ++failed, ++failures[name(m.outcome)];
+      else if (m.phase != "verify")
+        ++measured;
       if (live) live->measured(k, m);
       if (o.json) print_json(Json::parse(m.json()));
     };
@@ -306,15 +309,22 @@ int run(const Options& o) {
     print_json(Json{{"measured", measured},
                     {"slower", slower},
                     {"failed", failed},
+                    {"failures", failures},
                     {"pruned", left_out},
                     {"rows", table.rows.size()},
                     {"table", out},
                     {"journal", journal}});
   } else {
-    for (const TableRow& row : table.rows)
-      print(fmt::format("{} {} {:6} heads  {:8.2f} us  share {:.3f}  {}", row.kernel_digest, name(row.pdl),
-                        row.total_heads, row.us, row.us > 0 ? row.floor_us / row.us : 0, row.plan.text()));
+    std::string last;
+    for (const TableRow& row : table.rows) {
+      const std::string kernel = fmt::format("{} {} ({})", row.kernel_digest, name(row.pdl), row.kernel);
+      if (kernel != last) print(kernel);
+      last = kernel;
+      print(fmt::format("  {:6} {}  {:8.2f} us  share {:.3f}  {}", row.total_heads, work_unit(row.op), row.us,
+                        row.us > 0 ? row.floor_us / row.us : 0, row.plan.text()));
+    }
     if (!left_out.empty()) print("pruned: " + counted(left_out));
+    if (!failures.empty()) print("failed: " + counted(failures));
     print(fmt::format("measured {}, slower {}, failed {}; {} rows in {}, every measurement in {}", measured, slower,
                       failed, table.rows.size(), out, journal));
   }

@@ -8,9 +8,11 @@
 #include <fstream>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <sstream>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "codegen/fail.h"
 
@@ -34,22 +36,38 @@ void SpecOption::add(CLI::App& app, bool several) {
 std::vector<SpecOption::Kernel> SpecOption::kernels() const {
   std::vector<Kernel> all;
   for (const std::string& spec : specs) {
-    const Model model = load_model(spec);
-    const std::string base = model.model.empty() ? spec.substr(0, spec.find(':')) : model.model;
-    for (const auto& [name, description] : model.kernels) {
-      Kernel kernel{base + ":" + name, description};
-      try {
-        for (const std::string& set : sets) kernel.description.set(set);
-        kernel.description.validate();
-      } catch (const Error& error) {
-        if (model.kernels.size() == 1) throw;
-        fail(error.kind(), "{}: {}\n{} has {} kernels; name one as {}:{}", kernel.label, error.what(), spec,
-             model.kernels.size(), spec, model.kernels.front().first);
-      }
-      all.push_back(std::move(kernel));
-    }
+    Model model = load_model(spec);
+    if (model.model.empty()) model.model = spec.substr(0, spec.find(':'));
+    change(model, spec);
+    for (const auto& [name, description] : model.kernels) all.push_back({model.model + ":" + name, description});
   }
   return all;
+}
+
+void SpecOption::change(Model& model, std::string_view spec) const {
+  const auto changed = [&](Description description) {
+    for (const std::string& set : sets) description.set(set);
+    description.validate();
+    return description;
+  };
+  const auto given = model.kernels;
+  for (auto& [name, description] : model.kernels) {
+    try {
+      description = changed(description);
+    } catch (const Error& error) {
+      if (given.size() == 1) throw;
+      std::vector<std::string> takers;
+      for (const auto& [other, as_given] : given) {
+        try {
+          changed(as_given);
+          takers.push_back(fmt::format("{}:{}", spec, other));
+        } catch (const Error&) {
+        }
+      }
+      fail(error.kind(), "{}:{}: {}\n{} has {} kernels; {}", model.model, name, error.what(), spec, given.size(),
+           takers.empty() ? "none of them takes that" : fmt::format("name one as {}", fmt::join(takers, " or ")));
+    }
+  }
 }
 
 SpecOption::Kernel SpecOption::one() const {
@@ -64,6 +82,16 @@ SpecOption::Kernel SpecOption::one() const {
        all.size(), specs.front());
 }
 
+bool is_of_another_text(const Table& table, const Description& description, std::string_view device, const Arch& arch,
+                        const Plan& plan) {
+  const std::string kernel = description.kernel_digest();
+  std::set<std::string> measured;
+  for (const TableRow& row : table.rows)
+    if (row.device == device && row.kernel_digest == kernel && row.plan == plan && !row.source_digest.empty())
+      measured.insert(row.source_digest);
+  return !measured.empty() && !measured.contains(emit(description, plan, arch).digest);
+}
+
 std::vector<std::string> split(std::string_view text, char separator) {
   std::vector<std::string> parts;
   while (true) {
@@ -72,13 +100,6 @@ std::vector<std::string> split(std::string_view text, char separator) {
     if (end == std::string_view::npos) return parts;
     text.remove_prefix(end + 1);
   }
-}
-
-Plan parse_plan(std::string_view text, const Plan& base, const Description& description, const Arch& arch,
-                std::int64_t total_heads) {
-  const Plan plan = Plan::parse(text, base);
-  if (plan.form == PlanForm::fused || base.form != PlanForm::fused || description.op() != Op::layer) return plan;
-  return Plan::parse(text, default_chain(plan.form, description, arch, total_heads));
 }
 
 std::vector<int> parse_batches(std::string_view text, std::string_view option) {

@@ -49,14 +49,17 @@ struct SpecOption {
   };
   // Every kernel that the SPECs name, with --set applied and validated.
   std::vector<Kernel> kernels() const;
+  // Applies --set to every kernel of a model and validates it. Fails: as Description::set() and validate(), for one of
+  // several kernels with its name and those that take the change.
+  void change(Model& model, std::string_view spec) const;
   // One kernel: the only one, or `update`, with a word on stderr that it was taken.
   Kernel one() const;
 };
 
-// --plan over `base`; what names a layer's chain (form=chain) and `base` is none, over default_chain() for that many
-// heads. Fails: as Plan::parse().
-Plan parse_plan(std::string_view text, const Plan& base, const Description& description, const Arch& arch,
-                std::int64_t total_heads);
+// Whether rows have this plan for the kernel on the device, and all of them were measured with another text of it than
+// is emitted now: their times, and who is the fastest, may have changed.
+bool is_of_another_text(const Table& table, const Description& description, std::string_view device, const Arch& arch,
+                        const Plan& plan);
 // "1,8,64" as positive numbers. Fails: ErrorKind::invalid, naming `option`.
 std::vector<int> parse_batches(std::string_view text, std::string_view option = "--batches");
 std::vector<std::string> split(std::string_view text, char separator);

@@ -8,6 +8,7 @@
 
 #include "cli/verb.h"
 #include "codegen/fail.h"
+#include "codegen/plan_text.h"
 
 namespace ssmjit::cli {
 namespace {

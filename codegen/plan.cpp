@@ -145,9 +145,10 @@ struct Space {
 
   static const Space& of(const Description& d) {
     static const Space ring_layer("ring_layer.json"), update_tokens("update_tokens.json"),
-        update_rounded("update_rounded.json");
+        update_rounded("update_rounded.json"), layer_tokens("layer_tokens.json");
     if (has_token_kernel(d)) return update_tokens;
     if (is_update_rounded(d)) return update_rounded;
+    if (is_layer_of_tokens(d)) return layer_tokens;
     return d.op() == Op::layer && d.ring_window() != 0 ? ring_layer : of(d.op());
   }
   static const Space& of(Op op) {
@@ -203,7 +204,9 @@ struct Space {
     v[base + 23] = d.conv && d.conv->has_accepted ? 1 : 0;
     v[base + 24] = d.is_varlen ? 1 : 0;
     v[base + 26] = std::holds_alternative<Stochastic>(d.rounding_kind) ? 1 : 0;
-    std::size_t at = base + 27;
+    v[base + 27] = d.conv && d.conv->keep == ConvKeep::slots ? 1 : 0;
+    v[base + 28] = d.conv && d.conv->store == ConvStore::circular ? 1 : 0;
+    std::size_t at = base + 29;
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) v[at++] = i;
     return v;
@@ -247,7 +250,9 @@ struct Space {
                              "has_accepted_tokens",
                              "has_varlen",
                              "max_large_cluster",
-                             "is_stochastic"})
+                             "is_stochastic",
+                             "conv_keeps_slots",
+                             "conv_is_circular"})
       names.emplace_back(fact);
     for (const Field& f : kFields)
       for (std::int64_t i = 0; i < f.named_values; ++i) names.emplace_back(f.value_name(i));
@@ -275,8 +280,8 @@ struct Space {
   }
 };
 
-// Heads of all requests up to which a layer with a ring is one kernel where no table has an answer: an H200 was faster
-// by a chain from there on.
+// Heads of all requests from which on a layer with a ring is a chain where no table has an answer: an H200 was faster
+// so, by 12 to 32%, and by one kernel below.
 constexpr std::int64_t kFusedRingHeads = 256;
 
 // For which work_items() a chain's parts have their default plans, where no size is named.
@@ -332,15 +337,21 @@ std::function<double(const Plan&)> conv1d_distance() {
   return [](const Plan& p) { return octaves(p.block_m, 512) + octaves(p.warps, 4); };
 }
 
-// The same for a layer, by what its kernel keeps on its way: clusters of blocks of some 16 KiB of state.
+// The same for a layer, by what was best where it was measured: clusters whose blocks take some 16 KiB of state at once
+// by bulk copies, 4 KiB a warp, with registers for 32 warps of an SM. Straight into registers it takes more of them.
 std::function<double(const Plan&)> layer_distance(const Description& description) {
-  const double rows = 16384.0 / (static_cast<double>(description.dstate) * size_bytes(description.state_dtype));
+  const double row_bytes = static_cast<double>(description.dstate) * size_bytes(description.state_dtype);
+  const double rows = 16384.0 / row_bytes;
   const double group = description.norm ? description.norm_group_size()
                                         : static_cast<double>(description.heads_per_group()) * description.head_dim;
+  const int stages = description.token_count > 1 ? 2 : 1;
   return [=](const Plan& p) {
     const double block_rows = group / p.cluster;
-    return 4 * octaves(p.block_m, block_rows) + octaves(p.cluster, std::max(1.0, group / rows)) + octaves(p.warps, 8) +
-           octaves(p.lanes_per_row, 16) + (p.state_path == StatePath::direct ? 0 : 0.5);
+    const bool bulk = p.state_path == StatePath::bulk;
+    return 4 * octaves(p.block_m, block_rows) + octaves(p.cluster, std::max(1.0, group / rows)) +
+           octaves(p.warps, bulk ? std::max(1.0, p.block_m * row_bytes / 4096) : 8) + octaves(p.lanes_per_row, 16) +
+           octaves(p.stages, stages) + (bulk ? 0 : 0.5) +
+           0.25 * octaves(p.min_blocks_per_sm, bulk ? 32.0 / p.warps : 1);
   };
 }
 
@@ -657,10 +668,13 @@ Plan default_plan(const Description& description, const Arch& arch, std::int64_t
   const Plan* best = nullptr;
   double least = 0;
   const std::vector<Plan> plans = plan_space(description, arch);
-  const bool fused = description.op() != Op::layer || description.ring_window() == 0 ||
-                     total_heads <= kFusedRingHeads || (!plans.empty() && plans.back().form == PlanForm::fused);
+  const bool fused = description.op() != Op::layer || description.ring_window() == 0 || total_heads < kFusedRingHeads ||
+                     (!plans.empty() && plans.back().form == PlanForm::fused);
+  const bool any_registers =
+      description.op() == Op::layer && description.ring_window() == 0 && description.token_count == 1;
   for (const Plan& p : plans) {
-    if (!fused || p.form != PlanForm::fused || !p.streaming || p.early_state || p.min_blocks_per_sm != 1) continue;
+    if (!fused || p.form != PlanForm::fused || !p.streaming || p.early_state) continue;
+    if (p.min_blocks_per_sm != 1 && !any_registers) continue;
     if (p.precompute_warps != 0) continue;
     if (p.cluster > arch.max_cluster()) continue;  // not every GPU of the arch can place it
     const double d = distance(p);

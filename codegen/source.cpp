@@ -102,6 +102,7 @@ Template template_of(const PlanPart& part) {
       return {"conv1d.cuh", "conv1d", "Conv1dArgs"};
     case Op::layer:
       if (d.ring_window() != 0) return {"ring_layer.cuh", "ring_layer", "RingLayerArgs"};
+      if (is_layer_of_tokens(d)) return {"layer_tokens.cuh", "layer_tokens", "LayerTokensArgs"};
       return {"layer.cuh", "layer", "LayerArgs"};
     case Op::norm:
       return {"norm.cuh", "norm", "NormArgs"};
@@ -217,6 +218,12 @@ std::string layer_fields(const Description& d, const Plan& plan) {
     s += flag("kConvChannelsLast", conv && d.conv->channels_last);
     s += flag("kConvBias", conv && d.conv->has_bias);
   }
+  if (d.ring_window() != 0) {
+    s += flag("kConvAccepted", conv && d.conv->has_accepted);
+    s += flag("kConvCircular", conv && d.conv->store == ConvStore::circular);
+    s += flag("kConvSnapshots", conv && d.conv->keep == ConvKeep::snapshots);
+    s += constant("kConvSnapshot", d.conv_snapshot_len());
+  }
   if (conv) s += activation(d);
   s += flag("kHasNorm", norm);
   s += constant("kNormRows", norm ? d.norm_group_size() : d.heads_per_group() * d.head_dim);
@@ -298,6 +305,7 @@ std::string fields(const Description& d, const Plan& plan) {
   if (ring || is_update_rounded(d)) {
     s += constant("kPhiloxRounds", stochastic == nullptr ? 0 : stochastic->philox_rounds);
   }
+  if (is_layer_of_tokens(d)) s += constant("kTokens", d.token_count);
   if (!ring && !layer) {
     s += flag("kDestination", d.has_destination);
     s += flag("kAlignedRows", d.aligned_rows);
@@ -307,10 +315,8 @@ std::string fields(const Description& d, const Plan& plan) {
   s += constant("kBlockM", plan.block_m);
   s += constant("kWarps", plan.warps);
   if (!ring) s += constant("kLanesPerRow", plan.lanes_per_row);
-  if (ring || !layer) {
-    s += constant("kHeadsPerBlock", plan.heads_per_block);
-    s += constant("kStages", plan.stages);
-  }
+  if (ring || !layer) s += constant("kHeadsPerBlock", plan.heads_per_block);
+  s += constant("kStages", plan.stages);
   s += choice("StatePath", "kStatePath", name(plan.state_path));
   s += flag("kStreaming", plan.streaming);
   s += flag("kEarlyState", plan.early_state);

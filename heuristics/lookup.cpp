@@ -54,13 +54,21 @@ const TableRow& nearest(const Rows& rows, std::int64_t total_heads) {
   return nearer_to_low(low.total_heads, total_heads, high.total_heads) ? low : high;
 }
 
+// Whether the smaller of the rows beside a size has clusters that fit the GPU there as they do at its own size, but no
+// longer at the larger one.
+bool still_fits(const TableRow& low, std::int64_t total_heads, const TableRow& high) {
+  return total_heads <= low.fits_heads && low.fits_heads < high.total_heads;
+}
+
 // The plan of a size: of its row, between rows, or of the nearest.
 const Plan& plan_from(const Rows& rows, std::int64_t total_heads) {
   const auto above = std::lower_bound(rows.begin(), rows.end(), total_heads,
                                       [](const TableRow* row, std::int64_t value) { return row->total_heads < value; });
-  if (above != rows.end() && above != rows.begin() && (*above)->total_heads != total_heads &&
-      (*std::prev(above))->between)
-    return *(*std::prev(above))->between;
+  if (above != rows.end() && above != rows.begin() && (*above)->total_heads != total_heads) {
+    const TableRow& low = **std::prev(above);
+    if (still_fits(low, total_heads, **above)) return low.plan;
+    if (low.between) return *low.between;
+  }
   return nearest(rows, total_heads).plan;
 }
 
@@ -70,17 +78,22 @@ Choice from_rows(const Rows& rows, std::int64_t total_heads) {
   if (above != rows.end() && (*above)->total_heads == total_heads) {
     const TableRow& row = **above;
     return {row.plan, Why::exact,
-            fmt::format("{} at {} heads on {}", row.predicted ? "predicted" : "measured", total_heads, row.device),
+            fmt::format("{} at {} {} on {}", row.predicted ? "predicted" : "measured", total_heads, work_unit(row.op),
+                        row.device),
             row.us, row.floor_us};
   }
   const TableRow& near = nearest(rows, total_heads);
   if (above != rows.end() && above != rows.begin()) {
     const TableRow &low = **std::prev(above), &high = **above;
     const double weight = log_distance(total_heads, low.total_heads) / log_distance(high.total_heads, low.total_heads);
+    const std::string whose =
+        still_fits(low, total_heads, high)
+            ? fmt::format("that of {}, whose clusters fit up to {}", low.total_heads, low.fits_heads)
+        : low.between ? "the one for sizes between them"
+                      : fmt::format("that of {}", near.total_heads);
     return {plan_from(rows, total_heads), Why::interpolated,
-            fmt::format("{} heads lie between the rows of {} and {} on {}; the plan is {}", total_heads,
-                        low.total_heads, high.total_heads, low.device,
-                        low.between ? "the one for sizes between them" : fmt::format("that of {}", near.total_heads)),
+            fmt::format("{} {} lie between the rows of {} and {} on {}; the plan is {}", total_heads, work_unit(low.op),
+                        low.total_heads, high.total_heads, low.device, whose),
             interpolate(low.us, high.us, weight), interpolate(low.floor_us, high.floor_us, weight)};
   }
   // Below the first row its time is an upper bound. Above the last one a step is bound by memory: time grows with size.
@@ -88,8 +101,9 @@ Choice from_rows(const Rows& rows, std::int64_t total_heads) {
   const double scale =
       beyond ? static_cast<double>(total_heads) / static_cast<double>(std::max<std::int64_t>(near.total_heads, 1)) : 1;
   return {near.plan, Why::nearest,
-          fmt::format("{} heads lie {} every row on {}; the nearest is {}{}", total_heads, beyond ? "above" : "below",
-                      near.device, near.total_heads, beyond ? ", its time scaled by the size" : ""),
+          fmt::format("{} {} lie {} every row on {}; the nearest is {}{}", total_heads, work_unit(near.op),
+                      beyond ? "above" : "below", near.device, near.total_heads,
+                      beyond ? ", its time scaled by the size" : ""),
           near.us * scale, near.floor_us * scale};
 }
 
@@ -158,6 +172,17 @@ Answering answering_rows(const Table& table, const RowQuestion& question,
 
 }  // namespace
 
+const char* work_unit(Op op) {
+  switch (op) {
+    case Op::conv1d:
+      return "blocks of 64 channels";
+    case Op::norm:
+      return "groups";
+    default:
+      return "heads";
+  }
+}
+
 std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& question,
                                    const std::function<bool(const Plan&)>& legal, int* illegal) {
   const std::int64_t total_heads = question.total_heads;
@@ -212,8 +237,10 @@ Choice lookup(const Table& table, const Description& description, std::string_vi
   if (found) {
     choice = *found;
   } else {
-    choice = {fallback_plan(description, arch, total_heads, mode), Why::fallback,
-              fmt::format("no row of this kernel ({}) or of one of its cost ({})", kernel, cost), 0, 0};
+    choice = {
+        fallback_plan(description, arch, total_heads, mode), Why::fallback,
+        fmt::format("no row of this kernel ({}) or of one of its cost ({}); the plan is the default one", kernel, cost),
+        0, 0};
   }
   if (illegal > 0) {
     choice.reason += fmt::format("; passed over {} with a plan that is not legal on {}",

@@ -57,6 +57,11 @@ constexpr double kReached = 4.45 / 4.8;
 constexpr double kMhz = 1980;
 constexpr double kMostRegisters = 255;
 
+// Of layers, by what an H200 took: the norm's sums on their way through a cluster; what a chain's next launch adds to
+// the sum of its parts' times, each of which pays for a launch of its own, without and with dependent launches.
+constexpr double kExchangeUs = 0.7;
+constexpr double kNextUs = -0.36, kDependentUs = -0.66;
+
 // Whether its kernel is a ring's: a replay is one that flushes every step.
 bool is_ring_kernel(const Description& d) { return d.ring_window() != 0 || d.op() == Op::replay; }
 
@@ -80,6 +85,15 @@ int estimate_registers(const Description& description, const Plan& plan) {
 
 double predict_us(const Description& description, const Plan& plan, const GpuFacts& gpu, int batch, PdlMode mode,
                   Phase phase, int ring_count, int registers) {
+  if (plan.form != PlanForm::fused) {
+    const double between_us = plan.form == PlanForm::chain_pdl ? kDependentUs : kNextUs;
+    double us = -between_us;
+    for (const PlanPart& part : plan_parts(plan, description)) {
+      us += between_us + predict_us(part.description, part.plan, gpu, batch, mode, phase, ring_count);
+      mode = PdlMode::off;
+    }
+    return us;
+  }
   if (description.nheads == 0) {  // without a recurrence: a launch and its bytes, whatever the plan
     const auto moved = static_cast<double>(bytes_moved(description, std::max(batch, 1)).total());
     return kUpdate.launch_us + moved / (gpu.memory_gb_s * 1e3 * kReached);
@@ -93,7 +107,12 @@ double predict_us(const Description& description, const Plan& plan, const GpuFac
   const LaunchShape shape = launch_shape(plan, description, std::max(batch, 1));
   const double blocks = static_cast<double>(shape.grid_x) * static_cast<double>(shape.grid_y);
   const double sm_blocks = blocks / gpu.sms;
-  const double wanted_registers = registers > 0 ? registers : registers_of(description, plan);
+  const bool layer = description.op() == Op::layer;  // whose plans say how many there are
+  const double wanted_registers =
+      registers > 0 ? registers
+      : layer       ? std::min(kMostRegisters, static_cast<double>(sm.registers) /
+                                                   (std::max(plan.min_blocks_per_sm, 1) * shape.block_threads))
+                    : registers_of(description, plan);
   const int granted = (static_cast<int>(std::clamp(wanted_registers, 40.0, kMostRegisters)) + 7) / 8 * 8;
   const std::int64_t smem = plan_smem_bytes(plan, description, gpu.arch) + 1024;  // a KiB is the system's
   const auto resident = static_cast<double>(std::max<std::int64_t>(
@@ -126,6 +145,7 @@ double predict_us(const Description& description, const Plan& plan, const GpuFac
   for (const double term : {memory, one_sm, latency, issue}) sum += std::pow(term, c.power);
   double us = c.launch_us + std::pow(sum, 1 / c.power);
   if (mode == PdlMode::chain && gpu.arch.has_pdl()) us += c.chain_us;
+  if (layer) us += kExchangeUs * slower;
   if (plan.precompute_warps > 0) us += c.launch_us;
   return us * std::max(1.0, wanted_registers / kMostRegisters);  // the rest would spill
 }

@@ -19,6 +19,9 @@ struct RowQuestion {
   bool has_pdl = true;  // whether the GPU has dependent launches
 };
 
+// What TableRow::total_heads counts (work_items()): "heads", "groups", "blocks of 64 channels".
+const char* work_unit(Op op);
+
 // Nothing where no row answers. A row whose plan is not `legal` is passed over and counted in `illegal`.
 std::optional<Choice> look_up_rows(const Table& table, const RowQuestion& question,
                                    const std::function<bool(const Plan&)>& legal, int* illegal = nullptr);

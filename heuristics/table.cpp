@@ -116,7 +116,8 @@ Op read_op(Fields& fields) {
 }
 
 // `op`: that of all rows of the table, which have a ring iff `ring`; or none where each row says so itself.
-TableRow read_row(const Json& json, std::optional<Op> op, bool ring, std::size_t index, std::vector<std::string>& problems) {
+TableRow read_row(const Json& json, std::optional<Op> op, bool ring, std::size_t index,
+                  std::vector<std::string>& problems) {
   TableRow row;
   if (!json.is_object()) {
     problems.push_back(fmt::format("rows[{}]: want an object", index));
@@ -148,6 +149,7 @@ TableRow read_row(const Json& json, std::optional<Op> op, bool ring, std::size_t
   };
   row.plan = plan("plan", true).value_or(Plan{});
   row.between = plan("between", false);
+  row.fits_heads = fields.count("fits_heads", false, std::max<std::int64_t>(row.total_heads, 1));
   row.us = fields.number("us", true, std::numeric_limits<double>::min(), "a number above 0");
   row.floor_us = fields.number("floor_us", false, 0, "a number from 0 up");
   if (!op) ring = row.op == Op::ring || (row.op == Op::layer && json.contains("steps_per_flush"));
@@ -186,6 +188,7 @@ Json row_json(const TableRow& row, bool with_op) {
   json["pdl"] = name(row.pdl);
   json["total_heads"] = row.total_heads;
   json["plan"] = Json::parse(row.plan.json());
+  if (row.fits_heads > 0) json["fits_heads"] = row.fits_heads;
   if (row.between) json["between"] = Json::parse(row.between->json());
   json["us"] = row.us;
   json["floor_us"] = row.floor_us;

@@ -82,6 +82,7 @@ struct Row {
   std::int64_t total_heads = 0;
   Plan plan;
   Plan between;         // of sizes between this one and the next row's; of warps 0: the plan of the nearer by ratio
+  std::int64_t fits_heads = 0;  // up to there, where the next row lies above, `plan` and not `between`
   double us = 0;        // a step; of a ring the mean over its phases
   double floor_us = 0;  // the memory floor of the same bytes; 0: not known
   bool predicted = false;
@@ -173,11 +174,13 @@ constexpr Choice lookup(std::string_view device, std::string_view kernel_digest,
   const Row* near = low == nullptr ? high : low;
   bool between = false;
   if (low != nullptr && high != nullptr && low->total_heads != high->total_heads) {
-    near = detail::nearer_to_low(static_cast<std::uint64_t>(low->total_heads), static_cast<std::uint64_t>(total_heads),
-                                 static_cast<std::uint64_t>(high->total_heads))
+    const bool fits = total_heads <= low->fits_heads && low->fits_heads < high->total_heads;
+    near = fits || detail::nearer_to_low(static_cast<std::uint64_t>(low->total_heads),
+                                         static_cast<std::uint64_t>(total_heads),
+                                         static_cast<std::uint64_t>(high->total_heads))
                ? low
                : high;
-    if (low->between.warps > 0) between = true;
+    between = !fits && low->between.warps > 0;
     const double from = detail::ln(static_cast<double>(low->total_heads));
     const double to = detail::ln(static_cast<double>(high->total_heads));
     const double weight = (detail::ln(static_cast<double>(total_heads)) - from) / (to - from);
@@ -222,10 +225,10 @@ std::string cpp(const Table& table) {
                          p.lanes_per_row, p.heads_per_block, p.stages, name(p.state_path), p.streaming, p.early_state,
                          p.min_blocks_per_sm, name(p.ring_rows), own_of_op);
     };
-    return fmt::format("    {{{}, {}, {}, Pdl::{}, {},\n     {},\n     {}, {}, {}, {}, {}}},", quoted(r.device),
+    return fmt::format("    {{{}, {}, {}, Pdl::{}, {},\n     {},\n     {}, {}, {}, {}, {}, {}}},", quoted(r.device),
                        quoted(r.kernel_digest), quoted(r.cost_digest), name(r.pdl), r.total_heads, plan_text(r.plan),
-                       r.between ? plan_text(*r.between) : "{}", number(r.us), number(r.floor_us), r.predicted,
-                       has_pdl(table, r.device));
+                       r.between ? plan_text(*r.between) : "{}", r.fits_heads, number(r.us), number(r.floor_us),
+                       r.predicted, has_pdl(table, r.device));
   };
   std::string text = kCppHead;
   // An array has one element at least.
@@ -249,7 +252,8 @@ constexpr const char* kPythonHead = R"(# Which plan at which size, as `ssmjit ta
 #   choice["plan"], choice["why"], choice["expected_us"], choice["floor_us"]
 #
 # total_heads is batch x nheads of this rank; of a convolution batch x channels / 64, rounded up, of a norm batch x
-# tokens x groups. The answer is that of ssmjit::lookup() from rows of the same GPU, or None where there is none. TABLE: (device, kernel digest, PDL mode) -> total_heads -> row.
+# tokens x groups. The answer is that of ssmjit::lookup() from rows of the same GPU, or None where there is none.
+# TABLE: (device, kernel digest, PDL mode) -> total_heads -> row.
 import math
 
 )";
@@ -275,8 +279,11 @@ def lookup(device, kernel_digest, pdl, total_heads, cost_digest=""):
     high = min((heads for heads in rows if heads >= total_heads), default=None)
     choice, between = {}, None
     if low is not None and high is not None and low != high:
-        near = low if total_heads * total_heads < low * high else high
-        between = rows[low][0]["between"]  # the plan of sizes between this one and the next row's; None: of the nearer
+        # "between": the plan of sizes between this one and the next row's; None: of the nearer. "fits_heads": up to there,
+        # where the next row lies above, "plan" and not "between"
+        fits = total_heads <= rows[low][0]["fits_heads"] < high
+        near = low if fits or total_heads * total_heads < low * high else high
+        between = None if fits else rows[low][0]["between"]
         weight = math.log(total_heads / low) / math.log(high / low)
         why = "interpolated"
         for field, of in (("expected_us", "us"), ("floor_us", "floor_us")):
@@ -325,10 +332,11 @@ std::string python(const Table& table) {
           flag(p.early_state), p.min_blocks_per_sm, name(p.ring_rows), own_of_op);
     };
     text += fmt::format(
-        "        {}: {{\"plan\": {}, \"between\": {}, \"us\": {}, \"floor_us\": {}, \"cost_digest\": {}, "
+        "        {}: {{\"plan\": {}, \"between\": {}, \"fits_heads\": {}, \"us\": {}, \"floor_us\": {}, "
+        "\"cost_digest\": {}, "
         "\"predicted\": {}}},\n",
-        r.total_heads, plan_text(r.plan), r.between ? plan_text(*r.between) : "None", number(r.us), number(r.floor_us),
-        quoted(r.cost_digest), flag(r.predicted));
+        r.total_heads, plan_text(r.plan), r.between ? plan_text(*r.between) : "None", r.fits_heads, number(r.us),
+        number(r.floor_us), quoted(r.cost_digest), flag(r.predicted));
   }
   if (!last.empty()) text += "    },\n";
   return text +

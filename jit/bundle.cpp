@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -126,6 +127,12 @@ std::vector<BundleFile> write_bundle(const std::string& folder, const std::vecto
   check(items, options);
   for (const BundleItem& item : items) item.description.validate();
   const std::vector<Wanted> wanted = wanted_kernels(items, table, options);
+  // The order of compiles: a long text takes longest; one that begins last would keep all others waiting.
+  std::vector<std::size_t> order(wanted.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return wanted[a].source.text.size() > wanted[b].source.text.size();
+  });
   const std::string version = nvrtc_version();
   make_folder(folder);
   const CubinCache files(folder);
@@ -136,7 +143,8 @@ std::vector<BundleFile> write_bundle(const std::string& folder, const std::vecto
   std::mutex mutex;
   int done = 0;
   const std::thread::id caller = std::this_thread::get_id();
-  for_each_parallel(wanted.size(), options.threads, [&](std::size_t i) {
+  for_each_parallel(wanted.size(), options.threads, [&](std::size_t turn) {
+    const std::size_t i = order[turn];
     const Source& source = wanted[i].source;
     const std::vector<std::string> arguments = compiler_options(source);
     const Cubin cubin = compile(source, options.compile);

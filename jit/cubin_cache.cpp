@@ -10,6 +10,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cstring>
 #include <ctime>
@@ -262,9 +263,22 @@ std::string CubinCache::file_of(const std::string& key, const Arch& arch) const 
 
 namespace {
 
+// "12.9" is older than "12.10".
+bool is_older(std::string_view a, std::string_view b) {
+  const auto numbers = [](std::string_view version) {
+    std::pair<int, int> found{0, 0};
+    const auto [dot, error] = std::from_chars(version.data(), version.data() + version.size(), found.first);
+    if (error == std::errc() && dot != version.data() + version.size())
+      std::from_chars(dot + 1, version.data() + version.size(), found.second);
+    return found;
+  };
+  return numbers(a) < numbers(b);
+}
+
 // A file of a folder, if it is for `arch` and `belongs`; else nothing, with a warning unless it is absent.
 std::optional<Cubin> find_in(const std::string& folder_name, const std::string& name, const Arch& arch,
-                             const std::function<bool(const StoredCubin&)>& belongs, bool quiet = false) {
+                             const std::function<bool(const StoredCubin&)>& belongs, const char* consequence,
+                             bool quiet = false) {
   if (folder_name.empty()) return std::nullopt;
   const File folder(open_folder(folder_name));
   if (!folder.is_open()) return std::nullopt;
@@ -278,9 +292,7 @@ std::optional<Cubin> find_in(const std::string& folder_name, const std::string& 
   if (problem.empty() && !(entry.cubin.arch == arch))
     problem = fmt::format("it is for {}, not {}", entry.cubin.arch.text(), arch.text());
   if (problem.empty()) return std::move(entry.cubin);
-  if (!quiet)
-    warn(
-        fmt::format("cubin cache: {}/{} is passed over: {}; the kernel is compiled again", folder_name, name, problem));
+  if (!quiet) warn(fmt::format("cubin cache: {}/{} is passed over: {}; {}", folder_name, name, problem, consequence));
   return std::nullopt;
 }
 
@@ -288,12 +300,15 @@ std::optional<Cubin> find_in(const std::string& folder_name, const std::string& 
 
 std::optional<Cubin> CubinCache::find(const std::string& key, const Arch& arch, bool quiet) const {
   return find_in(
-      folder_, file_name(key, arch), arch, [&](const StoredCubin& entry) { return entry.key == key; }, quiet);
+      folder_, file_name(key, arch), arch, [&](const StoredCubin& entry) { return entry.key == key; },
+      "the kernel is compiled again", quiet);
 }
 
 std::optional<Cubin> CubinCache::find_source(const std::string& file, const std::string& source,
                                              const Arch& arch) const {
-  return find_in(folder_, file, arch, [&](const StoredCubin& entry) { return entry.source == source; });
+  return find_in(
+      folder_, file, arch, [&](const StoredCubin& entry) { return entry.source == source; },
+      "the kernel is looked for elsewhere");
 }
 
 std::map<std::string, std::string> CubinCache::names_by_source() const {
@@ -302,9 +317,9 @@ std::map<std::string, std::string> CubinCache::names_by_source() const {
   if (folder_.empty()) return names;
   for (const CacheFile& file : list_cache(folder_)) {
     if (!file.problem.empty() || file.source.empty()) continue;
-    std::string& version = versions[file.source];
-    if (version.empty() || version < file.nvrtc_version) {
-      version = file.nvrtc_version;
+    const auto [version, is_first] = versions.emplace(file.source, file.nvrtc_version);
+    if (is_first || is_older(version->second, file.nvrtc_version)) {
+      version->second = file.nvrtc_version;
       names[file.source] = file.name;
     }
   }

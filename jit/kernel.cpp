@@ -88,25 +88,8 @@ Kernel Kernel::load(const Description& description, const Plan& plan, const Sour
   return kernel;
 }
 
-int device_pdl(Pdl pdl) {
-  switch (pdl) {
-    case Pdl::off:
-      return kDevicePdlOff;
-    case Pdl::wait_first:
-      return kDevicePdlWaitFirst;
-    case Pdl::early_state:
-      return kDevicePdlEarlyState;
-  }
-  return kDevicePdlOff;
-}
-
 void Kernel::State::refuse_empty() {
   fail(ErrorKind::invalid, "an empty Kernel can't be launched; make one with Kernel::load()");
-}
-
-void Kernel::State::launch(void* device_args, std::int64_t batch, Pdl pdl, CUstream stream, std::size_t part) const {
-  const LaunchShape& row = parts[part].row;
-  module.launch(part, row.grid_x, row.grid_y * batch, device_args, pdl != Pdl::off, stream);
 }
 
 namespace {

@@ -15,6 +15,7 @@ namespace ssmjit {
 namespace device_args {
 #include "templates/conv1d_args.cuh"
 #include "templates/layer_args.cuh"
+#include "templates/layer_tokens_args.cuh"
 #include "templates/norm_args.cuh"
 #include "templates/prepare_A_args.cuh"
 #include "templates/ring_args.cuh"
@@ -28,10 +29,12 @@ namespace device_args {
 
 // How the kernels number the modes (templates/launch.cuh).
 enum : int { kDevicePdlOff = 0, kDevicePdlWaitFirst = 1, kDevicePdlEarlyState = 2 };
-int device_pdl(Pdl pdl);
+constexpr int device_pdl(Pdl pdl) {
+  return pdl == Pdl::off ? kDevicePdlOff : pdl == Pdl::wait_first ? kDevicePdlWaitFirst : kDevicePdlEarlyState;
+}
 
-// Of arguments that were found right (Kernel::problems); of a layer, one without a ring. `pdl`: what the launch has,
-// which may be less than args.pdl.
+// Of arguments that were found right (Kernel::problems); of a layer, one of one token in place. `pdl`: what the launch
+// has, which may be less than args.pdl.
 device_args::UpdateArgs to_device(const UpdateArgs& args, Pdl pdl);
 // Of an update whose state is more than rounded to nearest (codegen/rounded.h).
 device_args::UpdateRoundedArgs rounded_to_device(const UpdateArgs& args, Pdl pdl);
@@ -45,12 +48,14 @@ device_args::NormArgs to_device(const Description& description, const NormArgs& 
 // Of an update of several tokens (has_token_kernel()).
 device_args::UpdateTokensArgs tokens_to_device(const Description& description, const UpdateArgs& args, Pdl pdl);
 device_args::RingLayerArgs ring_to_device(const LayerArgs& args, Pdl pdl);
-// Likewise of any op's but a layer's, which has two structs.
+// Of a layer of several tokens in place (is_layer_of_tokens()).
+device_args::LayerTokensArgs layer_tokens_to_device(const LayerArgs& args, Pdl pdl);
+// Likewise of any op's but a layer's, which has three structs.
 template <class Args>
 requires(!std::is_same_v<Args, LayerArgs>) auto to_device(const Description&, const Args& args, Pdl pdl) {
   return to_device(args, pdl);
 }
-// Calls `use` with what any kernel reads, of a layer with a ring or not, of an update of several tokens or not.
+// Calls `use` with what any kernel reads, of a layer with a ring or not, of several tokens or one.
 template <class Args, class Use>
 void with_device_args(const Description& description, const Args& args, Pdl pdl, const Use& use) {
   if constexpr (std::is_same_v<Args, UpdateArgs>) {
@@ -61,6 +66,8 @@ void with_device_args(const Description& description, const Args& args, Pdl pdl,
     use(to_device(description, args, pdl));
   else if (description.ring_window() != 0)
     use(ring_to_device(args, pdl));
+  else if (is_layer_of_tokens(description))
+    use(layer_tokens_to_device(args, pdl));
   else
     use(to_device(args, pdl));
 }

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <utility>
@@ -88,22 +91,21 @@ inline std::int64_t stride_of(const Tensor& tensor, std::size_t i) {
 
 enum class Align { element, vector_rows };
 
-// As size_bytes(), without a call.
-constexpr int element_bytes(DType dtype) {
-  switch (dtype) {
-    case DType::i64:
-      return 8;
-    case DType::bf16:
-    case DType::f16:
-    case DType::i16:
-      return 2;
-    case DType::i8:
-    case DType::f8:
-      return 1;
-    default:
-      return 4;
-  }
-}
+// As size_bytes(), without a call or a branch.
+inline constexpr std::array<std::uint8_t, 8> kElementBytes = [] {
+  std::array<std::uint8_t, 8> bytes{};
+  for (const auto& [dtype, size] : {std::pair(DType::f32, 4),
+                                    {DType::bf16, 2},
+                                    {DType::f16, 2},
+                                    {DType::i8, 1},
+                                    {DType::f8, 1},
+                                    {DType::i16, 2},
+                                    {DType::i32, 4},
+                                    {DType::i64, 8}})
+    bytes[static_cast<std::size_t>(dtype)] = static_cast<std::uint8_t>(size);
+  return bytes;
+}();
+constexpr int element_bytes(DType dtype) { return kElementBytes[static_cast<std::size_t>(dtype)]; }
 
 // Whether `value` is a multiple of `align`, a power of two.
 constexpr bool is_aligned(std::uint64_t value, int align) {
@@ -127,7 +129,8 @@ struct TensorWants {
   std::array<const char*, 2> rows = {"row", "token"};  // what those dimensions count
   bool may_be_unaligned = false;                       // of vector_rows: a kernel of unaligned_rows() takes it
   std::int64_t most_stride = std::numeric_limits<std::int64_t>::max();
-  const char* or_expanded = "";  // said behind the shape where another one will do
+  const char* or_expanded = "";          // said behind the shape where another one will do
+  std::array<std::int64_t, 2> behind{};  // in_front_of() these the tensor is meant; 0: none
 };
 
 // One value a head may come as an expanded view, as peers take it: with further dimensions, of extents `behind` and
@@ -144,16 +147,20 @@ inline Tensor in_front_of(std::initializer_list<std::int64_t> behind, const Tens
   front.rank -= count;
   return front;
 }
-// The same of a tensor that was found right.
-inline Tensor without_expanded(Tensor tensor) {
+// The dimensions in front, of a tensor that was found right.
+inline int rank_in_front(const Tensor& tensor) {
   const auto expanded = [&](std::size_t i) { return tensor.stride[i] == 0 && tensor.shape[i] > 1; };
-  while (tensor.rank > 1 && expanded(static_cast<std::size_t>(tensor.rank) - 1)) --tensor.rank;
-  return tensor;
+  int rank = tensor.rank;
+  while (rank > 1 && expanded(static_cast<std::size_t>(rank) - 1)) --rank;
+  return rank;
 }
 inline constexpr const char* kOrExpandedA = ", or [nheads, head_dim, dstate] of strides [1, 0, 0]";
 inline constexpr const char* kOrExpandedHeads = ", or with head_dim of stride 0 behind it";
 
 std::string shape_text(const std::array<std::int64_t, kMostDimensions>& shape, int rank);
+
+// Of the lambdas that hand a tensor's wants on: what they are is then known where the tensor is compared with them.
+#define SSMJIT_INLINE_LAMBDA __attribute__((always_inline))
 
 // The checks of a launch are written once: `report` takes something that makes the sentence. A launch passes one that
 // only notes that there is something to say, so that its checks are comparisons and nothing else.
@@ -163,6 +170,44 @@ bool check_given(const char* name, bool given, bool wanted, const char* reader, 
     report([&] { return fmt::format("{}: given, but the description's maths does not read it; leave it out", name); });
   if (!given && wanted) report([&] { return fmt::format("{}: not given; {}", name, reader); });
   return given && wanted;
+}
+
+// Whether all is well as it nearly always is: what differs is gathered and looked at once. False is no answer: a
+// dimension of one element may have any stride, rows may come in any order.
+[[gnu::always_inline]] inline bool fits_at_once(const Tensor& tensor, const TensorWants& wants) {
+  const auto rank = static_cast<std::size_t>(wants.rank);
+  const std::size_t strided = rank == 1 ? 0 : static_cast<std::size_t>(wants.strided);
+  const auto negative = [](std::int64_t v) { return static_cast<std::uint64_t>(v) >> 63; };
+  const auto differ = [](std::int64_t a, std::int64_t b) { return static_cast<std::uint64_t>(a ^ b); };
+  const bool vectors = wants.align == Align::vector_rows;
+  const auto bytes = static_cast<std::uint64_t>(element_bytes(wants.dtype));
+  const std::uint64_t low_bits = vectors ? kVectorBytes - 1 : bytes - 1;
+  // dtype and rank as one number.
+  static_assert(offsetof(Tensor, rank) == offsetof(Tensor, dtype) + sizeof(int) && sizeof(DType) == sizeof(int));
+  std::uint64_t kind;
+  std::memcpy(&kind, &tensor.dtype, sizeof kind);
+  const auto dtype = static_cast<std::uint64_t>(wants.dtype);
+  const std::uint64_t wanted = std::endian::native == std::endian::little ? dtype | std::uint64_t{rank} << 32
+                                                                          : dtype << 32 | std::uint64_t{rank};
+  std::uint64_t off = (kind ^ wanted) | (reinterpret_cast<std::uintptr_t>(tensor.data) & low_bits);
+  // Another extent that may be any is left to the check below.
+  off |= wants.shape[0] == kAny ? negative(tensor.shape[0]) : differ(tensor.shape[0], wants.shape[0]);
+  for (std::size_t i = 1; i < rank; ++i) off |= differ(tensor.shape[i], wants.shape[i]);
+  std::int64_t dense = 1;
+  for (std::size_t i = rank; i-- > strided;) {
+    off |= differ(tensor.stride[i], dense);
+    dense *= wants.shape[i];
+  }
+  std::int64_t least = wants.rows_apart ? dense : 0;
+  for (std::size_t i = strided; i-- > 0;) {
+    const std::int64_t stride = tensor.stride[i];
+    if (wants.rows_apart) off |= negative(stride - least);
+    if (vectors) off |= static_cast<std::uint64_t>(stride) * bytes & low_bits;  // whole elements are what strides count
+    static_assert(kMostIntStride == 0x7fffffff);                                // no bit above, nor a sign
+    off |= wants.most_stride == kMostIntStride ? static_cast<std::uint64_t>(stride >> 31) : negative(stride);
+    if (wants.rows_apart) least += stride * (tensor.shape[i] - 1);
+  }
+  return off == 0;
 }
 
 template <class Report>
@@ -243,6 +288,23 @@ template <class Report>
   }
 }
 
+// A tensor that is `wanted` or may not be there; where it is wanted, `reader` says why.
+template <class Report>
+[[gnu::always_inline]] inline void check_given_tensor(const Tensor& tensor, const TensorWants& wants, bool wanted,
+                                                      const char* reader, Report& report) {
+  if (wanted && tensor.data != nullptr && fits_at_once(tensor, wants)) [[likely]]
+    return;
+  const auto slowly = [&](const Tensor& front) SSMJIT_INLINE_LAMBDA {
+    if (check_given(wants.name, is_given(front), wanted, reader, report)) check_tensor(front, wants, report);
+  };
+  if (wants.behind[1] != 0)
+    slowly(in_front_of({wants.behind[0], wants.behind[1]}, tensor));
+  else if (wants.behind[0] != 0)
+    slowly(in_front_of({wants.behind[0]}, tensor));
+  else
+    slowly(tensor);
+}
+
 // One seed for all slots, or one a slot.
 template <class Report>
 void check_seeds(const Tensor& seeds, std::int64_t slots, bool wanted, Report& report) {
@@ -297,11 +359,11 @@ void check_pdl(Pdl pdl, Report& report) {
 // wanted of it, whether it is wanted, and why.
 inline constexpr const char* kRingNeeds = "every ring step needs it";
 template <class Pools, class Check>
-void check_ring_pools(const Wants& wants, const Pools& pools, const Check& check) {
+[[gnu::always_inline]] inline void check_ring_pools(const Wants& wants, const Pools& pools, const Check& check) {
   const std::int64_t slots = pools.state.rank == 4 && pools.state.shape[0] >= 0 ? pools.state.shape[0] : kAny;
   const auto pool = [&](const Tensor& tensor, const char* name, DType dtype, int rank,
                         const std::array<std::int64_t, kMostDimensions>& shape, Align align, bool wanted = true,
-                        const char* reader = kRingNeeds) {
+                        const char* reader = kRingNeeds) SSMJIT_INLINE_LAMBDA {
     check(tensor,
           {.name = name,
            .dtype = dtype,

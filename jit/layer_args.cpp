@@ -1,5 +1,6 @@
 // The launch of a layer: of one kernel, or of one after the other of a chain.
 #include <algorithm>
+#include <cstddef>
 #include <limits>
 #include <map>
 #include <utility>
@@ -62,7 +63,8 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
                         .rows_apart = true,
                         .rows = {"slot", ""}});
   }
-  // Of each row, or of each token of a ring's rows.
+  // Of each row, or of each of its tokens.
+  const bool several = ring || wants.tokens > 1;
   const auto tokens = [&](const char* name, DType dtype, std::initializer_list<std::int64_t> inner,
                           Align align = Align::vector_rows, bool written = false) {
     TensorWants out{.name = name,
@@ -72,17 +74,17 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
                     .align = align,
                     .rows_apart = written};
     std::size_t at = 1;
-    if (ring) {
+    if (several) {
       ++out.rank;
       out.shape[at++] = wants.tokens;
       out.strided = 2;
-      out.most_stride = kMostIntStride;
+      if (ring) out.most_stride = kMostIntStride;
     }
     for (const std::int64_t extent : inner) out.shape[at++] = extent;
     return out;
   };
-  // A ring's kernel, and a norm of its own behind it, read and write whole vectors.
-  const Align of_ring = ring ? Align::vector_rows : Align::element;
+  // Kernels of several tokens, and a norm of its own behind them, read and write whole words or vectors.
+  const Align of_several = several ? Align::vector_rows : Align::element;
   const std::int64_t rows = wants.conv.channels_last ? wants.conv_state_len : wants.conv_channels;
   tensor(args.conv_state,
          {.name = "conv_state",
@@ -104,8 +106,8 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
   TensorWants dt = tokens("dt", wants.dt, {wants.nheads}, Align::element);
   dt.or_expanded = kOrExpandedHeads;
   tensor(in_front_of({wants.head_dim}, args.dt), dt);
-  tensor(args.z, tokens("z", wants.input, {wants.nheads, wants.head_dim}, of_ring), wants.has_z || wants.has_norm_gate,
-         kMaths);
+  tensor(args.z, tokens("z", wants.input, {wants.nheads, wants.head_dim}, of_several),
+         wants.has_z || wants.has_norm_gate, kMaths);
   tensor(args.conv_weight,
          {.name = "conv_weight",
           .dtype = wants.input,
@@ -125,9 +127,9 @@ void check_launch(const Wants& wants, const LayerArgs& args, Report&& report) {
   };
   of_heads(args.D, "D", wants.has_D);
   of_heads(args.dt_bias, "dt_bias", wants.has_dt_bias);
-  tensor(args.norm_weight, {"norm_weight", wants.input, 1, {inner}, of_ring}, wants.has_norm, kNorm);
-  tensor(args.norm_bias, {"norm_bias", wants.input, 1, {inner}, of_ring}, wants.has_norm_bias, kNorm);
-  tensor(args.out, tokens("out", wants.input, {wants.nheads, wants.head_dim}, of_ring, true));
+  tensor(args.norm_weight, {"norm_weight", wants.input, 1, {inner}, of_several}, wants.has_norm, kNorm);
+  tensor(args.norm_bias, {"norm_bias", wants.input, 1, {inner}, of_several}, wants.has_norm_bias, kNorm);
+  tensor(args.out, tokens("out", wants.input, {wants.nheads, wants.head_dim}, of_several, true));
 
   if (is_given(args.state_batch_indices))
     check_indices(args.state_batch_indices, ring, batch, report);
@@ -153,7 +155,7 @@ void check_chain(const Wants& wants, const Description& description, const Layer
       return fmt::format("scratch: base address {} is not a multiple of {} bytes", fmt::ptr(args.scratch.data),
                          kScratchAlign);
     });
-  if (wants.window != 0 || !wants.has_norm) return;
+  if (wants.window != 0 || wants.tokens > 1 || !wants.has_norm) return;
   const auto vectors = [&](const Tensor& tensor, const char* name_) {
     check_tensor(tensor,
                  {.name = name_,
@@ -229,6 +231,17 @@ void check_memory(const Driver& driver, const Wants& wants, const LayerArgs& arg
 
 }  // namespace
 
+constexpr bool starts_lines(std::size_t second, std::size_t third, std::size_t fourth) {
+  return second == 48 && third == 48 + 64 && fourth == 48 + 2 * 64;
+}
+static_assert(starts_lines(offsetof(device_args::LayerArgs, slots), offsetof(device_args::LayerArgs, conv_bias),
+                           offsetof(device_args::LayerArgs, out)),
+              "lines of arguments begin there");
+static_assert(starts_lines(offsetof(device_args::LayerTokensArgs, slots),
+                           offsetof(device_args::LayerTokensArgs, conv_weight),
+                           offsetof(device_args::LayerTokensArgs, z_stride)),
+              "lines of arguments begin there");
+
 device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl) {
   const auto& state = args.state.shape;
   device_args::LayerArgs device{};
@@ -274,6 +287,42 @@ device_args::LayerArgs to_device(const LayerArgs& args, Pdl pdl) {
   return device;
 }
 
+device_args::LayerTokensArgs layer_tokens_to_device(const LayerArgs& args, Pdl pdl) {
+  const auto& state = args.state.shape;
+  device_args::LayerTokensArgs device{};
+  device.state = const_cast<void*>(args.state.data);
+  device.slots = state[0];
+  device.state_stride = stride_of(args.state, 0);
+  device.nheads = static_cast<int>(state[1]);
+  device.conv_state = const_cast<void*>(args.conv_state.data);
+  device.conv_state_stride = stride_of(args.conv_state, 0);
+  const auto tokens = [](const Tensor& tensor, auto& data, long long& stride, long long& token_stride) {
+    data = const_cast<void*>(tensor.data);
+    stride = stride_of(tensor, 0);
+    token_stride = stride_of(tensor, 1);
+  };
+  tokens(args.x, device.x, device.x_stride, device.x_token_stride);
+  tokens(args.B, device.B, device.B_stride, device.B_token_stride);
+  tokens(args.C, device.C, device.C_stride, device.C_token_stride);
+  tokens(args.z, device.z, device.z_stride, device.z_token_stride);
+  tokens(args.dt, device.dt, device.dt_stride, device.dt_token_stride);
+  tokens(args.out, device.out, device.out_stride, device.out_token_stride);
+  device.conv_weight = args.conv_weight.data;
+  device.conv_bias = args.conv_bias.data;
+  device.A = args.A.data;
+  device.D = args.D.data;
+  device.dt_bias = args.dt_bias.data;
+  device.norm_weight = args.norm_weight.data;
+  device.norm_bias = args.norm_bias.data;
+  device.state_batch_indices = args.state_batch_indices.data;
+  device.index_stride = stride_of(args.state_batch_indices, 0);
+  device.pad_slot_id = args.pad_slot_id;
+  device.wide_indices =
+      args.state_batch_indices.data != nullptr && args.state_batch_indices.dtype == DType::i64 ? 1 : 0;
+  device.pdl = device_pdl(pdl);
+  return device;
+}
+
 device_args::RingLayerArgs ring_to_device(const LayerArgs& args, Pdl pdl) {
   const bool conv = args.conv_weight.data != nullptr;
   RingArgs ring;
@@ -308,10 +357,52 @@ device_args::RingLayerArgs ring_to_device(const LayerArgs& args, Pdl pdl) {
   device.conv_bias = args.conv_bias.data;
   device.norm_weight = args.norm_weight.data;
   device.norm_bias = args.norm_bias.data;
+  // Words of an index tensor: its first, how many from one row to the next, and whether an entry has two.
+  const auto words = [](const Tensor& indices, const int*& data, long long& stride, int& wide) {
+    data = static_cast<const int*>(indices.data);
+    wide = indices.data != nullptr && indices.dtype == DType::i64 ? 1 : 0;
+    stride = stride_of(indices, 0) * (1 + wide);
+  };
+  words(args.num_accepted_tokens.data != nullptr ? args.num_accepted_tokens : args.cache_seqlens, device.window_places,
+        device.window_place_stride, device.wide_window_places);
+  if (args.intermediate_states.data != nullptr) {
+    device.intermediate_states = const_cast<void*>(args.intermediate_states.data);
+    device.snapshot_slots = args.intermediate_states.shape[0];
+    device.snapshot_stride = stride_of(args.intermediate_states, 0);
+    device.snapshot_token_stride = stride_of(args.intermediate_states, 1);
+    words(args.intermediate_state_indices, device.intermediate_state_indices, device.snapshot_index_stride,
+          device.wide_snapshot_indices);
+  }
   return device;
 }
 
 namespace {
+
+// What the convolution alone would be given, for what check_launch() does not look at: counts, snapshots and their
+// indices. An output of its own has a place behind nobody's.
+Conv1dArgs conv_extras(const Description& description, const LayerArgs& args) {
+  Conv1dArgs conv;
+  conv.conv_state = args.conv_state;
+  conv.x = args.x;
+  conv.w = args.conv_weight;
+  conv.bias = args.conv_bias;
+  conv.out = contiguous(args.x.data, args.x.dtype,
+                        {args.x.shape[0], description.token_count, std::int64_t{description.conv_channels()}});
+  conv.state_batch_indices = args.state_batch_indices;
+  conv.output_state_indices = args.output_state_indices;
+  conv.intermediate_states = args.intermediate_states;
+  conv.intermediate_state_indices = args.intermediate_state_indices;
+  conv.cache_seqlens = args.cache_seqlens;
+  conv.num_accepted_tokens = args.num_accepted_tokens;
+  conv.pad_slot_id = args.pad_slot_id;
+  return conv;
+}
+
+[[noreturn, gnu::cold, gnu::noinline]] void refuse_conv_extras(const Description& description, const Conv1dArgs& args) {
+  std::vector<std::string> found = Kernel::problems(layer_parts(description).front(), args);
+  for (std::string& sentence : found) sentence = "convolution: " + sentence;
+  fail(ErrorKind::invalid, "{}", lines_of(found));
+}
 
 [[noreturn, gnu::cold, gnu::noinline]] void refuse_chain(const Wants& wants, const Description& description,
                                                          const LayerArgs& args, const std::vector<std::string>& conv) {
@@ -339,8 +430,8 @@ void Kernel::State::launch_chain(const LayerArgs& args, std::int64_t batch, CUst
   std::size_t part = 0;
   const auto one = [&](const auto& given) {
     if (!given) return;
-    auto device = to_device(parts[part].description, *given, given->pdl);
-    launch(&device, batch, given->pdl, stream, part);
+    with_device_args(parts[part].description, *given, given->pdl,
+                     [&](auto device) { launch(&device, batch, given->pdl, stream, part); });
     ++part;
   };
   one(chain.conv1d);
@@ -361,6 +452,11 @@ void Kernel::launch(const LayerArgs& args, void* stream) const {
   if (batch == 0) return;
   const auto cu_stream = static_cast<CUstream>(stream);
   if (state.parts.size() > 1) return state.launch_chain(args, batch, cu_stream);
+  if (state.conv_extras) {
+    const Conv1dArgs conv = conv_extras(state.description, args);
+    if (!conv1d_fits(*state.conv_extras, conv)) [[unlikely]]
+      refuse_conv_extras(state.description, conv);
+  }
   if (args.checked) [[unlikely]]
     check_memory(state.module.driver(), state.wants, args, batch, cu_stream);
   const Pdl pdl = state.has_pdl ? args.pdl : Pdl::off;

@@ -31,7 +31,7 @@ ChainArgs chain_args(const Description& description, PlanForm form, const LayerA
   const Description& d = description;
   const std::int64_t batch = args.x.shape[0], T = d.token_count;
   const std::int64_t H = d.nheads, P = d.head_dim, N = d.dstate, G = d.ngroups;
-  const bool ring = d.ring_window() != 0;
+  const bool ring = d.ring_window() != 0, several = ring || T > 1;
   const auto* scratch = static_cast<const std::byte*>(args.scratch.data);
   const ChainScratch places = chain_scratch(d, batch);
   // A part behind the first may start while what is in front of the chain still runs, iff the first may: whoever asks
@@ -61,11 +61,11 @@ ChainArgs chain_args(const Description& description, PlanForm form, const LayerA
     a.pdl = next;
     next = behind;
     const std::int64_t bytes = size_bytes(d.input_dtype);
-    x = rows_of(out, d.input_dtype, ring, batch, T, channels, H, P);
-    B = rows_of(out + H * P * bytes, d.input_dtype, ring, batch, T, channels, G, N);
-    C = rows_of(out + (H * P + G * N) * bytes, d.input_dtype, ring, batch, T, channels, G, N);
+    x = rows_of(out, d.input_dtype, several, batch, T, channels, H, P);
+    B = rows_of(out + H * P * bytes, d.input_dtype, several, batch, T, channels, G, N);
+    C = rows_of(out + (H * P + G * N) * bytes, d.input_dtype, several, batch, T, channels, G, N);
   }
-  const Tensor y = d.norm ? rows_of(scratch + places.y, d.input_dtype, ring, batch, T, H * P, H, P) : args.out;
+  const Tensor y = d.norm ? rows_of(scratch + places.y, d.input_dtype, several, batch, T, H * P, H, P) : args.out;
   const auto fill = [&](auto& a) {
     a.state = args.state;
     a.x = x;

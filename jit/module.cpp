@@ -51,6 +51,12 @@ class RelaxedCapture {
 
 }  // namespace
 
+DeviceFacts current_device() {
+  const Driver& the_driver = driver();
+  context_to_load_in(the_driver);
+  return facts_of_current_context(the_driver);
+}
+
 LoadPlace place_to_load(CUstream stream) {
   const Driver& the_driver = driver();
   LoadPlace place;

@@ -28,23 +28,19 @@ std::int64_t total_tokens(const RingArgs& args) {
   return total >= 0 ? total : kAny;
 }
 
-// What is wanted of a tensor of this step's tokens, whose dimensions behind them are `inner`.
-[[gnu::always_inline]] inline TensorWants of_tokens(const Wants& wants, const Tensor& tensor, const char* name,
-                                                    DType dtype, std::int64_t batch, std::int64_t total,
-                                                    std::initializer_list<std::int64_t> inner) {
-  const int behind = static_cast<int>(inner.size());
-  TensorWants out{.name = name, .dtype = dtype, .rank = behind + 2, .shape = {batch, wants.tokens}, .strided = 2};
-  std::size_t at = 2;
-  if (wants.is_varlen && has_leading_one(tensor, behind)) {
-    out.shape = {1, total};
-  } else if (wants.is_varlen) {
-    out.shape = {total};
-    out.rank = behind + 1;
-    out.strided = at = 1;
-    out.rows = {"token", ""};
+// Makes what is wanted of a tensor of requests' tokens what is wanted with varlen: all of them together.
+void pack(const Tensor& tensor, std::int64_t total, TensorWants& wants) {
+  const int inner = wants.rank - 2;
+  if (has_leading_one(tensor, inner)) {
+    wants.shape[0] = 1;
+    wants.shape[1] = total;
+    return;
   }
-  for (const std::int64_t extent : inner) out.shape[at++] = extent;
-  return out;
+  wants.shape[0] = total;
+  std::copy(wants.shape.begin() + 2, wants.shape.end(), wants.shape.begin() + 1);
+  wants.rank = inner + 1;
+  wants.strided = 1;
+  wants.rows = {"token", ""};
 }
 
 template <class Report>
@@ -62,46 +58,77 @@ void check_launch(const Wants& wants, const RingArgs& args, Report&& report) {
     });
   const std::int64_t slots = args.state.rank == 4 && args.state.shape[0] >= 0 ? args.state.shape[0] : kAny;
 
-  const auto check = [&](const Tensor& tensor, const TensorWants& tensor_wants, bool wanted, const char* reader) {
-    if (check_given(tensor_wants.name, is_given(tensor), wanted, reader, report))
-      check_tensor(tensor, tensor_wants, report);
-  };
+  const auto check = [&](const Tensor& tensor, const TensorWants& tensor_wants, bool wanted, const char* reader)
+                         SSMJIT_INLINE_LAMBDA { check_given_tensor(tensor, tensor_wants, wanted, reader, report); };
   check_ring_pools(wants, args, check);
   check(args.ring_start, {"ring_start", DType::i32, 1, {slots}}, true, kNeeded);
   check(args.ring_count, {"ring_count", DType::i32, 1, {slots}}, true, kNeeded);
 
   constexpr const char* kRead = "the description's maths reads it";
-  const auto tokens = [&](const Tensor& tensor, const char* name, DType dtype,
-                          std::initializer_list<std::int64_t> inner, Align align, bool wanted = true,
-                          const char* reader = kNeeded, bool written = false) {
-    TensorWants tensor_wants = of_tokens(wants, tensor, name, dtype, batch, total, inner);
-    if (inner.size() == 1) tensor_wants.or_expanded = kOrExpandedHeads;
-    tensor_wants.align = align;
-    tensor_wants.rows_apart = written;
-    tensor_wants.most_stride = kMostIntStride;
-    check(tensor, tensor_wants, wanted, reader);
+  const auto packed = [&](const Tensor& tensor, TensorWants tensor_wants, bool wanted, const char* reader) {
+    pack(tensor, total, tensor_wants);
+    if (check_given(tensor_wants.name, is_given(tensor), wanted, reader, report))
+      check_tensor(tensor, tensor_wants, report);
   };
-  tokens(args.x, "x", wants.input, {wants.nheads, wants.head_dim}, Align::vector_rows);
-  tokens(in_front_of({wants.head_dim}, args.dt), "dt", wants.dt, {wants.nheads}, Align::element);
-  check(in_front_of({wants.head_dim, wants.dstate}, args.A),
-        {.name = "A", .dtype = DType::f32, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedA}, true,
-        kNeeded);
-  tokens(args.B, "B", wants.input, {wants.ngroups, wants.dstate}, Align::vector_rows);
-  tokens(args.C, "C", wants.input, {wants.ngroups, wants.dstate}, Align::vector_rows);
-  const auto weight = [&](const Tensor& tensor, const char* name, bool wanted) {
-    check(in_front_of({wants.head_dim}, tensor),
-          {.name = name, .dtype = wants.weight, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedHeads},
+  const auto tokens = [&](const Tensor& tensor, const char* name, std::int64_t rows, std::int64_t columns,
+                          bool wanted = true, const char* reader = kNeeded, bool written = false) SSMJIT_INLINE_LAMBDA {
+    const TensorWants dense{.name = name,
+                            .dtype = wants.input,
+                            .rank = 4,
+                            .shape = {batch, wants.tokens, rows, columns},
+                            .align = Align::vector_rows,
+                            .rows_apart = written,
+                            .strided = 2,
+                            .most_stride = kMostIntStride};
+    if (wants.is_varlen)
+      packed(tensor, dense, wanted, reader);
+    else
+      check(tensor, dense, wanted, reader);
+  };
+  tokens(args.x, "x", wants.nheads, wants.head_dim);
+  const TensorWants dt{.name = "dt",
+                       .dtype = wants.dt,
+                       .rank = 3,
+                       .shape = {batch, wants.tokens, wants.nheads},
+                       .strided = 2,
+                       .most_stride = kMostIntStride,
+                       .or_expanded = kOrExpandedHeads,
+                       .behind = {wants.head_dim}};
+  if (wants.is_varlen)
+    packed(in_front_of({wants.head_dim}, args.dt), dt, true, kNeeded);
+  else
+    check(args.dt, dt, true, kNeeded);
+  check(args.A,
+        {.name = "A",
+         .dtype = DType::f32,
+         .rank = 1,
+         .shape = {wants.nheads},
+         .or_expanded = kOrExpandedA,
+         .behind = {wants.head_dim, wants.dstate}},
+        true, kNeeded);
+  tokens(args.B, "B", wants.ngroups, wants.dstate);
+  tokens(args.C, "C", wants.ngroups, wants.dstate);
+  const auto weight = [&](const Tensor& tensor, const char* name, bool wanted) SSMJIT_INLINE_LAMBDA {
+    check(tensor,
+          {.name = name,
+           .dtype = wants.weight,
+           .rank = 1,
+           .shape = {wants.nheads},
+           .or_expanded = kOrExpandedHeads,
+           .behind = {wants.head_dim}},
           wanted, kRead);
   };
   weight(args.D, "D", wants.has_D);
   weight(args.dt_bias, "dt_bias", wants.has_dt_bias);
-  tokens(args.z, "z", wants.input, {wants.nheads, wants.head_dim}, Align::vector_rows, wants.has_z, kRead);
-  tokens(args.out, "out", wants.input, {wants.nheads, wants.head_dim}, Align::vector_rows, true, kNeeded, true);
+  tokens(args.z, "z", wants.nheads, wants.head_dim, wants.has_z, kRead);
+  tokens(args.out, "out", wants.nheads, wants.head_dim, true, kNeeded, true);
   check(args.cu_seqlens, {"cu_seqlens", DType::i32, 1, {batch == kAny ? kAny : batch + 1}}, wants.is_varlen,
         "the description has varlen");
   check_seeds(args.rand_seed, slots, wants.is_stochastic, report);
   if (wants.is_varlen && args.cu_seqlens.rank == 1 && args.cu_seqlens.shape[0] < 1)
     report([&] { return fmt::format("cu_seqlens: shape [{}]; wants [batch + 1]", args.cu_seqlens.shape[0]); });
+  if (total > kMostIntStride)
+    report([&] { return fmt::format("x: got {} tokens; a launch takes up to {}", total, kMostIntStride); });
 
   if (is_given(args.state_batch_indices)) {
     check_indices_shape("state_batch_indices", args.state_batch_indices, batch, report);
@@ -213,10 +240,11 @@ device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   const auto request = [&](const Tensor& tensor) {
     return packed || tensor.rank == 0 ? 0 : static_cast<int>(stride_of(tensor, 0));
   };
-  const auto token = [&](const Tensor& tensor, int inner) {
-    if (tensor.rank == 0) return 0;
-    return static_cast<int>(stride_of(tensor, packed && !has_leading_one(tensor, inner) ? 0 : 1));
+  const auto token_of_rank = [&](const Tensor& tensor, int rank, int inner) {
+    if (rank == 0) return 0;
+    return static_cast<int>(stride_of(tensor, packed && rank != inner + 2 ? 0 : 1));
   };
+  const auto token = [&](const Tensor& tensor, int inner) { return token_of_rank(tensor, tensor.rank, inner); };
   device_args::RingArgs device{};
   device.state = const_cast<void*>(args.state.data);
   device.slots = args.state.shape[0];
@@ -232,6 +260,7 @@ device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   device.ring_start = static_cast<const int*>(args.ring_start.data);
   device.ring_count = static_cast<const int*>(args.ring_count.data);
   device.cu_seqlens = static_cast<const int*>(args.cu_seqlens.data);
+  device.total_tokens = packed ? static_cast<int>(total_tokens(args)) : 0;
   device.x = args.x.data;
   device.x_stride = request(args.x);
   device.x_token_stride = token(args.x, 2);
@@ -240,7 +269,7 @@ device_args::RingArgs to_device(const RingArgs& args, Pdl pdl) {
   device.z_token_stride = token(args.z, 2);
   device.dt = args.dt.data;
   device.dt_stride = request(args.dt);
-  device.dt_token_stride = token(without_expanded(args.dt), 1);
+  device.dt_token_stride = token_of_rank(args.dt, rank_in_front(args.dt), 1);
   device.B = args.B.data;
   device.B_stride = request(args.B);
   device.B_token_stride = token(args.B, 2);

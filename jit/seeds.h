@@ -1,11 +1,13 @@
 // Folders of compiled kernels that are read by what they were compiled from, without a compiler: bundles, and caches.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 
 #include <ssmjit/cubin.h>
 #include <ssmjit/table.h>
@@ -16,8 +18,9 @@ namespace ssmjit {
 
 class Seed {
  public:
-  // Of a bundle the manifest and the table are read at once, of a cache nothing yet. Fails: ErrorKind::invalid for a
-  // bundle whose manifest or table can't be read or is of another schema.
+  // Of a bundle the manifest and the table are read at once, and once; of a cache nothing yet: its files are listed
+  // when a kernel is not among those of the last list and the folder was written to since. Fails: ErrorKind::invalid
+  // for a bundle whose manifest or table can't be read or is of another schema.
   explicit Seed(const std::string& folder);
 
   // By source_key(). A file that is not sound is a miss with one warning. Thread-safe.
@@ -34,8 +37,14 @@ class Seed {
   bool is_bundle_ = false;
   Table table_;
   std::set<std::string> digests_;
-  mutable std::once_flag read_;
+  using Written = std::pair<std::int64_t, std::int64_t>;  // seconds and nanoseconds since 1970
+
+  // Of a cache. Whether there was anything to list.
+  bool list_anew() const;
+
+  mutable std::mutex mutex_;                          // of what follows
   mutable std::map<std::string, std::string> names_;  // by source_key()
+  mutable Written listed_{-1, 0};
 };
 
 }  // namespace ssmjit

@@ -11,6 +11,7 @@
 #include <ssmjit/source.h>
 
 #include "codegen/fail.h"
+#include "codegen/plan_text.h"
 #include "heuristics/plan_ranges.h"
 #include "heuristics/table_files.h"
 #include "jit/compile.h"
@@ -201,6 +202,37 @@ struct Session::State {
   std::mutex mutex;
   std::map<Key, Prepared> prepared;
 
+  // What launches of a description can choose, in `plans`, and by which batch; their kernels are yet to be loaded.
+  std::shared_ptr<Prepared::State> choose_kernels(const Description& description, const PrepareOptions& prepare,
+                                                  const DeviceFacts& device, std::vector<Plan>& plans) const {
+    const auto state = std::make_shared<Prepared::State>();
+    state->description = description;
+    state->device = device;
+    state->options = prepare;
+    state->options.stream = nullptr;
+    state->is_varlen = description.is_varlen;
+    state->max_batch = prepare.max_batch;
+    state->tokens = std::max(description.token_count, 1);
+    state->tables = tables;
+    const Arch arch = device.arch();
+    if (prepare.force) check_plan(*prepare.force, description, arch);
+    for (const PdlMode mode : kModes) {
+      if (mode == PdlMode::off ? !prepare.off : !prepare.chain) continue;
+      std::vector<std::uint16_t>& chosen = state->kernel_of[index_of(mode)];
+      const PdlMode asked = arch.has_pdl() ? mode : PdlMode::off;
+      const std::vector<PlanRange> ranges = prepare.force ? std::vector<PlanRange>{{1, *prepare.force}}
+                                                          : plan_ranges(tables->table_for(description), description,
+                                                                        device.key, arch, prepare.max_batch, asked);
+      for (std::size_t i = 0; i < ranges.size(); ++i) {
+        auto plan = std::find(plans.begin(), plans.end(), ranges[i].plan);
+        if (plan == plans.end()) plan = plans.insert(plan, ranges[i].plan);
+        const int end = i + 1 < ranges.size() ? ranges[i + 1].first_batch : prepare.max_batch + 1;
+        chosen.resize(static_cast<std::size_t>(end), static_cast<std::uint16_t>(plan - plans.begin()));
+      }
+    }
+    return state;
+  }
+
   // The cubins of all sources, or an error with those that there is no way to. `what` they are, one each.
   std::vector<Cubin> cubins_of(const std::vector<Source>& sources, const std::vector<std::string>& what,
                                const std::string& of_what) const {
@@ -219,6 +251,9 @@ struct Session::State {
       lacking.push_back(what[i]);
       if (reason.empty()) reason = compiled.why_not;
     }
+    // A long text takes longest; one that begins last would keep all others waiting.
+    std::stable_sort(to_compile.begin(), to_compile.end(),
+                     [&](std::size_t a, std::size_t b) { return sources[a].text.size() > sources[b].text.size(); });
     for_each_parallel(to_compile.size(), options.threads, [&](std::size_t i) {
       found[to_compile[i]].cubin = compile(sources[to_compile[i]], {.cache_dir = places.cache_dir});
     });
@@ -271,66 +306,89 @@ Session::Session(const SessionOptions& options) : state_(std::make_shared<State>
   s.places.cache = s.cache.get();
 }
 
+namespace {
+
+void check_max_batch(int max_batch) {
+  if (max_batch < 1 || max_batch > kMostRows)
+    fail(ErrorKind::invalid, "prepare: got max_batch {}; wants 1 to {}", max_batch, kMostRows);
+}
+
+}  // namespace
+
 Prepared Session::prepare(const Description& description, const PrepareOptions& options) const {
-  description.validate();
-  if (options.max_batch < 1 || options.max_batch > kMostRows)
-    fail(ErrorKind::invalid, "prepare: got max_batch {}; wants 1 to {}", options.max_batch, kMostRows);
+  return std::move(prepare_all({description}, options).front());
+}
+
+std::vector<Prepared> Session::prepare_all(const std::vector<Description>& descriptions,
+                                           const PrepareOptions& options) const {
+  for (const Description& description : descriptions) description.validate();
+  check_max_batch(options.max_batch);
   if (!options.off && !options.chain)
     fail(ErrorKind::invalid, "prepare: neither PDL mode is asked for; set off, chain or both");
+  if (options.force && descriptions.size() > 1)
+    fail(ErrorKind::invalid, "prepare: force is the plan of one kernel; got {} descriptions: prepare it alone",
+         descriptions.size());
   const LoadPlace place = place_to_load(static_cast<CUstream>(options.stream));
-  const State::Key key{place.context, place.device.ordinal,
-                       fmt::format("{} {} {} {} {}", description.json(), options.max_batch, options.off, options.chain,
-                                   options.force ? options.force->text() : "")};
+  std::vector<State::Key> keys;
+  for (const Description& description : descriptions)
+    keys.push_back({place.context, place.device.ordinal,
+                    fmt::format("{} {} {} {} {}", description.json(), options.max_batch, options.off, options.chain,
+                                options.force ? options.force->text() : "")});
+
+  std::vector<std::size_t> missing;  // each once
   {
     const std::lock_guard lock(state_->mutex);
-    if (const auto found = state_->prepared.find(key); found != state_->prepared.end()) return found->second;
+    for (std::size_t i = 0; i < keys.size(); ++i)
+      if (state_->prepared.count(keys[i]) == 0 &&
+          std::none_of(missing.begin(), missing.end(), [&](std::size_t other) { return keys[other] == keys[i]; }))
+        missing.push_back(i);
   }
-  if (place.captured)
+  if (place.captured && !missing.empty())
     fail(ErrorKind::invalid,
          "prepare: {} at batches of up to {} was asked for while the stream is being captured; call Session::prepare() "
          "for it before the capture begins",
-         description.summary(), options.max_batch);
-
-  const auto state = std::make_shared<Prepared::State>();
-  state->description = description;
-  state->device = place.device;
-  state->options = options;
-  state->options.stream = nullptr;
-  state->is_varlen = description.is_varlen;
-  state->max_batch = options.max_batch;
-  state->tokens = std::max(description.token_count, 1);
-  state->tables = state_->tables;
-  const Arch arch = place.device.arch();
-  if (options.force) check_plan(*options.force, description, arch);
-
-  std::vector<Plan> plans;
-  for (const PdlMode mode : kModes) {
-    if (mode == PdlMode::off ? !options.off : !options.chain) continue;
-    std::vector<std::uint16_t>& chosen = state->kernel_of[index_of(mode)];
-    const PdlMode asked = arch.has_pdl() ? mode : PdlMode::off;
-    const std::vector<PlanRange> ranges = options.force
-                                              ? std::vector<PlanRange>{{1, *options.force}}
-                                              : plan_ranges(state_->tables->table_for(description), description,
-                                                            place.device.key, arch, options.max_batch, asked);
-    for (std::size_t i = 0; i < ranges.size(); ++i) {
-      auto plan = std::find(plans.begin(), plans.end(), ranges[i].plan);
-      if (plan == plans.end()) plan = plans.insert(plan, ranges[i].plan);
-      const int end = i + 1 < ranges.size() ? ranges[i + 1].first_batch : options.max_batch + 1;
-      chosen.resize(static_cast<std::size_t>(end), static_cast<std::uint16_t>(plan - plans.begin()));
-    }
-  }
-
+         descriptions[missing.front()].summary(), options.max_batch);
+  struct Pending {
+    State::Key key;
+    std::shared_ptr<Prepared::State> state;
+    std::vector<Plan> plans;
+  };
+  std::vector<Pending> all_pending;
   std::vector<Source> sources;
   std::vector<std::string> what;
-  for (const Plan& plan : plans) {
-    sources.push_back(emit(description, plan, arch));
-    what.push_back(plan.text());
+  for (const std::size_t i : missing) {
+    const Description& description = descriptions[i];
+    Pending& pending = all_pending.emplace_back();
+    pending.key = keys[i];
+    pending.state = state_->choose_kernels(description, options, place.device, pending.plans);
+    for (const Plan& plan : pending.plans) {
+      sources.push_back(emit(description, plan, place.device.arch()));
+      what.push_back(missing.size() == 1 ? plan.text() : description.summary() + ": " + plan.text());
+    }
   }
-  const std::vector<Cubin> cubins = state_->cubins_of(sources, what, description.summary());
-  for (std::size_t i = 0; i < plans.size(); ++i)
-    state->kernels.push_back(Kernel::load(description, plans[i], sources[i], cubins[i]));
+  const std::vector<Cubin> cubins = state_->cubins_of(
+      sources, what,
+      missing.size() == 1 ? descriptions[missing.front()].summary() : fmt::format("{} descriptions", missing.size()));
+  std::size_t at = 0;
+  for (const Pending& pending : all_pending)
+    for (const Plan& plan : pending.plans) {
+      pending.state->kernels.push_back(Kernel::load(pending.state->description, plan, sources[at], cubins[at]));
+      ++at;
+    }
+
   const std::lock_guard lock(state_->mutex);
-  return state_->prepared.emplace(key, Prepared(state)).first->second;
+  for (const Pending& pending : all_pending) state_->prepared.emplace(pending.key, Prepared(pending.state));
+  std::vector<Prepared> all;
+  for (const State::Key& key : keys) all.push_back(state_->prepared.at(key));
+  return all;
+}
+
+Plan Session::plan_of(std::string_view text, const Description& description, int max_batch, void* stream) const {
+  description.validate();
+  check_max_batch(max_batch);
+  const Arch arch = place_to_load(static_cast<CUstream>(stream)).device.arch();
+  const std::int64_t work = work_items(description, max_batch);
+  return parse_plan(text, default_plan(description, arch, work), description, arch, work);
 }
 
 PrepareA Session::prepare_A(void* stream) const {

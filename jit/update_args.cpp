@@ -26,13 +26,10 @@ void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
     report([&] { return fmt::format("x: got {} rows; a launch takes up to {}: split the batch", batch, kMostRows); });
 
   const Align rows = wants.aligned_rows ? Align::vector_rows : Align::element;
-  const auto needed = [&](const Tensor& tensor, const TensorWants& tensor_wants) {
-    if (check_given(tensor_wants.name, is_given(tensor), true, kNeeded, report))
-      check_tensor(tensor, tensor_wants, report);
-  };
-  const auto optional = [&](const Tensor& tensor, const TensorWants& tensor_wants, bool wanted) {
-    if (check_given(tensor_wants.name, is_given(tensor), wanted, "the description's maths reads it", report))
-      check_tensor(tensor, tensor_wants, report);
+  const auto needed = [&](const Tensor& tensor, const TensorWants& tensor_wants)
+                          SSMJIT_INLINE_LAMBDA { check_given_tensor(tensor, tensor_wants, true, kNeeded, report); };
+  const auto optional = [&](const Tensor& tensor, const TensorWants& tensor_wants, bool wanted) SSMJIT_INLINE_LAMBDA {
+    check_given_tensor(tensor, tensor_wants, wanted, "the description's maths reads it", report);
   };
   // The state's rules are the kernel's own: whole 16-byte vectors, whatever aligned_rows says.
   needed(args.state, {.name = "state",
@@ -55,15 +52,28 @@ void check_launch(const Wants& wants, const UpdateArgs& args, Report&& report) {
                  report);
   check_seeds(args.rand_seed, slots, wants.is_stochastic, report);
   needed(args.x, {"x", wants.input, 3, {batch, wants.nheads, wants.head_dim}, rows, false, 1, {"row", ""}, true});
-  needed(in_front_of({wants.head_dim}, args.dt),
-         {.name = "dt", .dtype = wants.dt, .rank = 2, .shape = {batch, wants.nheads}, .or_expanded = kOrExpandedHeads});
-  needed(in_front_of({wants.head_dim, wants.dstate}, args.A),
-         {.name = "A", .dtype = DType::f32, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedA});
+  needed(args.dt, {.name = "dt",
+                   .dtype = wants.dt,
+                   .rank = 2,
+                   .shape = {batch, wants.nheads},
+                   .or_expanded = kOrExpandedHeads,
+                   .behind = {wants.head_dim}});
+  needed(args.A, {.name = "A",
+                  .dtype = DType::f32,
+                  .rank = 1,
+                  .shape = {wants.nheads},
+                  .or_expanded = kOrExpandedA,
+                  .behind = {wants.head_dim, wants.dstate}});
   needed(args.B, {"B", wants.input, 3, {batch, wants.ngroups, wants.dstate}, rows, false, 1, {"row", ""}, true});
   needed(args.C, {"C", wants.input, 3, {batch, wants.ngroups, wants.dstate}, rows, false, 1, {"row", ""}, true});
-  const auto weight = [&](const Tensor& tensor, const char* name, bool wanted) {
-    optional(in_front_of({wants.head_dim}, tensor),
-             {.name = name, .dtype = wants.weight, .rank = 1, .shape = {wants.nheads}, .or_expanded = kOrExpandedHeads},
+  const auto weight = [&](const Tensor& tensor, const char* name, bool wanted) SSMJIT_INLINE_LAMBDA {
+    optional(tensor,
+             {.name = name,
+              .dtype = wants.weight,
+              .rank = 1,
+              .shape = {wants.nheads},
+              .or_expanded = kOrExpandedHeads,
+              .behind = {wants.head_dim}},
              wanted);
   };
   weight(args.D, "D", wants.has_D);

@@ -8,6 +8,7 @@
 #include "device/mma.cuh"
 #include "device/shuffle.cuh"
 #include "layer.cuh"
+#include "layer_tokens.cuh"
 #include "materialise.cuh"
 #include "norm.cuh"
 #include "prepare_A.cuh"
@@ -363,6 +364,7 @@ struct Layer : Maths {
   static constexpr bool kNormBeforeGate = false;
   static constexpr bool kNormBias = false;
   static constexpr int kCluster = 1;
+  static constexpr int kStages = 1;
   static constexpr int kBlockM = 64;
   static constexpr int kWarps = 8;
   static constexpr int kLanesPerRow = 16;
@@ -383,9 +385,11 @@ struct LayerOfFp16 : Layer {
   static constexpr bool kEarlyState = true;
   static constexpr int kLanesPerRow = 32;
 };
-// Eight blocks a norm group (a cluster, as the launch would say), the state by bulk copies.
+// Eight blocks a norm group (a cluster, as the launch would say), each with its share of B and C, the state by bulk
+// copies.
 struct LayerOfClusters : Layer {
   static constexpr int kCluster = 8;
+  static constexpr int kStages = 2;
   static constexpr StatePath kStatePath = StatePath::bulk;
 };
 extern "C" __global__ void __launch_bounds__(256, 1) check_layer(const __grid_constant__ LayerArgs args) {
@@ -396,6 +400,23 @@ extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_fp16(const _
 }
 extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_clusters(const __grid_constant__ LayerArgs args) {
   layer<LayerOfClusters>(args);
+}
+// Several tokens: one block a norm group in parts; and a cluster, windows longer than the step, the norm before the gate.
+struct LayerOfTokens : Layer {
+  static constexpr int kTokens = 6;
+  static constexpr int kStages = 2;
+};
+struct LayerOfTokensInClusters : LayerOfFp16 {
+  static constexpr int kTokens = 3;
+  static constexpr int kStages = 8;
+  static constexpr int kCluster = 8;
+};
+extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_tokens(const __grid_constant__ LayerTokensArgs args) {
+  layer_tokens<LayerOfTokens>(args);
+}
+extern "C" __global__ void __launch_bounds__(256, 1)
+    check_layer_of_tokens_in_clusters(const __grid_constant__ LayerTokensArgs args) {
+  layer_tokens<LayerOfTokensInClusters>(args);
 }
 // Groups of 512, gated first, two groups a block of one warp each; and one group of 5120, rows at any address, the gate
 // last, with a bias, its weights asked for before the wait.

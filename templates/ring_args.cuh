@@ -56,6 +56,7 @@ struct RingArgs {
   const int* cu_seqlens;  // [batch + 1]: request b has tokens cu_seqlens[b] on, and row strides are 0; null: it has all
   float* state_scale;     // [slots, nheads, head_dim], inner two contiguous; null: the state has none
   int state_scale_stride;
+  int total_tokens;  // with cu_seqlens: of all requests
   // Of a replay. Its other rows lie so: x_ring [slots, tokens, nheads, head_dim], B_ring [slots, 2, tokens, ngroups,
   // dstate], dt_ring [slots, 2, nheads, tokens]; ring_start is the buffer that holds the last step, ring_count its
   // accepted tokens.

@@ -32,6 +32,9 @@
 // - Convolution: a word of two channels a thread. A block has the channels of its own rows of x, and all of its group's
 //   B and C, which its cluster's blocks repeat. The window of B and C is written by the group's first block alone,
 //   after all blocks of the cluster have read it. Meanwhile the first warp of a head sums its rows of the ring.
+// - Windows may be read from any entry on: with accepted counts the history is the kConvWidth - 1 entries from entry
+//   accepted - 1, and all that is kept goes to the front; of a circular window it ends before entry cache_seqlens %
+//   kConvState, where the tokens go. Snapshots are the window after every token.
 // - Norm: each block sends its sums of squares, one a token, to all blocks of the cluster, where they count into an
 //   mbarrier; all are then added in the same order everywhere. y stays in registers.
 
@@ -93,45 +96,87 @@ struct RingLayerShared : RingShared<Cfg> {
   Barrier inputs, sums;                                       // that they have come
 };
 
-// The window of two neighbouring channels, a word.
+// The window of two neighbouring channels, a word; `channel` is the first of them.
 template <class Cfg>
 struct RingWindow {
   using L = RingLayerShape<Cfg>;
   using Input = typename Cfg::Input;
   static constexpr int kState = Cfg::kHasConv ? Cfg::kConvState : 1;
-  u32 word[kState];  // as it lies: channels first [2][kState] elements, last [kState][2]
+  static constexpr bool kAnywhere = Cfg::kConvAccepted || Cfg::kConvCircular;
+  static constexpr int kHeld = kAnywhere ? L::kHistory : kState;  // entries of the stream before the tokens
+  // Entries that a shift writes.
+  static constexpr int kKept = Cfg::kConvAccepted ? L::kHistory + Cfg::kTokens - 1 : kState;
+  u32 word[kHeld];  // kAnywhere: an entry of both channels each. Else as it lies: channels first [2][kState] elements,
+                    // last [kState][2]
 
-  SSMJIT_DEVICE void load(const Input* slot, int channel, int channels) {
-    if constexpr (Cfg::kConvChannelsLast) {
+  // `first`: of kAnywhere, the entry that the held ones begin with.
+  SSMJIT_DEVICE void load(const Input* slot, int channel, int channels, int first) {
+    if constexpr (kAnywhere) {
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        int at = first + k;
+        if constexpr (Cfg::kConvCircular) at = at < kState ? at : at - kState;
+        if constexpr (Cfg::kConvChannelsLast) {
+          word[k] = load_now_b32(slot + (at * channels + channel));
+        } else {
+          const u32 low = load_now_b16(slot + (channel * kState + at)),
+                    high = load_now_b16(slot + ((channel + 1) * kState + at));
+          word[k] = low | high << 16;
+        }
+      }
+    } else if constexpr (Cfg::kConvChannelsLast) {
 #pragma unroll
       for (int k = 0; k < kState; ++k) word[k] = load_now_b32(slot + (k * channels + channel));
     } else {
       load_now<kState>(slot + channel * kState, word);
     }
   }
-  // Entry k of both channels.
+  // Held entry k of both channels.
   SSMJIT_DEVICE u32 entry(int k) const {
-    if constexpr (Cfg::kConvChannelsLast) return word[k];
+    if constexpr (kAnywhere || Cfg::kConvChannelsLast) return word[k];
     const auto bits = [&](int e) { return e % 2 != 0 ? word[e / 2] >> 16 : word[e / 2] & 0xffffu; };
     return bits(k) | bits(kState + k) << 16;
   }
-  // The last kState entries of window and tokens; `token`: the channels' first, `row` words from one to the next.
-  SSMJIT_DEVICE void store(Input* slot, int channel, int channels, const u32* token, int row) const {
-    u32 next[kState];
+  // Entry i of held ones and tokens; `token`: the channels' first, `row` words from one to the next.
+  SSMJIT_DEVICE u32 stream(int i, const u32* token, int row) const {
+    return i >= kHeld ? token[(i - kHeld) * row] : entry(i >= kHeld ? 0 : i);
+  }
+  // The kLength entries of the stream that end before entry `end`, to a window of kStride entries a channel.
+  template <int kLength, int kStride>
+  SSMJIT_DEVICE void store(Input* window, int channel, int channels, int end, const u32* token, int row) const {
+    u32 next[kLength];
 #pragma unroll
-    for (int j = 0; j < kState; ++j) {
-      const int t = Cfg::kTokens + j - kState;
-      next[j] = t >= 0 ? token[t * row] : entry(t >= 0 ? 0 : Cfg::kTokens + j);
-    }
-    u32* const to = reinterpret_cast<u32*>(slot);
+    for (int j = 0; j < kLength; ++j) next[j] = stream(end - kLength + j, token, row);
+    u32* const to = reinterpret_cast<u32*>(window);
     if constexpr (Cfg::kConvChannelsLast) {
 #pragma unroll
-      for (int j = 0; j < kState; ++j) to[(j * channels + channel) / 2] = next[j];
-    } else {
-      const auto bits = [&](int e) { return e < kState ? next[e] & 0xffffu : next[e - kState] >> 16; };
+      for (int j = 0; j < kLength; ++j) to[(j * channels + channel) / 2] = next[j];
+    } else if constexpr (kLength == kStride) {
+      const auto bits = [&](int e) { return e < kLength ? next[e] & 0xffffu : next[e - kLength] >> 16; };
 #pragma unroll
-      for (int w = 0; w < kState; ++w) to[channel / 2 * kState + w] = bits(2 * w) | bits(2 * w + 1) << 16;
+      for (int w = 0; w < kLength; ++w) to[channel / 2 * kLength + w] = bits(2 * w) | bits(2 * w + 1) << 16;
+    } else {
+#pragma unroll
+      for (int j = 0; j < kLength; ++j) put_both(window, channel, kStride, j, next[j]);
     }
+  }
+  // Circular: the newest kState tokens, from entry `place` on.
+  SSMJIT_DEVICE void store_tokens(Input* window, int channel, int channels, int place, const u32* token,
+                                  int row) const {
+#pragma unroll
+    for (int t = 0; t < Cfg::kTokens; ++t) {
+      if (t < Cfg::kTokens - kState) continue;
+      const int at = (place + t) % kState;
+      if constexpr (Cfg::kConvChannelsLast)
+        reinterpret_cast<u32*>(window)[(at * channels + channel) / 2] = token[t * row];
+      else
+        put_both(window, channel, kState, at, token[t * row]);
+    }
+  }
+  // Entry `at` of both channels, which lie `stride` elements apart.
+  SSMJIT_DEVICE static void put_both(Input* window, int channel, int stride, int at, u32 v) {
+    window[channel * stride + at] = Input{static_cast<u16>(v & 0xffffu)};
+    window[(channel + 1) * stride + at] = Input{static_cast<u16>(v >> 16)};
   }
 };
 
@@ -150,10 +195,15 @@ struct RingLayer {
 
   static constexpr int kRow = L::kChannels / 2;  // words of a token before the convolution
 
+  using Window = RingWindow<Cfg>;
+
   const RingLayerArgs& args;
   Shared& shared;
   int thread, first;  // the block's first channel of x
   Input* windows;
+  [[maybe_unused]] Input* snapshots;                       // null: none are written
+  [[maybe_unused]] u32 place_words[2], snapshot_words[2];  // of int64, low first; else twice the same
+  [[maybe_unused]] int window_place;                       // circular: where the first token goes
   RingWindow<Cfg> window[L::kRounds];
   float gate[R::kNewTiles][R::kTiles][2];  // of the norm; of the lane's outputs, as held
   float held[R::kNewTiles][R::kTiles][2];  // what the norm scales: tokens g + 8 n by columns 2 q and 2 q + 1 of a tile
@@ -201,12 +251,49 @@ struct RingLayer {
       if constexpr (kExchange) barrier_arrive_expect(&shared.sums, L::kSentBytes);
     }
     // Lines of the arguments are fetched now, together, and not where they are used.
-    const void* lines[] = {args.ring.ring_start, args.ring.x, args.ring.state, args.ring.out, args.conv_weight};
+    const void* lines[] = {args.ring.state, args.ring.dt, args.ring.x, args.conv_weight, args.norm_weight};
 #pragma unroll
     for (const void*& line : lines) keep(line);
+    load_places(step);
     sync_block();
     if constexpr (kExchange) cluster_arrive_relaxed();  // peers may send from their wait on
     copy<!Cfg::kEarlyState, true>(step);
+  }
+  // Counts and indices of the request, under way beside its slot's.
+  SSMJIT_DEVICE void load_places(const Step& step) {
+    if constexpr (Window::kAnywhere) {
+      const int* const at = args.window_places + step.row * args.window_place_stride;
+      place_words[0] = load_now_b32(at);
+      place_words[1] = load_now_b32(at + args.wide_window_places);
+    }
+    if constexpr (Cfg::kConvSnapshots) {
+      const bool given = args.intermediate_state_indices != nullptr;
+      const int* const at = given ? args.intermediate_state_indices + step.row * args.snapshot_index_stride
+                                  : static_cast<const int*>(args.ring.A);  // any address that may be read
+      snapshot_words[0] = load_now_b32(at);
+      snapshot_words[1] = load_now_b32(at + (given ? args.wide_snapshot_indices : 0));
+    }
+  }
+  SSMJIT_DEVICE static i64 value_of(const u32 (&word)[2], int wide) {
+    return wide != 0 ? static_cast<i64>(static_cast<u64>(word[1]) << 32 | word[0])
+                     : static_cast<i64>(static_cast<int>(word[0]));
+  }
+  // The first entry of the window that is held.
+  SSMJIT_DEVICE int place_window() {
+    if constexpr (!Window::kAnywhere) return 0;
+    const i64 given = value_of(place_words, args.wide_window_places);
+    if constexpr (Cfg::kConvAccepted)
+      return given < 1 ? 0 : static_cast<int>(given < Cfg::kTokens ? given : Cfg::kTokens) - 1;
+    const i64 next = given % Window::kState;
+    window_place = static_cast<int>(next < 0 ? next + Window::kState : next);
+    const int from = window_place - L::kHistory;
+    return from < 0 ? from + Window::kState : from;
+  }
+  SSMJIT_DEVICE void place_snapshots(int slot) {
+    i64 index = slot;
+    if (args.intermediate_state_indices != nullptr) index = value_of(snapshot_words, args.wide_snapshot_indices);
+    const bool usable = index >= 0 && index < args.snapshot_slots && index != args.ring.pad_slot_id;
+    snapshots = usable ? static_cast<Input*>(args.intermediate_states) + index * args.snapshot_stride : nullptr;
   }
   // One copy a lane: of x, B, C and z of a token, then of weights.
   template <bool kTokens, bool kWeights>
@@ -259,7 +346,9 @@ struct RingLayer {
   SSMJIT_DEVICE void load_windows(int slot) {
     if constexpr (Cfg::kHasConv) {
       windows = static_cast<Input*>(args.conv_state) + Step::wide(slot, args.conv_state_stride);
-      for_words([&](RingWindow<Cfg>& one, int word) { one.load(windows, channel(word), channels()); });
+      const int from = place_window();
+      for_words([&](RingWindow<Cfg>& one, int word) { one.load(windows, channel(word), channels(), from); });
+      if constexpr (Cfg::kConvSnapshots) place_snapshots(slot);
       sync_warp();  // the convolution, which waits for these, does not wait for what is asked for behind them
     }
   }
@@ -298,7 +387,7 @@ struct RingLayer {
         }
         if constexpr (Cfg::kConvBias) unpack_word(reinterpret_cast<const u32*>(shared.conv_bias)[word], bias, Input{});
 #pragma unroll
-        for (int k = 0; k < L::kHistory; ++k) entry[k] = one.entry(Cfg::kConvState - L::kHistory + k);
+        for (int k = 0; k < L::kHistory; ++k) entry[k] = one.entry(Window::kHeld - L::kHistory + k);
       }
 #pragma unroll 1
       for (int t = 0; t < Cfg::kTokens; t += L::kTurn) {
@@ -364,7 +453,22 @@ struct RingLayer {
   SSMJIT_DEVICE void store_windows(bool of_x) {
     if constexpr (Cfg::kHasConv)
       for_words([&](const RingWindow<Cfg>& one, int word) {
-        if ((2 * word < Cfg::kBlockM) == of_x) one.store(windows, channel(word), channels(), tokens_of(word), kRow);
+        if ((2 * word < Cfg::kBlockM) != of_x) return;
+        const int c = channel(word);
+        const u32* const token = tokens_of(word);
+        if constexpr (Cfg::kConvCircular)
+          one.store_tokens(windows, c, channels(), window_place, token, kRow);
+        else
+          one.template store<Window::kKept, Window::kState>(windows, c, channels(), Window::kHeld + Cfg::kTokens, token,
+                                                            kRow);
+        if constexpr (Cfg::kConvSnapshots) {
+          constexpr int kLength = Cfg::kConvSnapshot;
+          if (snapshots == nullptr) return;
+#pragma unroll
+          for (int t = 0; t < Cfg::kTokens; ++t)
+            one.template store<kLength, kLength>(snapshots + t * args.snapshot_token_stride, c, channels(),
+                                                 Window::kHeld + t + 1, token, kRow);
+        }
       });
   }
   SSMJIT_DEVICE const Input* column(const Step& step, int which, int t) const {

@@ -30,10 +30,10 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
 };
 // Of the templates the host may read the arguments, which are plain C++.
 const std::set<std::string> kTemplatesForTheHost = {
-    "templates/update_args.cuh",      "templates/ring_args.cuh",         "templates/ring_slots_args.cuh",
-    "templates/prepare_A_args.cuh",   "templates/norm_args.cuh",         "templates/conv1d_args.cuh",
-    "templates/layer_args.cuh",       "templates/ring_layer_args.cuh",   "templates/update_rounded_args.cuh",
-    "templates/slot_copies_args.cuh", "templates/update_tokens_args.cuh"};
+    "templates/update_args.cuh",      "templates/ring_args.cuh",          "templates/ring_slots_args.cuh",
+    "templates/prepare_A_args.cuh",   "templates/norm_args.cuh",          "templates/conv1d_args.cuh",
+    "templates/layer_args.cuh",       "templates/ring_layer_args.cuh",    "templates/update_rounded_args.cuh",
+    "templates/slot_copies_args.cuh", "templates/update_tokens_args.cuh", "templates/layer_tokens_args.cuh"};
 
 struct Include {
   fs::path file;

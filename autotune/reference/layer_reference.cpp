@@ -102,7 +102,7 @@ RingArgs layer_ring_args(const Description& d, const LayerArgs& args) {
 }
 
 std::int64_t layer_token_at(const Description& d, const Tensor& tensor, std::int64_t row, int t) {
-  return row * tensor.stride[0] + (d.ring_window() != 0 ? t * tensor.stride[1] : 0);
+  return row * tensor.stride[0] + (d.ring_window() != 0 || d.token_count > 1 ? t * tensor.stride[1] : 0);
 }
 
 LayerChannels layer_channels(const Description& d, const LayerArgs& args, std::int64_t row, std::int64_t first,
@@ -111,6 +111,7 @@ LayerChannels layer_channels(const Description& d, const LayerArgs& args, std::i
   const int T = d.token_count, n = static_cast<int>(count);
   LayerChannels out;
   out.unsure.assign(static_cast<std::size_t>(T * count), false);
+  out.error.assign(static_cast<std::size_t>(T * count), 0.0);
   if (!d.conv) {
     const Tensor& from = first < inner ? args.x : first < inner + state ? args.B : args.C;
     const std::int64_t at = first < inner ? first : first < inner + state ? first - inner : first - inner - state;
@@ -140,6 +141,7 @@ LayerChannels layer_channels(const Description& d, const LayerArgs& args, std::i
       const auto i = static_cast<std::size_t>(t * n + c);
       const double y = channel.y[static_cast<std::size_t>(t)], terms = channel.y_terms[static_cast<std::size_t>(t)];
       out.value[i] = rounded(d.input_dtype, y);
+      if (d.input_dtype == DType::f32) out.error[i] = kSumError * terms;
       out.unsure[i] = d.input_dtype != DType::f32 && may_round_elsewhere(d.input_dtype, y, kSumError * terms);
     }
   }
@@ -151,7 +153,7 @@ int layer_group_heads(const Description& d) { return d.norm ? d.norm_group_size(
 LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int64_t row, int group,
                            const RowSlots& slots, const Reader& read) {
   const std::int64_t P = d.head_dim, N = d.dstate;
-  const int heads = layer_group_heads(d);
+  const int heads = layer_group_heads(d), T = d.token_count;
   const std::int64_t inner = std::int64_t{d.nheads} * P;
   const std::int64_t first = std::int64_t{group} * heads * P, rows = heads * P;
   LayerGroup result;
@@ -159,67 +161,87 @@ LayerGroup layer_reference(const Description& d, const LayerArgs& args, std::int
     return layer_channels(d, args, row, at, count, read);
   };
   const bool has_z = d.has_z() || (d.norm && !d.norm->gate_expr.empty());
-  std::vector<double> z;
-  if (has_z) z = stored_values(args.z, row * args.z.stride[0] + first, static_cast<int>(rows), read);
+  std::vector<std::vector<double>> z(static_cast<std::size_t>(T));
+  for (int t = 0; has_z && t < T; ++t)
+    z[static_cast<std::size_t>(t)] =
+        stored_values(args.z, layer_token_at(d, args.z, row, t) + first, static_cast<int>(rows), read);
 
   const LayerChannels of_x = channels(first, rows);
   const std::vector<double>& x = of_x.value;
-  std::vector<double> B, C;
+  LayerChannels B;  // [tokens, dstate]
+  std::vector<double> C;
   bool unsure_B = false;
   for (int i = 0; i < heads; ++i) {
     const int head = group * heads + i;
     if (i % d.heads_per_group() == 0) {
       const std::int64_t at = std::int64_t{head / d.heads_per_group()} * N;
-      const LayerChannels of_B = channels(inner + at, N);
-      B = of_B.value;
-      unsure_B = std::find(of_B.unsure.begin(), of_B.unsure.end(), true) != of_B.unsure.end();
+      B = channels(inner + at, N);
+      unsure_B = std::find(B.unsure.begin(), B.unsure.end(), true) != B.unsure.end();
       C = channels(inner + d.ngroups * N + at, N).value;
     }
     LeafValues leaf{};
     const auto set = [&](Leaf l, double v) { leaf[static_cast<std::size_t>(l)] = v; };
-    set(Leaf::dt, stored_value(args.dt, row * args.dt.stride[0] + head, read));
     set(Leaf::A, stored_value(args.A, head, read));
     if (d.has_dt_bias()) set(Leaf::dt_bias, stored_value(args.dt_bias, head, read));
     if (d.has_D()) set(Leaf::D, stored_value(args.D, head, read));
-    const double delta = d.delta_expr.evaluate(leaf);
-    set(Leaf::delta, delta);
-    const double decay = d.decay_expr.evaluate(leaf);
 
     HeadResult h;
     h.state.assign(static_cast<std::size_t>(P * N), 0.0);
+    h.state_slack.assign(h.state.size(), 0.0);
     if (slots.live)
       h.state =
           stored_values(args.state, slots.source * args.state.stride[0] + head * P * N, static_cast<int>(P * N), read);
     for (std::int64_t p = 0; p < P; ++p) {
-      const double x_p = x[static_cast<std::size_t>(i * P + p)];
-      result.unsure.push_back(unsure_B || of_x.unsure[static_cast<std::size_t>(i * P + p)]);
-      double y = 0, terms = 0;
-      for (std::int64_t n = 0; n < N; ++n) {
-        double& s = h.state[static_cast<std::size_t>(p * N + n)];
-        s = s * decay + delta * x_p * B[static_cast<std::size_t>(n)];
-        const double term = s * C[static_cast<std::size_t>(n)];
-        y += term;
-        terms += term * term;
+      bool unsure = unsure_B;
+      for (int t = 0; t < T; ++t) unsure |= of_x.unsure[static_cast<std::size_t>(t * rows + i * P + p)];
+      result.unsure.push_back(unsure);
+    }
+    for (int t = 0; t < T; ++t) {
+      set(Leaf::dt, stored_value(args.dt, layer_token_at(d, args.dt, row, t) + head, read));
+      const double delta = d.delta_expr.evaluate(leaf);
+      set(Leaf::delta, delta);
+      const double decay = d.decay_expr.evaluate(leaf);
+      for (std::int64_t p = 0; p < P; ++p) {
+        const double x_p = x[static_cast<std::size_t>(t * rows + i * P + p)];
+        const double x_error = of_x.error[static_cast<std::size_t>(t * rows + i * P + p)];
+        double y = 0, terms = 0;
+        for (std::int64_t n = 0; n < N; ++n) {
+          double& s = h.state[static_cast<std::size_t>(p * N + n)];
+          const double B_n = B.value[static_cast<std::size_t>(t * N + n)];
+          s = s * decay + delta * x_p * B_n;
+          double& slack = h.state_slack[static_cast<std::size_t>(p * N + n)];
+          slack = slack * decay + std::abs(delta) * (x_error * std::abs(B_n) +
+                                                     std::abs(x_p) * B.error[static_cast<std::size_t>(t * N + n)]);
+          const double term = s * C[static_cast<std::size_t>(t * N + n)];
+          y += term;
+          terms += term * term;
+        }
+        terms = std::sqrt(terms);
+        set(Leaf::x, x_p);
+        if (!d.skip_expr.empty()) y += d.skip_expr.evaluate(leaf);
+        if (d.has_z()) {
+          const double gate =
+              applied(d.gate_expr, Leaf::z, z[static_cast<std::size_t>(t)][static_cast<std::size_t>(i * P + p)]);
+          y *= gate;
+          terms *= std::abs(gate);
+        }
+        h.y.push_back(d.norm ? rounded(d.input_dtype, y) : y);
+        h.y_terms.push_back(terms);
       }
-      terms = std::sqrt(terms);
-      set(Leaf::x, x_p);
-      if (!d.skip_expr.empty()) y += d.skip_expr.evaluate(leaf);
-      if (d.has_z()) {
-        const double gate = applied(d.gate_expr, Leaf::z, z[static_cast<std::size_t>(i * P + p)]);
-        y *= gate;
-        terms *= std::abs(gate);
-      }
-      h.y.push_back(d.norm ? rounded(d.input_dtype, y) : y);
-      h.y_terms.push_back(terms);
     }
     result.heads.push_back(std::move(h));
   }
 
-  for (const HeadResult& h : result.heads) {
-    result.out.insert(result.out.end(), h.y.begin(), h.y.end());
-    result.terms.insert(result.terms.end(), h.y_terms.begin(), h.y_terms.end());
+  for (int t = 0; t < T; ++t) {
+    std::vector<double> out, terms;
+    for (const HeadResult& h : result.heads) {
+      out.insert(out.end(), h.y.begin() + t * P, h.y.begin() + (t + 1) * P);
+      terms.insert(terms.end(), h.y_terms.begin() + t * P, h.y_terms.begin() + (t + 1) * P);
+    }
+    if (d.norm) apply_norm(d, args, first, z[static_cast<std::size_t>(t)], out, terms, read);
+    result.out.insert(result.out.end(), out.begin(), out.end());
+    result.terms.insert(result.terms.end(), terms.begin(), terms.end());
   }
-  if (d.norm) apply_norm(d, args, first, z, result.out, result.terms, read);
   return result;
 }
 

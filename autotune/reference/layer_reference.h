@@ -33,16 +33,19 @@ struct LayerChannels {
   // Whether fp32 could round the sum to another value than double: it lies next to halfway between two of the input's
   // dtype. All else of the layer follows from the values, so a check leaves such channels out.
   std::vector<bool> unsure;
+  std::vector<double> error;  // by how much a sum in fp32 may be off; 0 where it is rounded to 16 bits
 };
 LayerChannels layer_channels(const Description& description, const LayerArgs& args, std::int64_t row,
                              std::int64_t first, std::int64_t count, const Reader& read);
 
-// The heads of one group of the norm (of one group of B and C, where there is no norm) of a row, of one token in place.
+// The heads of one group of the norm (of one group of B and C, where there is no norm) of a row, in place.
 struct LayerGroup {
-  std::vector<HeadResult> heads;  // state before it is rounded; y, rounded where a norm follows
-  std::vector<double> out;        // [heads, head_dim]
+  std::vector<HeadResult> heads;  // state after the last token, before it is rounded, and by how much x and B may have
+                                  // put it off; y and y_terms [tokens, head_dim], y rounded where a norm follows
+  std::vector<double> out;        // [tokens, heads, head_dim]
   std::vector<double> terms;      // of out, as HeadResult::y_terms
-  std::vector<bool> unsure;       // [heads, head_dim]: x there or B of the group, so that the new state may be another
+  // [heads, head_dim]: whether x there or B of the group is unsure, of any token, so that the new state may be another.
+  std::vector<bool> unsure;
 };
 int layer_group_heads(const Description& description);
 // A pad row is computed as if its states were zero.

@@ -50,8 +50,10 @@ RingRequest ring_request(const Description& d, const RingArgs& args, std::int64_
   RingRequest r;
   r.tokens = d.token_count;
   if (d.is_varlen) {
-    r.first_packed = stored_index(args.cu_seqlens, request, read);
-    r.tokens = static_cast<int>(stored_index(args.cu_seqlens, request + 1, read) - r.first_packed);
+    const std::int64_t total = args.x.shape[at(args.x.rank - 3)];
+    r.first_packed = std::clamp<std::int64_t>(stored_index(args.cu_seqlens, request, read), 0, total);
+    const std::int64_t end = std::min(stored_index(args.cu_seqlens, request + 1, read), total);
+    r.tokens = static_cast<int>(std::clamp<std::int64_t>(end - r.first_packed, 0, d.token_count));
   }
   r.slot = args.state_batch_indices.data != nullptr ? stored_index(args.state_batch_indices, request, read) : request;
   r.live = r.slot >= 0 && r.slot < args.state.shape[0] && r.slot != args.pad_slot_id;

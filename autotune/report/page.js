@@ -51,7 +51,8 @@ const modeName = (mode) => {
 const modeTag = (mode) => mode.pdl + (mode.phase === "step" || mode.phase === "weighted" ? "" : ` ${mode.phase}`);
 const kernelName = (kernel) => {
   const parts = kernel.kernel.split(", ");
-  const picked = parts.filter((p, i) => i < 3 || /^state /.test(p) || /tokens?$/.test(p));
+  const store = /^mamba2 layer/.test(parts[0]) ? /^ring of/ : /^(snapshots|to a slot|two steps)/;
+  const picked = parts.filter((p, i) => i < 3 || /^state /.test(p) || /tokens?$/.test(p) || store.test(p));
   return (picked.join(" · ") || kernel.kernel_digest).replace(/ x /g, " × ");
 };
 const phaseName = {

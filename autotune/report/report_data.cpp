@@ -1,6 +1,7 @@
 #include "autotune/report/report_data.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <map>
 #include <optional>
@@ -152,6 +153,18 @@ Json cell_json(const PageCell& cell, Plans& plans) {
   return json;
 }
 
+// Numbers by size, which those of a chain's parts are among; words as they came.
+void order_values(std::vector<std::string>& values) {
+  const auto number = [](const std::string& text) {
+    int n = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+    return error == std::errc{} && end == text.data() + text.size() ? n : -1;
+  };
+  if (std::all_of(values.begin(), values.end(), [&](const std::string& v) { return number(v) >= 0; }))
+    std::sort(values.begin(), values.end(),
+              [&](const std::string& a, const std::string& b) { return number(a) < number(b); });
+}
+
 // For each value of each tunable with several: the number and time of the best plan that has it, cell by cell.
 Json effects_json(const Measurement& any, const std::vector<PageCell>& cells, Plans& plans) {
   Json effects = Json::array();
@@ -170,6 +183,7 @@ Json effects_json(const Measurement& any, const std::vector<PageCell>& cells, Pl
       }
     }
     if (best.size() < 2) continue;
+    order_values(order);
     Json values = Json::array();
     for (const std::string& value : order) {
       const auto found = best.find(value);

@@ -6,6 +6,8 @@ verified at once with the ring. Its convolution, update and norm are given, so t
     logits = model.step(tokens, caches, OURS)          # tokens (batch,), logits (batch, vocabulary)
 """
 
+import copy
+import functools
 import math
 from typing import Callable, NamedTuple
 
@@ -48,6 +50,8 @@ class Ops(NamedTuple):
 
 
 PLAIN = Ops(plain_ops.causal_conv1d_update, plain_ops.selective_state_update, plain_ops.rmsnorm_fn)
+# The same computed in double and rounded at the same places: another path that is as right, to the last bit of bf16.
+EXACT = Ops(*(functools.partial(each, compute=torch.float64) for each in PLAIN))
 
 
 def ours():
@@ -145,25 +149,45 @@ class Mamba2:
         return (x.unflatten(-1, (s.heads, s.head_dim)), dt[..., None].expand(*dt.shape, s.head_dim),
                 B.unflatten(-1, (s.groups, s.dstate)), C.unflatten(-1, (s.groups, s.dstate)))
 
-    def _out(self, layer, hidden, y, z, norm):
+    def _out(self, layer, y, z, norm):
         gated = norm(y.flatten(-2), layer.gated_norm, None, z=z, eps=1e-5,
                      group_size=self.sizes.inner // self.sizes.groups, norm_before_gate=False)
-        return hidden + F.linear(gated, layer.out_proj)
+        return F.linear(gated, layer.out_proj)
 
-    def _logits(self, hidden):
+    def in_fp32(self):
+        """A model of the same weights that computes in fp32."""
+        other = copy.copy(self)
+        other.dtype = torch.float32
+        other.embedding, other.norm, other.head = self.embedding.float(), self.norm.float(), self.head.float()
+        other.layers = []
+        for layer in self.layers:
+            other.layers.append(copy.copy(layer))
+            for name, tensor in vars(layer).items():
+                setattr(other.layers[-1], name, tensor.float())
+        return other
+
+    @torch.no_grad()
+    def logits(self, hidden):
+        """Of the stream behind the last layer."""
         return F.linear(plain_ops.rmsnorm_fn(hidden, self.norm, None, eps=1e-5), self.head).float()
 
     @torch.no_grad()
     def step(self, tokens, caches, ops):
         """One token (batch,) of each request: logits (batch, vocabulary)."""
         hidden = self.embedding[tokens]
-        for layer, state, window in zip(self.layers, caches.states, caches.windows):
-            z, xBC, dt = self._in(layer, hidden)
-            xBC = ops.conv(xBC, window, layer.conv_weight, layer.conv_bias, "silu")
-            x, dt, B, C = self._heads(xBC, dt)
-            y = ops.update(state, x, dt, layer.A, B, C, layer.D, dt_bias=layer.dt_bias, dt_softplus=True)
-            hidden = self._out(layer, hidden, y, z, ops.norm)
-        return self._logits(hidden)
+        for i in range(len(self.layers)):
+            hidden = hidden + self.mix(i, hidden, caches, ops)
+        return self.logits(hidden)
+
+    @torch.no_grad()
+    def mix(self, i, hidden, caches, ops):
+        """What layer i adds to the stream `hidden` (batch, model)."""
+        layer = self.layers[i]
+        z, xBC, dt = self._in(layer, hidden)
+        xBC = ops.conv(xBC, caches.windows[i], layer.conv_weight, layer.conv_bias, "silu")
+        x, dt, B, C = self._heads(xBC, dt)
+        y = ops.update(caches.states[i], x, dt, layer.A, B, C, layer.D, dt_bias=layer.dt_bias, dt_softplus=True)
+        return self._out(layer, y, z, ops.norm)
 
     @torch.no_grad()
     def verify(self, tokens, caches, conv, ring, norm):
@@ -177,8 +201,8 @@ class Mamba2:
             y = ring(caches.states[i], caches.x_rings[i], caches.B_rings[i], caches.dt_rings[i], caches.start,
                      caches.count, x, dt, layer.A, B, C, torch.empty_like(x), D=layer.D, dt_bias=layer.dt_bias,
                      dt_softplus=True)
-            hidden = self._out(layer, hidden, y, z, norm)
-        return self._logits(hidden)
+            hidden = hidden + self._out(layer, y, z, norm)
+        return self.logits(hidden)
 
     @staticmethod
     def keep(caches, tokens, window, accepted):

@@ -1,27 +1,28 @@
 """The steps of a Mamba-2 layer in plain PyTorch, one operation after the other: what the kernels compute, and what a
-model runs without them. In fp32, rounded where a kernel stores; each function has the signature of its drop-in."""
+model runs without them. In fp32, rounded where a kernel stores; each function has the signature of its drop-in. Those
+of a decoding step compute in `compute`: in torch.float64 they are as good as exact before that rounding."""
 
 import torch
 import torch.nn.functional as F
 
 
 def selective_state_update(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False,
-                           state_batch_indices=None):
-    delta = dt[..., 0].float() + (0 if dt_bias is None else dt_bias[:, 0].float())
+                           state_batch_indices=None, compute=torch.float32):
+    delta = dt[..., 0].to(compute) + (0 if dt_bias is None else dt_bias[:, 0].to(compute))
     if dt_softplus:
         delta = F.softplus(delta)
     heads_per_group = x.shape[1] // B.shape[1]
-    B, C = (each.float().repeat_interleave(heads_per_group, dim=1) for each in (B, C))
-    decay = torch.exp(A[:, 0, 0].float() * delta)
+    B, C = (each.to(compute).repeat_interleave(heads_per_group, dim=1) for each in (B, C))
+    decay = torch.exp(A[:, 0, 0].to(compute) * delta)
     rows = None if state_batch_indices is None else state_batch_indices.long()
-    h = (state if rows is None else state[rows.clamp(min=0)]).float() * decay[..., None, None]
-    h = h + (delta[..., None] * x.float())[..., None] * B[:, :, None, :]
+    h = (state if rows is None else state[rows.clamp(min=0)]).to(compute) * decay[..., None, None]
+    h = h + (delta[..., None] * x.to(compute))[..., None] * B[:, :, None, :]
     _store(state, rows, h)
     y = (h * C[:, :, None, :]).sum(-1)
     if D is not None:
-        y = y + D.float() * x.float()
+        y = y + D.to(compute) * x.to(compute)
     if z is not None:
-        y = y * F.silu(z.float())
+        y = y * F.silu(z.to(compute))
     return _without_pads(y, rows).to(x.dtype)
 
 
@@ -39,32 +40,32 @@ def _without_pads(y, rows):
 
 
 def causal_conv1d_update(x, conv_state, weight, bias=None, activation=None, cache_seqlens=None,
-                         conv_state_indices=None):
+                         conv_state_indices=None, compute=torch.float32):
     assert cache_seqlens is None
     rows = None if conv_state_indices is None else conv_state_indices.long()
     tokens = x[..., None] if x.dim() == 2 else x
     stream = torch.cat([conv_state if rows is None else conv_state[rows.clamp(min=0)], tokens], dim=-1)
     _store(conv_state, rows, stream[..., -conv_state.shape[-1]:])
-    windows = stream[..., -(weight.shape[1] - 1 + tokens.shape[-1]):].float().unfold(-1, weight.shape[1], 1)
-    y = (windows * weight.float()[:, None, :]).sum(-1)
+    windows = stream[..., -(weight.shape[1] - 1 + tokens.shape[-1]):].to(compute).unfold(-1, weight.shape[1], 1)
+    y = (windows * weight.to(compute)[:, None, :]).sum(-1)
     if bias is not None:
-        y = y + bias.float()[:, None]
+        y = y + bias.to(compute)[:, None]
     if activation is not None:
         y = F.silu(y)
     y = _without_pads(y, rows).to(x.dtype)
     return y[..., 0] if x.dim() == 2 else y
 
 
-def rmsnorm_fn(x, weight, bias, z=None, eps=1e-6, group_size=None, norm_before_gate=True):
-    u = x.float()
+def rmsnorm_fn(x, weight, bias, z=None, eps=1e-6, group_size=None, norm_before_gate=True, compute=torch.float32):
+    u = x.to(compute)
     if z is not None and not norm_before_gate:
-        u = u * F.silu(z.float())
+        u = u * F.silu(z.to(compute))
     groups = u.unflatten(-1, (-1, group_size or x.shape[-1]))
-    y = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(-2) * weight.float()
+    y = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(-2) * weight.to(compute)
     if bias is not None:
-        y = y + bias.float()
+        y = y + bias.to(compute)
     if z is not None and norm_before_gate:
-        y = y * F.silu(z.float())
+        y = y * F.silu(z.to(compute))
     return y.to(x.dtype)
 
 

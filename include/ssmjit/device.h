@@ -29,6 +29,9 @@ struct DeviceFacts {
 std::vector<DeviceFacts> devices(std::string* why = nullptr);
 // Fails: ErrorKind::missing without it.
 DeviceFacts device(int ordinal);
+// Where a load goes: the device of the current context, else device 0, whose primary context is then this thread's.
+// Fails: ErrorKind::missing without a driver or a GPU.
+DeviceFacts current_device();
 
 // "NVIDIA H200" -> "h200", "NVIDIA H100 80GB HBM3" -> "h100", "NVIDIA GeForce RTX 4090" -> "rtx-4090".
 std::string device_key(std::string_view device_name);

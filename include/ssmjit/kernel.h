@@ -85,8 +85,8 @@ struct UpdateArgs {
   bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
 };
 
-// Tensors of one replay step. x, z, out, dt, B, C, A, D and dt_bias as those of UpdateArgs with tokens. The host owns
-// cache_buf_idx and prev_num_accepted_tokens and moves them once a model step, after all layers (advance_replay()).
+// Tensors of one replay step. x, z, out, dt, B and C have a dimension of tokens, of one too; A, D and dt_bias as those of
+// UpdateArgs. The host owns cache_buf_idx and prev_num_accepted_tokens, moved once a model step (advance_replay()).
 struct ReplayArgs {
   std::size_t size = sizeof(ReplayArgs);
   Tensor state;          // [slots, nheads, head_dim, dstate], state dtype; slots may be strided; updated
@@ -182,7 +182,7 @@ struct Conv1dArgs {
 
 // Tensors of one layer step, as one kernel or as a chain (Plan::form). Rows may be strided, inner dimensions are
 // contiguous; A, dt, D and dt_bias also as the views that UpdateArgs takes. What the description has no use for is not
-// given. A layer with a ring has a dimension of its tokens behind the batch of x, B, C, dt, z and out.
+// given. Of several tokens, or with a ring, x, B, C, dt, z and out have a dimension of tokens behind that of the batch.
 struct LayerArgs {
   std::size_t size = sizeof(LayerArgs);
   Tensor state;       // [slots, nheads, head_dim, dstate], state dtype; base and slot stride multiples of 16 bytes, as

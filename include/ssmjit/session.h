@@ -6,8 +6,7 @@
 //   step.launch(args, stream);                                   // any batch of up to 256; in captured graphs too
 //
 // A Session serves any number of descriptions, devices and threads; a Prepared belongs to the device whose context was
-// current when it was prepared. Neither keeps anything in static memory, so that two copies of the library in one
-// process do not meet.
+// current when it was prepared. Two copies of the library in one process share nothing.
 #pragma once
 
 #include <cstdint>
@@ -123,6 +122,19 @@ class Session {
   // GPU; without NVRTC, or with no_jit, where kernels have to be compiled, naming each of them; ErrorKind::machine as
   // Kernel::load().
   Prepared prepare(const Description& description, const PrepareOptions& options = {}) const;
+  // The same for all kernels of a model at once, in their order, with the same options: what has to be compiled shares
+  // the cores from the first kernel to the last, where one prepare() after the other waits for the longest compile of
+  // each. Fails: as prepare(), for the first that does; without a compiler the error names what all of them lack;
+  // ErrorKind::invalid for a forced plan, which is of one kernel, with several descriptions.
+  std::vector<Prepared> prepare_all(const std::vector<Description>& descriptions,
+                                    const PrepareOptions& options = {}) const;
+
+  // The plan that a text forces on a launch of up to `max_batch` rows (PrepareOptions::force), on the device of
+  // prepare(): what it leaves out is the default plan's, not the tables', so that the same text is the same plan in C,
+  // in Python and under other tables. Fails: ErrorKind::invalid for a text that is no plan, naming the field, and as
+  // prepare() for the rest.
+  Plan plan_of(std::string_view text, const Description& description, int max_batch = 256,
+               void* stream = nullptr) const;
 
   // What a model needs beside its steps, from the same seeds and cache. Fail: as prepare().
   PrepareA prepare_A(void* stream = nullptr) const;

@@ -119,6 +119,10 @@ SSMJIT_API ssmjit_status ssmjit_cache_dir(const ssmjit_session* session, char* t
 
 SSMJIT_API ssmjit_status ssmjit_prepare(const ssmjit_session* session, const char* description_json,
                                         const SsmjitPrepareOptions* options, ssmjit_prepared** step);
+/* All kernels of a model at once: as one ssmjit_prepare() after the other, but what has to be compiled shares the cores.
+ * steps: `count` handles, each destroyed as one of ssmjit_prepare(); all of them null where one fails. */
+SSMJIT_API ssmjit_status ssmjit_prepare_all(const ssmjit_session* session, const char* const* description_jsons,
+                                            size_t count, const SsmjitPrepareOptions* options, ssmjit_prepared** steps);
 SSMJIT_API ssmjit_status ssmjit_prepared_destroy(ssmjit_prepared* step);
 
 /* How good an answer is, as Why (table.h). */

@@ -30,9 +30,12 @@ struct TableRow {
   std::string kernel_digest;  // Description::kernel_digest()
   std::string cost_digest;    // Description::cost_digest()
   PdlMode pdl = PdlMode::off;
-  std::int64_t total_heads = 0;  // batch * nheads
+  std::int64_t total_heads = 0;  // work_items(): batch * nheads; of a convolution and a norm what their work counts
   Plan plan;
-  // What sizes between this row's and the next one's take. None: the plan of the row that is nearer by ratio.
+  // Up to how many heads the GPU takes the plan in as many waves as total_heads; 0: not known, as of all plans without
+  // clusters. Where the next row lies above, sizes up to there take `plan`.
+  std::int64_t fits_heads = 0;
+  // What other sizes between this row's and the next one's take. None: the plan of the row that is nearer by ratio.
   std::optional<Plan> between;
   double us = 0;        // a step, cold state; of a ring the mean of ((n - 1) * no_flush + flush) / n
   double floor_us = 0;  // the memory floor of the same bytes, same run; 0 where not measured, or not well
@@ -89,8 +92,8 @@ struct Choice {
   double floor_us = 0;
 };
 
-// Never fails for a valid description: at worst the default plan, saying so. A row whose plan is not legal for the
-// description on `arch` is passed over.
+// At worst the default plan, saying so. A row whose plan is not legal for the description on `arch` is passed over.
+// Fails: ErrorKind::invalid for a layer that has neither row nor plan (plan_space() is empty); its parts have plans.
 Choice lookup(const Table& table, const Description& description, std::string_view device_key, const Arch& arch,
               std::int64_t batch, PdlMode mode = PdlMode::off);
 

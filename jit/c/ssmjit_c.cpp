@@ -1,6 +1,7 @@
 // The C interface over Session: handles for objects, C structs for arguments, a status and a message for exceptions.
 #include <ssmjit/ssmjit_c.h>
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 #include <span>
@@ -12,7 +13,6 @@
 
 #include "codegen/fail.h"
 #include "jit/c/handles.h"
-#include "jit/module.h"
 
 namespace ssmjit {
 namespace {
@@ -252,12 +252,32 @@ Description description_of(const char* spec, const char* set) {
   return description;
 }
 
-// A plan's text over the default plan; of a layer's chain over the default chain of that form.
-Plan plan_of(const char* text, const Description& description, const Arch& arch, std::int64_t total_heads) {
-  const Plan base = default_plan(description, arch, total_heads);
-  const Plan plan = Plan::parse(text, base);
-  if (plan.form == PlanForm::fused || base.form != PlanForm::fused || description.op() != Op::layer) return plan;
-  return Plan::parse(text, default_chain(plan.form, description, arch, total_heads));
+// A handle a description; all of them or an exception.
+std::vector<ssmjit_prepared*> prepare_all(const ssmjit_session* session, const std::vector<std::string>& specs,
+                                          const SsmjitPrepareOptions* options) {
+  const Session& of = session_of(session);
+  const SsmjitPrepareOptions defaults = SSMJIT_PREPARE_OPTIONS_INIT;
+  SsmjitPrepareOptions storage;
+  const SsmjitPrepareOptions& from = complete(
+      options == nullptr ? &defaults : options, storage, [&] { return defaults; }, "options",
+      offsetof(SsmjitPrepareOptions, max_batch), sizeof(std::int32_t));
+  std::vector<Description> descriptions;
+  for (const std::string& spec : specs) descriptions.push_back(description_of(spec.c_str(), nullptr));
+  PrepareOptions to{.max_batch = from.max_batch, .off = from.off != 0, .chain = from.chain != 0};
+  to.stream = from.stream;
+  if (from.force != nullptr && *from.force != '\0')
+    to.force = of.plan_of(from.force, descriptions.front(), from.max_batch, from.stream);
+  std::vector<Prepared> prepared = of.prepare_all(descriptions, to);
+  std::vector<ssmjit_prepared*> steps;
+  steps.reserve(prepared.size());
+  try {
+    for (Prepared& step : prepared)
+      steps.push_back(static_cast<ssmjit_prepared*>(handle_of(HandleKind::prepared, std::move(step))));
+  } catch (...) {
+    for (ssmjit_prepared* step : steps) destroy<Prepared>(step, HandleKind::prepared);
+    throw;
+  }
+  return steps;
 }
 
 }  // namespace
@@ -312,20 +332,18 @@ ssmjit_status ssmjit_prepare(const ssmjit_session* session, const char* descript
                              const SsmjitPrepareOptions* options, ssmjit_prepared** step) {
   return guarded([&] {
     given(step, "step") = nullptr;
-    const Session& of = session_of(session);
-    const SsmjitPrepareOptions defaults = SSMJIT_PREPARE_OPTIONS_INIT;
-    SsmjitPrepareOptions storage;
-    const SsmjitPrepareOptions& from = complete(
-        options == nullptr ? &defaults : options, storage, [&] { return defaults; }, "options",
-        offsetof(SsmjitPrepareOptions, max_batch), sizeof(std::int32_t));
-    const Description description = description_of(&given(description_json, "description_json"), nullptr);
-    PrepareOptions to{.max_batch = from.max_batch, .off = from.off != 0, .chain = from.chain != 0};
-    to.stream = from.stream;
-    if (from.force != nullptr && *from.force != '\0') {
-      const Arch arch = place_to_load(static_cast<CUstream>(from.stream)).device.arch();
-      to.force = plan_of(from.force, description, arch, work_items(description, from.max_batch));
-    }
-    *step = static_cast<ssmjit_prepared*>(handle_of(HandleKind::prepared, of.prepare(description, to)));
+    *step = prepare_all(session, {&given(description_json, "description_json")}, options).front();
+  });
+}
+
+ssmjit_status ssmjit_prepare_all(const ssmjit_session* session, const char* const* description_jsons, size_t count,
+                                 const SsmjitPrepareOptions* options, ssmjit_prepared** steps) {
+  return guarded([&] {
+    if (count == 0) return;
+    std::fill_n(&given(steps, "steps"), count, nullptr);
+    const std::vector<ssmjit_prepared*> made =
+        prepare_all(session, texts_of(description_jsons, count, "description_jsons"), options);
+    std::copy(made.begin(), made.end(), steps);
   });
 }
 

@@ -34,8 +34,8 @@ class Key {
   const std::uint64_t* end() const { return words_.data() + count_; }
 
  private:
-  // Two words in front, then of each tensor one and its extents.
-  std::array<std::uint64_t, 2 + 32 * (1 + kMostDimensions)> words_;
+  // Two words beside the tensors; one and its extents of each of these, and one about a window's layout.
+  std::array<std::uint64_t, 3 + 32 * (1 + kMostDimensions)> words_;
   std::size_t count_ = 0;
   std::uint64_t hash_ = 0;
 };
@@ -57,6 +57,41 @@ bool is_aligned(const DLTensor& tensor, int inner) {
       return false;
   return true;
 }
+
+// How a kernel takes a tensor that its drop-in was given; of most ops as it is.
+template <class Args>
+class AsTaken {
+ public:
+  const DLTensor& operator()(const DLTensor& tensor, const Field<Args>&, Key&) { return tensor; }
+};
+
+// causal_conv1d has tokens and entries behind the channels; a kernel has channels last wherever they lie side by side.
+template <>
+class AsTaken<Conv1dArgs> {
+ public:
+  const DLTensor& operator()(const DLTensor& tensor, const Field<Conv1dArgs>& field, Key& key) {
+    if (tensor.ndim != 3) return tensor;
+    const bool is_state = field.tensor == &Conv1dArgs::conv_state;
+    if (!is_state && field.tensor != &Conv1dArgs::x && field.tensor != &Conv1dArgs::out) return tensor;
+    const std::int64_t entries = tensor.shape[2], channels = tensor.shape[1];
+    const std::int64_t dense[3] = {channels * entries, entries, 1};
+    const std::int64_t* strides = tensor.strides != nullptr ? tensor.strides : dense;
+    // Of one entry both orders are the same.
+    const bool swaps = !is_state || (strides[1] == 1 && entries > 1);
+    if (is_state) key.add(swaps ? 1 : 0);
+    if (!swaps) return tensor;
+    shape_ = {tensor.shape[0], entries, channels};
+    strides_ = {strides[0], strides[2], strides[1]};
+    swapped_ = tensor;
+    swapped_.shape = shape_.data();
+    swapped_.strides = strides_.data();
+    return swapped_;
+  }
+
+ private:
+  DLTensor swapped_{};
+  std::array<std::int64_t, 3> shape_{}, strides_{};
+};
 
 template <class Args>
 std::int64_t batch_of(const Args& args) {
@@ -104,10 +139,13 @@ class Calls {
   }
 
   bool aligned(const ffi::PackedArgs& arguments) const {
-    for (std::size_t i = 0; i < kFieldCount<Args>; ++i) {
-      const Field<Args>& field = OpArgs<Args>::fields[i];
-      const DLTensor* tensor = dltensor_of(arguments[static_cast<int>(i)], field.name);
-      if (tensor != nullptr && field.inner >= 0 && !is_aligned(*tensor, field.inner)) return false;
+    Key unused(0);
+    AsTaken<Args> as_taken;
+    for (int i = 0; i < arguments.size(); ++i) {
+      const Field<Args>& field = OpArgs<Args>::fields[static_cast<std::size_t>(i)];
+      const DLTensor* tensor = dltensor_of(arguments[i], field.name);
+      if (tensor != nullptr && field.inner >= 0 && !is_aligned(as_taken(*tensor, field, unused), field.inner))
+        return false;
     }
     return true;
   }
@@ -116,10 +154,12 @@ class Calls {
   // What all tensors together look like into `key`, and themselves into `args`, if there is one. False where a kernel
   // can't take them: the function's own checks then say why.
   bool read(const ffi::PackedArgs& arguments, int first, Key& key, Args* args, int& ordinal) const {
-    if (arguments.size() - first != static_cast<int>(kFieldCount<Args>)) return false;
+    const int given = arguments.size() - first;
+    if (given > static_cast<int>(kFieldCount<Args>)) return false;
     bool all_aligned = true, is_first = true;
     DLDevice device{};
-    for (int i = 0; i < static_cast<int>(kFieldCount<Args>); ++i) {
+    AsTaken<Args> as_taken;
+    for (int i = 0; i < given; ++i) {
       const ffi::AnyView argument = arguments[first + i];
       const std::int32_t type = argument.type_index();
       if (type == ffi::TypeIndex::kTVMFFINone) {
@@ -127,16 +167,17 @@ class Calls {
         continue;
       }
       if (type != ffi::TypeIndex::kTVMFFIDLTensorPtr && type != ffi::TypeIndex::kTVMFFITensor) return false;
-      const DLTensor& tensor = *argument.cast<DLTensor*>();
-      if (!is_readable(tensor)) return false;
+      const DLTensor& own = *argument.cast<DLTensor*>();
+      if (!is_readable(own)) return false;
       if (is_first) {
-        device = tensor.device;
+        device = own.device;
         if (device.device_type != kDLCUDA) return false;
         is_first = false;
-      } else if (tensor.device.device_type != device.device_type || tensor.device.device_id != device.device_id) {
+      } else if (own.device.device_type != device.device_type || own.device.device_id != device.device_id) {
         return false;
       }
       const Field<Args>& field = OpArgs<Args>::fields[static_cast<std::size_t>(i)];
+      const DLTensor& tensor = as_taken(own, field, key);
       key.add(tensor, first_dim_);
       if (field.inner >= 0) all_aligned = all_aligned && is_aligned(tensor, field.inner);
       if (args != nullptr) args->*field.tensor = tensor_of(tensor, field.name);

@@ -5,7 +5,8 @@
 
 namespace ssmjit::python {
 
-// [call, put, aligned] of one op. Tensors are given as a launch takes them (op_args.h).
+// [call, put, aligned] of one op. Tensors are given as a launch takes them (op_args.h), the last of them may be left
+// out; those of conv1d as causal_conv1d has them, conv_state (slots, dim, state_len), x and out (batch, dim[, seqlen]).
 //   call(key, pad_slot_id, pdl, flags, tensors...) launches the kernel that was put for tensors of these dtypes and
 //   inner shapes, of this alignment and device, and returns 1; returns 0 and does nothing where there is none, or one
 //   for fewer rows. `key` is any number that tells what the tensors do not.

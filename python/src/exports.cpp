@@ -11,6 +11,7 @@
 #include <ssmjit/bundle.h>
 #include <ssmjit/log.h>
 #include <ssmjit/ring.h>
+#include <ssmjit/slots.h>
 #include <ssmjit/ssmjit.h>
 
 #include "calls.h"
@@ -87,14 +88,6 @@ void* stream_of(const ffi::AnyView& stream, int ordinal) {
   return reinterpret_cast<void*>(stream.cast<std::int64_t>());
 }
 
-// Fields that are left out are those of the tables' plan for one row; "form=chain" alone is the chain of default plans.
-Plan forced_plan(const std::string& text, const Session& session, const Description& description) {
-  const Plan base = session.choose(description, 1).plan;
-  const Plan plan = Plan::parse(text, base);
-  if (plan.form == PlanForm::fused || base.form != PlanForm::fused || description.op() != Op::layer) return plan;
-  return Plan::parse(text, default_chain(plan.form, description, device(0).arch(), work_items(description, 1)));
-}
-
 // launch(prepared, stream, pad_slot_id, pdl, flags, tensors...).
 void launch(PackedArgs arguments, Any*) {
   translated([&] {
@@ -109,17 +102,17 @@ void launch(PackedArgs arguments, Any*) {
   });
 }
 
-// NAME(ring_slots, stream, pad_slot_id, checked, tensors...).
-template <class Args, class Launch>
+// NAME(object, stream, pad_slot_id, checked, tensors...); `run` launches what the object holds.
+template <class Object, class Args, class Launch>
 Function slots_launch(Launch run) {
   return Function::FromPacked([run](PackedArgs arguments, Any*) {
     translated([&] {
-      const auto* object = held<RingSlotsObject>(arguments[0]);
+      const auto* object = held<Object>(arguments[0]);
       Args args;
       args.pad_slot_id = arguments[2].cast<std::int64_t>();
       args.checked = arguments[3].cast<bool>();
       read_tensors(arguments, 4, object->ordinal, args);
-      run(object->slots, args, stream_of(arguments[1], object->ordinal));
+      run(*object, args, stream_of(arguments[1], object->ordinal));
     });
   });
 }
@@ -131,14 +124,21 @@ Array<String> field_names() {
   return out;
 }
 
+template <class Number>
+Array<std::int64_t> numbers_of(const std::vector<Number>& values) {
+  Array<std::int64_t> out;
+  for (const Number value : values) out.push_back(std::int64_t{value});
+  return out;
+}
+
 // (device, GPU's ordinal or -1, dtype, shape, strides in elements) of a tensor.
 Array<Any> facts(const DLTensor& view) {
-  Array<std::int64_t> shape, strides;
-  for (int i = 0; i < view.ndim; ++i) shape.push_back(view.shape[i]);
-  for (int i = 0; i < view.ndim && view.strides != nullptr; ++i) strides.push_back(view.strides[i]);
+  std::vector<std::int64_t> shape(view.shape, view.shape + view.ndim), strides(shape.size(), 1);
+  for (std::size_t i = shape.size(); i-- > 0;)
+    strides[i] = view.strides != nullptr ? view.strides[i] : i + 1 < shape.size() ? strides[i + 1] * shape[i + 1] : 1;
   const bool is_gpu = view.device.device_type == kDLCUDA || view.device.device_type == kDLCUDAManaged;
   return {String(device_text(view.device)), std::int64_t{is_gpu ? view.device.device_id : -1},
-          String(dtype_text(view.dtype)), shape, strides};
+          String(dtype_text(view.dtype)), numbers_of(shape), numbers_of(strides)};
 }
 
 }  // namespace
@@ -239,6 +239,60 @@ Map<String, Function> description_functions() {
   };
 }
 
+// Pools and requests cross as their numbers, in the order of their structs.
+OutputPool pool_of(const Array<std::int64_t>& numbers) {
+  return {.working = numbers[0], .requests = numbers[1], .tokens = number_of(numbers[2], "tokens")};
+}
+
+SlotRequest request_of(const Array<std::int64_t>& numbers) {
+  return {.request = numbers[0], .working = numbers[1], .shared = numbers[2]};
+}
+
+Array<std::int64_t> numbers_of(const SlotCopy& copy) { return {std::int64_t{copy.from}, std::int64_t{copy.to}}; }
+
+Map<String, Function> slot_functions() {
+  using Numbers = Array<std::int64_t>;
+  return {
+      {"validate_pool", typed([](Numbers pool) { pool_of(pool).validate(); })},
+      {"output_slot", typed([](Numbers pool, Numbers request, std::int64_t token) {
+         return std::int64_t{output_slot(pool_of(pool), request_of(request), number_of(token, "token"))};
+       })},
+      {"output_row", typed([](Numbers pool, Numbers request) {
+         pool_of(pool).validate();
+         std::vector<std::int32_t> row(static_cast<std::size_t>(pool[2]));
+         output_row(pool_of(pool), request_of(request), row);
+         return numbers_of(row);
+       })},
+      {"input_slot", typed([](Numbers pool, Numbers request, std::int64_t current) {
+         return std::int64_t{input_slot(pool_of(pool), request_of(request), number_of(current, "current"))};
+       })},
+      {"accepted_slot", typed([](Numbers pool, Numbers request, std::int64_t accepted) {
+         return std::int64_t{accepted_slot(pool_of(pool), request_of(request), number_of(accepted, "accepted"))};
+       })},
+      {"retract_copy", typed([](Numbers pool, Numbers request, std::int64_t current) {
+         return numbers_of(retract_copy(pool_of(pool), request_of(request), number_of(current, "current")));
+       })},
+      {"checkpoint_copy", typed([](Numbers pool, Numbers request, std::int64_t length, std::int64_t accepted,
+                                   std::int64_t page, std::int64_t checkpoint) {
+         return numbers_of(checkpoint_copy(pool_of(pool), request_of(request), length, number_of(accepted, "accepted"),
+                                           page, checkpoint));
+       })},
+      {"slot_copy_table", Function::FromPacked([](PackedArgs arguments, Any* out) {
+         // the pools
+         translated([&] {
+           std::vector<Tensor> pools;
+           for (int i = 0; i < arguments.size(); ++i) {
+             const std::string name = "pools[" + std::to_string(i) + "]";
+             const DLTensor* tensor = dltensor_of(arguments[i], name);
+             pools.push_back(tensor == nullptr ? Tensor{} : tensor_of(*tensor, name));
+           }
+           const std::vector<std::int64_t> words = slot_copy_table(pools);
+           *out = numbers_of(words);
+         });
+       })},
+  };
+}
+
 Map<String, Function> session_functions() {
   return {
       {"session", typed([](Array<String> tables, Array<String> seeds, String cache_dir, bool no_jit,
@@ -251,18 +305,33 @@ Map<String, Function> session_functions() {
                                                             .threads = number_of(threads, "threads")}));
        })},
       {"prepare", Function::FromPacked([](PackedArgs arguments, Any* out) {
-         // session, description, max_batch, off, chain, plan or "", stream or None
+         // session, max_batch, off, chain, plan or "", stream or None, descriptions...: a list of as many
          translated([&] {
-           const auto* session = held<SessionObject>(arguments[0]);
-           const Description description = description_of(arguments[1].cast<String>());
-           PrepareOptions options{.max_batch = number_of(arguments[2].cast<std::int64_t>(), "max_batch"),
-                                  .off = arguments[3].cast<bool>(),
-                                  .chain = arguments[4].cast<bool>()};
-           if (const auto plan = arguments[5].cast<String>(); !plan.empty())
-             options.force = forced_plan(text_of(plan), session->session, description);
-           if (arguments[6].type_index() != ffi::TypeIndex::kTVMFFINone)
-             options.stream = reinterpret_cast<void*>(arguments[6].cast<std::int64_t>());
-           *out = ffi::ObjectRef(ffi::make_object<PreparedObject>(session->session.prepare(description, options)));
+           const Session& session = held<SessionObject>(arguments[0])->session;
+           PrepareOptions options{.max_batch = number_of(arguments[1].cast<std::int64_t>(), "max_batch"),
+                                  .off = arguments[2].cast<bool>(),
+                                  .chain = arguments[3].cast<bool>()};
+           if (arguments[5].type_index() != ffi::TypeIndex::kTVMFFINone)
+             options.stream = reinterpret_cast<void*>(arguments[5].cast<std::int64_t>());
+           std::vector<Description> descriptions;
+           for (int i = 6; i < arguments.size(); ++i)
+             descriptions.push_back(description_of(arguments[i].cast<String>()));
+           if (const auto plan = arguments[4].cast<String>(); !plan.empty() && !descriptions.empty())
+             options.force = session.plan_of(text_of(plan), descriptions.front(), options.max_batch, options.stream);
+           Array<Any> prepared;
+           for (const Prepared& each : session.prepare_all(descriptions, options))
+             prepared.push_back(ffi::ObjectRef(ffi::make_object<PreparedObject>(each)));
+           *out = prepared;
+         });
+       })},
+      {"plan_of", Function::FromPacked([](PackedArgs arguments, Any* out) {
+         // session, plan, description, max_batch
+         translated([&] {
+           *out = String(held<SessionObject>(arguments[0])
+                             ->session
+                             .plan_of(text_of(arguments[1].cast<String>()), description_of(arguments[2].cast<String>()),
+                                      number_of(arguments[3].cast<std::int64_t>(), "max_batch"))
+                             .text());
          });
        })},
       {"launch", Function::FromPacked(launch)},
@@ -320,11 +389,12 @@ Map<String, Function> session_functions() {
 Map<String, Function> side_functions() {
   return {
       {"prepare_A", Function::FromPacked([](PackedArgs arguments, Any* out) {
-         // session, GPU's ordinal, stream or None
+         // session, stream or None
          translated([&] {
-           const auto ordinal = number_of(arguments[1].cast<std::int64_t>(), "device");
-           *out = ffi::ObjectRef(ffi::make_object<PrepareAObject>(
-               held<SessionObject>(arguments[0])->session.prepare_A(stream_of(arguments[2], ordinal)), ordinal));
+           const Session& session = held<SessionObject>(arguments[0])->session;
+           const int ordinal = current_device().ordinal;
+           *out = ffi::ObjectRef(
+               ffi::make_object<PrepareAObject>(session.prepare_A(stream_of(arguments[1], ordinal)), ordinal));
          });
        })},
       {"launch_A", Function::FromPacked([](PackedArgs arguments, Any*) {
@@ -343,13 +413,22 @@ Map<String, Function> side_functions() {
          });
        })},
       {"ring_slots", Function::FromPacked([](PackedArgs arguments, Any* out) {
-         // session, GPU's ordinal, description, stream or None
+         // session, description, stream or None
          translated([&] {
-           const auto ordinal = number_of(arguments[1].cast<std::int64_t>(), "device");
+           const Session& session = held<SessionObject>(arguments[0])->session;
+           const Description description = description_of(arguments[1].cast<String>());
+           const int ordinal = current_device().ordinal;
            *out = ffi::ObjectRef(ffi::make_object<RingSlotsObject>(
-               held<SessionObject>(arguments[0])
-                   ->session.ring_slots(description_of(arguments[2].cast<String>()), stream_of(arguments[3], ordinal)),
-               ordinal));
+               session.ring_slots(description, stream_of(arguments[2], ordinal)), ordinal));
+         });
+       })},
+      {"slot_copies", Function::FromPacked([](PackedArgs arguments, Any* out) {
+         // session, stream or None
+         translated([&] {
+           const Session& session = held<SessionObject>(arguments[0])->session;
+           const int ordinal = current_device().ordinal;
+           *out = ffi::ObjectRef(
+               ffi::make_object<SlotCopiesObject>(session.slot_copies(stream_of(arguments[1], ordinal)), ordinal));
          });
        })},
       {"ring_layer_table", Function::FromPacked([](PackedArgs arguments, Any* out) {
@@ -369,13 +448,18 @@ Map<String, Function> side_functions() {
            *out = words;
          });
        })},
-      {"materialise", slots_launch<MaterialiseArgs>([](const RingSlots& slots, const MaterialiseArgs& args,
-                                                       void* stream) { slots.materialise(args, stream); })},
-      {"reset_slots", slots_launch<ResetSlotsArgs>([](const RingSlots& slots, const ResetSlotsArgs& args,
-                                                      void* stream) { slots.reset(args, stream); })},
-      {"copy_slots", slots_launch<CopySlotsArgs>([](const RingSlots& slots, const CopySlotsArgs& args, void* stream) {
-         slots.copy(args, stream);
-       })},
+      {"materialise",
+       slots_launch<RingSlotsObject, MaterialiseArgs>([](const RingSlotsObject& object, const MaterialiseArgs& args,
+                                                         void* stream) { object.slots.materialise(args, stream); })},
+      {"reset_slots",
+       slots_launch<RingSlotsObject, ResetSlotsArgs>([](const RingSlotsObject& object, const ResetSlotsArgs& args,
+                                                        void* stream) { object.slots.reset(args, stream); })},
+      {"copy_slots",
+       slots_launch<RingSlotsObject, CopySlotsArgs>([](const RingSlotsObject& object, const CopySlotsArgs& args,
+                                                       void* stream) { object.slots.copy(args, stream); })},
+      {"launch_slot_copies",
+       slots_launch<SlotCopiesObject, SlotCopiesArgs>([](const SlotCopiesObject& object, const SlotCopiesArgs& args,
+                                                         void* stream) { object.copies.launch(args, stream); })},
       {"write_bundle", typed([](String folder, Array<Array<String>> items, String table, Array<String> archs,
                                 Array<String> devices, std::int64_t max_batch) {
          std::vector<BundleItem> kernels;
@@ -423,6 +507,7 @@ Map<String, Function> side_functions() {
          if (op == "materialise") return field_names<MaterialiseArgs>();
          if (op == "reset_slots") return field_names<ResetSlotsArgs>();
          if (op == "copy_slots") return field_names<CopySlotsArgs>();
+         if (op == "launch_slot_copies") return field_names<SlotCopiesArgs>();
          if (op == "ring_layer") return field_names<RingLayer>();
          return with_args_of(op_named(text_of(op)), [](auto args) { return field_names<decltype(args)>(); });
        })},
@@ -432,6 +517,7 @@ Map<String, Function> side_functions() {
 
 Map<String, Function> functions() {
   Map<String, Function> all = description_functions();
+  for (const auto& [name, function] : slot_functions()) all.Set(name, function);
   for (const auto& [name, function] : session_functions()) all.Set(name, function);
   for (const auto& [name, function] : side_functions()) all.Set(name, function);
   return all;

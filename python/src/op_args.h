@@ -7,6 +7,7 @@
 
 #include <ssmjit/kernel.h>
 #include <ssmjit/ring.h>
+#include <ssmjit/slots.h>
 
 namespace ssmjit::python {
 
@@ -46,7 +47,7 @@ struct OpArgs<UpdateArgs> {
       SSMJIT_VECTORS(C, 2),
       SSMJIT_FIELD(D),
       SSMJIT_FIELD(dt_bias),
-      SSMJIT_FIELD(z),
+      SSMJIT_VECTORS(z, 2),  // of several tokens
       SSMJIT_FIELD(out),
       SSMJIT_FIELD(state_batch_indices),
       SSMJIT_FIELD(dst_state_batch_indices),
@@ -220,6 +221,16 @@ struct OpArgs<CopySlotsArgs> {
   static constexpr Field<Self> fields[] = {
       SSMJIT_FIELD(layers),     SSMJIT_FIELD(src_slots),  SSMJIT_FIELD(dst_slots),
       SSMJIT_FIELD(ring_start), SSMJIT_FIELD(ring_count),
+  };
+};
+
+template <>
+struct OpArgs<SlotCopiesArgs> {
+  using Self = SlotCopiesArgs;
+  static constexpr Field<Self> fields[] = {
+      SSMJIT_FIELD(pieces),
+      SSMJIT_FIELD(src_slots),
+      SSMJIT_FIELD(dst_slots),
   };
 };
 

@@ -42,6 +42,13 @@ struct RingSlotsObject : ffi::Object {
   TVM_FFI_DECLARE_OBJECT_INFO_FINAL("ssmjit.RingSlots", RingSlotsObject, ffi::Object);
 };
 
+struct SlotCopiesObject : ffi::Object {
+  SlotCopiesObject(SlotCopies copies, int ordinal) : copies(std::move(copies)), ordinal(ordinal) {}
+  SlotCopies copies;
+  int ordinal;
+  TVM_FFI_DECLARE_OBJECT_INFO_FINAL("ssmjit.SlotCopies", SlotCopiesObject, ffi::Object);
+};
+
 // The object that an argument is. Fails: ErrorKind::invalid for anything else.
 template <class Object>
 const Object* held(const ffi::AnyView& argument) {

@@ -4,7 +4,7 @@ the peer checks it, described, prepared and kept."""
 from ._ffi import function
 from .description import Description
 from .errors import InternalError, InvalidError
-from .session import Session, _capturable
+from .session import Session, _capturable, wants_grad  # noqa: F401  the drop-ins ask it too
 
 try:
     import torch
@@ -97,7 +97,7 @@ def one_value_a_head(tensor, dims):
 
 
 def refuse_grad(**tensors):
-    """For callers that would expect a backward. Called where grad mode is on."""
+    """For callers that would expect a backward: the first of the tensors that wants_grad() is about, by name."""
     for name, tensor in tensors.items():
         if getattr(tensor, "requires_grad", False):
             not_covered(name, "requires grad, and there is no backward; call under torch.no_grad() or give "
@@ -125,7 +125,7 @@ def on_its_device(call, tensor, *arguments, **more):
 
 class Calls:
     """The calls of one drop-in. `call(key, pad_slot_id, pdl, flags, *tensors)` launches and says so, or does nothing
-    and says that too; tensors in the order of the op's arguments (include/ssmjit/kernel.h)."""
+    and says that too; tensors in the order of the op's arguments (python/src/calls.h)."""
 
     def __init__(self, op, first_dim=1):
         self.op, self.first_dim = op, first_dim
@@ -149,7 +149,9 @@ class Calls:
         max_batch = min(max(256, 1 << max(batch - 1, 0).bit_length()), MOST_ROWS)
         try:
             prepared = current_session().prepare(described, max_batch, stream=_capturable(None))
-        except InvalidError as error:  # of a capture
+        except InvalidError as error:
+            if "is being captured" not in str(error):
+                raise
             raise InvalidError(f"{error}; for a drop-in: call it once with such tensors before the capture") from error
         self._put(prepared._held, key, *tensors)
         self.again(arguments)

@@ -2,11 +2,12 @@
 argument."""
 
 from ._dropin import (Calls, elsewhere, empty_like, facts_of, is_grad_enabled, not_covered, on_its_device, refuse_grad,
-                      same_dtype, wants_dtype)
+                      same_dtype, wants_dtype, wants_grad)
 from .errors import InvalidError
 
 _conv = Calls("conv1d")
 _call_conv = _conv.call
+_KEYS = {None: 0, "silu": 1, "swish": 1}
 
 
 def causal_conv1d_update(x, conv_state, weight, bias=None, activation=None, cache_seqlens=None,
@@ -14,40 +15,33 @@ def causal_conv1d_update(x, conv_state, weight, bias=None, activation=None, cach
     """x (batch, dim) or (batch, dim, seqlen), channels side by side in memory; conv_state (slots, dim, state_len) in
     either order of channels and entries, updated in place; weight (dim, width), bias (dim,). With cache_seqlens the
     state is a circular buffer. A row whose index is negative is a pad: zeros, and no state is touched."""
-    if activation not in (None, "silu", "swish"):
+    key = _KEYS.get(activation)
+    if key is None:
         raise NotImplementedError("activation must be None, silu, or swish")
-    if is_grad_enabled():
+    if is_grad_enabled() and wants_grad(x, conv_state, weight, bias):
         refuse_grad(x=x, conv_state=conv_state, weight=weight, bias=bias)
-    if elsewhere(x):
+    if elsewhere.several is not False and elsewhere(x):
         return on_its_device(causal_conv1d_update, x, x, conv_state, weight, bias, activation, cache_seqlens,
                              conv_state_indices)
     shape = x.shape
-    if len(shape) == 2:
-        tokens = x
-        out = result = empty_like(x)
+    if len(shape) == 2 or shape[2] == 1:
+        out = empty_like(x)
     else:
-        tokens = x.transpose(1, 2)
-        out = empty_like(tokens)
-        result = out.transpose(1, 2)
-    # Channels side by side, entries apart; of one entry both orders are the same.
-    channels_last = conv_state.stride(1) == 1 and conv_state.shape[2] > 1
-    windows = conv_state.transpose(1, 2) if channels_last else conv_state
-    key = (0 if activation is None else 1) | (2 if channels_last else 0)
-    arguments = (key, -1, 0, 0, windows, tokens, weight, bias, out, conv_state_indices, None, None, None, cache_seqlens,
-                 None)
+        out = empty_like(x.transpose(1, 2)).transpose(1, 2)
+    arguments = (key, -1, 0, 0, conv_state, x, weight, bias, out, conv_state_indices, None, None, None, cache_seqlens)
     try:
         launched = _call_conv(*arguments)
     except InvalidError as error:
-        _describe(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices, channels_last, True)
+        _describe(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices, True)
         raise NotImplementedError(str(error)) from error
     if not launched:
-        described = _describe(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices, channels_last,
+        described = _describe(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices,
                               _conv.aligned(arguments[4:]))
         _conv.first(described, shape[0], arguments)
-    return result
+    return out
 
 
-def _describe(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices, channels_last, aligned):
+def _describe(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices, aligned):
     """The description of a call as JSON fields. Fails as the peer does, and for what is not covered."""
     t = facts_of(x=x, conv_state=conv_state, weight=weight, bias=bias, cache_seqlens=cache_seqlens,
                  conv_state_indices=conv_state_indices)
@@ -99,7 +93,8 @@ def _describe(x, conv_state, weight, bias, activation, cache_seqlens, conv_state
             "state_len": state_len,
             "bias": bias is not None,
             "activation": None if activation is None else "silu(x)",
-            "channels_last": channels_last,
+            # Of one entry both orders are the same.
+            "channels_last": t["conv_state"].strides[1] == 1 and state_len > 1,
             "store": "shift" if cache_seqlens is None else "circular",
         },
         "pad_output": "zeros",

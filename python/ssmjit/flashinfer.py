@@ -3,7 +3,7 @@ raises NotImplementedError, naming the argument. What only tunes FlashInfer's ke
 scratch) is checked as it checks it, and has no effect: the tables choose."""
 
 from ._dropin import (Calls, elsewhere, empty_like, facts_of, is_grad_enabled, not_covered, on_its_device,
-                      peer_asserts, refuse_grad, wants_dtype)
+                      peer_asserts, refuse_grad, wants_dtype, wants_grad)
 from .errors import InvalidError
 from .mamba_ssm import describe_heads
 
@@ -28,9 +28,9 @@ def selective_state_update(state, x, dt, A, B, C, D, z=None, dt_bias=None, dt_so
     cu_seqlens and cache_steps the longest. A row whose index is pad_slot_id is a pad: no state is touched, and its
     output is that of a state of zeros. The state is written unless disable_state_update, with an
     intermediate_states_buffer too; with dst_state_batch_indices of two dimensions after every token, else the last."""
-    if is_grad_enabled():
+    if is_grad_enabled() and wants_grad(state, x, dt, A, B, C, D, z, dt_bias):
         refuse_grad(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
-    if elsewhere(x):
+    if elsewhere.several is not False and elsewhere(x):
         return on_its_device(selective_state_update, x, state, x, dt, A, B, C, D, z, dt_bias, dt_softplus,
                              state_batch_indices, pad_slot_id, state_scale, out, disable_state_update,
                              intermediate_states_buffer, intermediate_state_indices, intermediate_state_scales,
@@ -197,9 +197,9 @@ def checkpointing_ssu(state, x_cache, B_cache, dt_cache, ring_start, prev_num_ac
     """A step of 1 to 16 tokens that writes the state when the ring is full: x (batch, T, nheads, dim), or packed
     (1, total, nheads, dim) with cu_seqlens and max_seqlen. A row whose index is pad_slot_id is a pad: nothing of it is
     touched, its output neither. The host owns ring_start and prev_num_accepted_tokens (Description.advance_ring)."""
-    if is_grad_enabled():
+    if is_grad_enabled() and wants_grad(state, x, dt, A, B, C, D, z, dt_bias):
         refuse_grad(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
-    if elsewhere(x):
+    if elsewhere.several is not False and elsewhere(x):
         return on_its_device(checkpointing_ssu, x, state, x_cache, B_cache, dt_cache, ring_start,
                              prev_num_accepted_tokens, x, dt, A, B, C, out, D, z, dt_bias, dt_softplus,
                              state_batch_indices, pad_slot_id, state_scale, rand_seed, philox_rounds, d_split,

@@ -4,7 +4,7 @@
 import itertools
 
 from ._dropin import (Calls, elsewhere, empty_like, facts_of, is_grad_enabled, on_its_device, one_value_a_head,
-                      peer_asserts, refuse_grad, same_dtype, wants_dtype)
+                      peer_asserts, refuse_grad, same_dtype, wants_dtype, wants_grad)
 from .errors import InvalidError
 
 _update = Calls("update")
@@ -21,14 +21,14 @@ def selective_state_update(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, 
     state is touched."""
     if state.dim() == 3:
         return _without_heads(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
-    if is_grad_enabled():
+    if is_grad_enabled() and wants_grad(state, x, dt, A, B, C, D, z, dt_bias):
         refuse_grad(state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
-    if elsewhere(x):
+    if elsewhere.several is not False and elsewhere(x):
         return on_its_device(selective_state_update, x, state, x, dt, A, B, C, D, z, dt_bias, dt_softplus,
                              state_batch_indices)
     out = empty_like(x)
     arguments = (1 if dt_softplus else 0, -1, 0, 0, state, None, x, dt, A, B, C, D, dt_bias, z, out,
-                 state_batch_indices, None, None, None, None, None, None, None, None)
+                 state_batch_indices)
     try:
         if _call_update(*arguments):
             return out
@@ -123,9 +123,9 @@ _next_norm_key = itertools.count()  # one for each, whichever threads call at on
 def rmsnorm_fn(x, weight, bias, z=None, eps=1e-6, group_size=None, norm_before_gate=True):
     """RMS norm of each group of the last dimension of x, z silu-gating its result, or its input where
     norm_before_gate is False; weight, bias (N,). No backward: grad has to be off or wanted of nothing here."""
-    if is_grad_enabled():
+    if is_grad_enabled() and wants_grad(x, weight, bias, z):
         refuse_grad(x=x, weight=weight, bias=bias, z=z)
-    if elsewhere(x):
+    if elsewhere.several is not False and elsewhere(x):
         return on_its_device(rmsnorm_fn, x, x, weight, bias, z, eps, group_size, norm_before_gate)
     shape = x.shape
     if z is not None and z.shape != shape:

@@ -14,6 +14,7 @@ _PDL = {"off": 0, "wait_first": 1, "early_state": 2}
 _session = function("session")
 _prepare = function("prepare")
 _launch = function("launch", keep_gil=True)
+_launch_checked = function("launch")  # waits for the stream, on which work of another Python thread may be wanted
 _choose_prepared = function("choose_prepared")
 _scratch_bytes = function("scratch_bytes")
 _prepared_facts = function("prepared_facts")
@@ -55,18 +56,19 @@ def _places(op):
 def _in_order(op, tensors):
     places = _places(op)
     ordered = [None] * len(places)
-    for name, tensor in tensors.items():
-        place = places.get(name)
-        if place is None:
-            raise InvalidError(f"{name}: a launch of op {op} has no such tensor; it has {', '.join(places)}")
-        ordered[place] = tensor
+    try:
+        for name, tensor in tensors.items():
+            ordered[places[name]] = tensor
+    except KeyError:
+        raise InvalidError(f"{name}: a launch of op {op} has no such tensor; it has {', '.join(places)}") from None
     return ordered
 
 
 def _pdl(pdl):
-    if pdl not in _PDL:
-        raise InvalidError(f"pdl: got {pdl!r}; wants {', '.join(_PDL)}")
-    return _PDL[pdl]
+    try:
+        return _PDL[pdl]
+    except (KeyError, TypeError):
+        raise InvalidError(f"pdl: got {pdl!r}; wants {', '.join(_PDL)}") from None
 
 
 class Prepared:
@@ -87,8 +89,10 @@ class Prepared:
         without one the stream that torch works on, the default one for other frameworks. Asynchronous, safe under
         capture and from many threads. InvalidError names each tensor that does not fit, before any GPU work."""
         flags = (1 if checked else 0) | (2 if disable_state_update else 0) | (0 if internal_pdl else 4)
-        _refuse_grad(tensors)
-        _launch(self._held, stream, pad_slot_id, _pdl(pdl), flags, *_in_order(self._op, tensors))
+        if is_grad_enabled() and wants_grad(*tensors.values()):
+            _refuse_grad(tensors)
+        launch = _launch_checked if checked else _launch
+        launch(self._held, stream, pad_slot_id, _pdl(pdl), flags, *_in_order(self._op, tensors))
 
     def choose(self, batch, mode="off"):
         """What launch() takes for this batch; `mode`: "off" or "chain"."""
@@ -112,9 +116,15 @@ def is_grad_enabled():
     return torch is not None and torch.is_grad_enabled()
 
 
+def wants_grad(*tensors):
+    """Whether one of them would have its gradient recorded; asked where torch records."""
+    for tensor in tensors:
+        if tensor is not None and getattr(tensor, "requires_grad", False):
+            return True
+    return False
+
+
 def _refuse_grad(tensors):
-    if not is_grad_enabled():
-        return
     for name, tensor in tensors.items():
         if getattr(tensor, "requires_grad", False):
             raise InvalidError(f"{name}: requires grad, and launches have no backward; launch under torch.no_grad(), "
@@ -129,7 +139,8 @@ class PrepareA:
 
     def launch(self, A_log, A, stream=None):
         """A_log, A: [nheads]; A in fp32, written, where it stays."""
-        _refuse_grad({"A_log": A_log, "A": A})
+        if is_grad_enabled():
+            _refuse_grad({"A_log": A_log, "A": A})
         function("launch_A")(self._held, stream, A_log, A)
 
 
@@ -161,6 +172,19 @@ class RingSlots:
         self._launch("copy_slots", stream, pad_slot_id, checked, tensors)
 
 
+class SlotCopies:
+    """Copies of whole slots, of all layers' states and windows in one launch (include/ssmjit/slots.h)."""
+
+    def __init__(self, held):
+        self._held = held
+
+    def launch(self, *, stream=None, pad_slot_id=-1, checked=False, **tensors):
+        """`pieces` [any, 4] of int64: slot_copy_table() on the device; `src_slots`, `dst_slots`: one each a pair; a
+        pair with a pad is passed over. Asynchronous, safe under capture unless `checked`."""
+        function("launch_slot_copies")(self._held, stream, pad_slot_id, checked,
+                                       *_in_order("launch_slot_copies", tensors))
+
+
 class Session:
     """What an engine holds: it prepares its kernels once, at model load, and launches the best one at any batch.
 
@@ -176,16 +200,35 @@ class Session:
     def prepare(self, description, max_batch=256, *, off=True, chain=True, force="", stream=None):
         """Compiles, or takes from seeds and cache, all kernels for up to `max_batch` rows, and loads them on the GPU
         whose context is current (torch.cuda.device). The same again gives the same kernels, at once. Slow, so it
-        belongs before a capture. `force`: a plan for every batch ("block_m=16,warps=2"), for debugging."""
-        description = description if isinstance(description, Description) else Description(description)
-        return Prepared(_prepare(self._held, description.json(), max_batch, off, chain, force, _capturable(stream)),
-                        description)
+        belongs before a capture. `force`: a plan for every batch ("block_m=16,warps=2", plan_of()), for debugging."""
+        return self._prepare([description], max_batch, off, chain, force, stream)[0]
 
-    def prepare_A(self, stream=None, device=0):
-        return PrepareA(function("prepare_A")(self._held, device, stream))
+    def prepare_all(self, descriptions, max_batch=256, *, off=True, chain=True, stream=None):
+        """The same for all kernels of a model, a list in their order: what has to be compiled shares the cores from the
+        first kernel to the last, where one prepare() after the other waits for the longest compile of each."""
+        return self._prepare(descriptions, max_batch, off, chain, "", stream)
 
-    def ring_slots(self, description, stream=None, device=0):
-        return RingSlots(function("ring_slots")(self._held, device, description.json(), stream), description)
+    def _prepare(self, descriptions, max_batch, off, chain, force, stream):
+        described = [each if isinstance(each, Description) else Description(each) for each in descriptions]
+        held = _prepare(self._held, max_batch, off, chain, force, _capturable(stream),
+                        *(each.json() for each in described))
+        return [Prepared(each, description) for each, description in zip(held, described)]
+
+    def plan_of(self, text, description, max_batch=256):
+        """The whole plan that prepare(force=text) takes, on the current GPU; what the text leaves out is the default
+        plan's for that many rows, not the tables'."""
+        return str(function("plan_of")(self._held, text, description.json(), max_batch))
+
+    # What a model needs beside its steps, on the GPU whose context is current, as prepare() does.
+
+    def prepare_A(self, stream=None):
+        return PrepareA(function("prepare_A")(self._held, _capturable(stream)))
+
+    def ring_slots(self, description, stream=None):
+        return RingSlots(function("ring_slots")(self._held, description.json(), _capturable(stream)), description)
+
+    def slot_copies(self, stream=None):
+        return SlotCopies(function("slot_copies")(self._held, _capturable(stream)))
 
     def choose(self, description, batch, mode="off", device=""):
         """The plan of a batch, on the current GPU or on one of that key ("h200"), which need not be here."""

@@ -147,6 +147,23 @@ TEST(Fit, BetweenTwoRowsStandsWhatLosesLeastAtBoth) {
   EXPECT_FALSE(table.rows[2].between) << "there is no next one";
 }
 
+TEST(Fit, ARowSaysUpToHowManyHeadsTheClustersOfItsPlanFitAsAtItsSize) {
+  const auto fits = [](int batch, double waves) {
+    Measurement m = timed(batch, 0, 5);
+    m.waves = waves;
+    return fit_table({m}).rows.at(0).fits_heads;
+  };
+  // Seven at once, one a request; a journal has four digits.
+  EXPECT_EQ(fits(1, 0.1429), 112);
+  EXPECT_EQ(fits(1, 1 / 7.0), 112) << "a sweep's own lines as the journal's";
+  EXPECT_EQ(fits(6, 0.8571), 112);
+  EXPECT_EQ(fits(7, 1), 112);
+  EXPECT_EQ(fits(8, 1.1429), 224);
+  EXPECT_EQ(fits(1, 0.5333), 16) << "eight clusters a request, fifteen at once";
+  EXPECT_EQ(fits(1, 0.0064), 156 * 16) << "one of 155.04 to 157.48: what surely fits";
+  EXPECT_EQ(fits(1, 0), 0) << "no clusters, or a journal of before";
+}
+
 TEST(Fit, NothingStandsBetweenKernelsAndModes) {
   Measurement chain = timed(16, 1, 10), other = timed(16, 1, 10);
   chain.pdl = PdlMode::chain;

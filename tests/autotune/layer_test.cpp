@@ -74,6 +74,19 @@ std::vector<Variant> variants() {
   add("BulkClusterOf2", small(), "cluster=2", kBulk);
   add("EarlyState", small(), "cluster=4,early_state=true");
   add("EarlyStateBulk", small(), "cluster=2,early_state=true", kBulk);
+  add("Shares", small(), "cluster=4,stages=2");
+  add("SharesOfTwoBulkEarly", small(), "cluster=2,stages=2,early_state=true,block_m=32", kBulk);
+  add("SharesConvAlone", mamba2({.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2}).with_conv(usual_conv()),
+      "cluster=4,lanes_per_row=16,stages=2");
+  add("SharesOfChannelsLast", small().with_conv({.state_len = 5, .channels_last = true}), "cluster=4,stages=2");
+  add("SharesPadsAsIfZeroState", small().pad_output(PadOutput::as_if_zero_state), "cluster=4,stages=2");
+  for (const char* const stages : {"1", "2"})
+    add(std::string("ClusterOf16Stages") + stages,
+        mamba2({.nheads = 8, .head_dim = 64, .dstate = 64, .ngroups = 1})
+            .state(DType::bf16)
+            .with_conv(usual_conv())
+            .with_norm(usual_norm(512)),
+        std::string("cluster=16,block_m=32,warps=4,stages=") + stages);
   add("StateOfFp32", small().state(DType::f32), "cluster=2,lanes_per_row=16");
   add("StateAndInputOfFp16", small().state(DType::f16).input(DType::f16), "cluster=4");
   add("AllOfFp32", small().state(DType::f32).input(DType::f32), "cluster=4,lanes_per_row=16,warps=4,block_m=16");
@@ -145,10 +158,10 @@ std::vector<Mutant> mutants() {
       {"NoConvBias", "sum = element_value<Input>(bias, c);", "sum = 0.0f;"},
       {"NoActivation", "v[c] = Cfg::activation(sum);", "v[c] = sum;"},
       {"BForC", "widen_shared(columns + Cfg::kDstate + at, C[v]);", "widen_shared(columns + at, C[v]);"},
-      {"WindowsOfBAndCNeverWritten", "if (at.first % S::kGroupRows == 0) store_windows(false);", ""},
-      {"WindowsOfBAndCOfOneGroupOnly", "if (at.first % S::kGroupRows == 0) store_windows(false);",
+      {"WindowsOfBAndCNeverWritten", "if (!S::kShares && at.first % S::kGroupRows == 0) store_windows(false);", ""},
+      {"WindowsOfBAndCOfOneGroupOnly", "if (!S::kShares && at.first % S::kGroupRows == 0) store_windows(false);",
        "if (at.first == 0) store_windows(false);"},
-      {"WindowsOfBAndCWrittenByAll", "if (at.first % S::kGroupRows == 0) store_windows(false);",
+      {"WindowsOfBAndCWrittenByAll", "if (!S::kShares && at.first % S::kGroupRows == 0) store_windows(false);",
        "store_windows(false);", "cluster=4", kDirect, true},
       {"WindowsOfBAndCWrittenEarly", "  store_windows(true);\n",
        "  store_windows(true);\n  if (at.first % S::kGroupRows == 0) store_windows(false);\n", "cluster=4", kDirect,
@@ -164,10 +177,15 @@ std::vector<Mutant> mutants() {
        true},
       {"NoBarrierBehindTheConvolution", "  sync_block();\n  store_windows(true);", "  store_windows(true);",
        "cluster=4", kDirect, true},
-      {"NoWaitForThePeers", "if constexpr (kExchange) cluster_wait();", "", "cluster=4", kDirect, true},
+      {"NoWaitForThePeers", "if constexpr (kSends) cluster_wait();", "", "cluster=4", kDirect, true},
       {"StateNotWaitedFor", "if (live) barrier_wait(&shared.state[pass], 0);", "", "cluster=2", kBulk, true},
       {"TheSameRowsTwice", "unsigned char* stage = stages + pass * Cfg::kBlockM * S::kRowBytes;",
        "unsigned char* stage = stages;", "cluster=2", kBulk},
+      {"SharesNotWaitedFor", "    barrier_wait(&shared.columns, 0);\n", "", "cluster=4,stages=2", kDirect, true},
+      {"TheFirstShareOnly", "return S::kShares && i >= S::kRowWords ? i + cluster_rank() * S::kShareWords : i;",
+       "return i;", "cluster=4,stages=2", kDirect, true},
+      {"WindowsOfSharesNeverWritten", "store_windows(false);  // while the others' shares come", "",
+       "cluster=4,stages=2"},
       {"InputsBeforeTheWait", "    grid_dependency_wait();\n    load_inputs();",
        "    load_inputs();\n    grid_dependency_wait();", "cluster=4,early_state=true", kDirect, true},
   };
@@ -189,6 +207,132 @@ TEST_P(WrongLayer, IsRejected) {
 INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongLayer, testing::ValuesIn(mutants()),
                          [](const auto& info) { return info.param.name; });
 
+// ---- several tokens ----
+
+constexpr const char* kTokens =
+    "block_m=16,warps=2,lanes_per_row=8,stages=2,streaming=true,early_state=false,min_blocks_per_sm=1";
+
+Description small_tokens(int tokens = 3) { return small().tokens(tokens); }
+
+std::vector<Variant> token_variants() {
+  std::vector<Variant> all;
+  const auto add = [&](std::string name, Description d, std::string p) {
+    all.push_back({std::move(name), std::move(d), std::move(p), kTokens});
+  };
+  const auto with = [](Conv conv) { return small_tokens().with_conv(std::move(conv)); };
+  const Description bare = mamba2({.nheads = 4, .head_dim = 32, .dstate = 64, .ngroups = 2}).tokens(4);
+  add("TwoTokens", small_tokens(2), "cluster=4");
+  add("ThreeTokens", small_tokens(), "cluster=4");
+  add("EightTokens", small_tokens(8), "cluster=4");
+  add("EightTokensInOneTurn", small_tokens(8), "cluster=4,stages=8");
+  add("ClusterOf2InParts", small_tokens(5), "cluster=2");
+  add("OneBlockAGroup", small_tokens(6), "cluster=1,block_m=32");
+  add("EarlyState", small_tokens(), "cluster=2,early_state=true");
+  add("EarlyStateOneBlock", small_tokens(4), "cluster=1,block_m=32,early_state=true");
+  add("StateOfFp32", small_tokens(4).state(DType::f32), "cluster=4,lanes_per_row=16");
+  add("StateAndInputOfFp16", small_tokens(4).state(DType::f16).input(DType::f16), "cluster=4");
+  add("AllOfFp32", small_tokens(3).state(DType::f32).input(DType::f32),
+      "cluster=2,lanes_per_row=16,block_m=32,warps=4");
+  add("GateInTheUpdate", small_tokens().gate(silu(dsl::z)).with_norm({.group_size = 64}), "cluster=4");
+  add("NormBeforeGate", small_tokens().with_norm({.group_size = 64, .gate_expr = silu(dsl::z), .before_gate = true}),
+      "cluster=4");
+  add("NormWithBias", small_tokens().with_norm({.group_size = 64, .gate_expr = silu(dsl::z), .has_bias = true}),
+      "cluster=2,early_state=true");
+  add("NormOfBothGroups", small_tokens().with_norm(usual_norm(128)), "cluster=4,block_m=32");
+  add("ConvAlone", Description(bare).with_conv(usual_conv()), "cluster=4,lanes_per_row=16");
+  add("NormAlone", Description(bare).with_norm(usual_norm(64)), "cluster=2,lanes_per_row=16");
+  add("Width2", with({.width = 2, .activation_expr = silu(dsl::x)}), "cluster=4");
+  add("Width3NoBias", with({.width = 3, .has_bias = false}), "cluster=4");
+  add("WindowsOfMoreThanTheTokens", with({.state_len = 7, .activation_expr = silu(dsl::x)}), "cluster=4");
+  add("WindowsOfFewerThanTheTokens", small_tokens(8).with_conv({.state_len = 4}), "cluster=4");
+  add("ChannelsLast", with({.activation_expr = silu(dsl::x), .channels_last = true}), "cluster=4");
+  add("ChannelsLastLong", with({.state_len = 5, .channels_last = true}), "cluster=1,block_m=32");
+  add("PadsUntouched", small_tokens().pad_output(PadOutput::untouched), "cluster=4");
+  add("PadsAsIfZeroState", small_tokens().pad_output(PadOutput::as_if_zero_state), "cluster=4");
+  add("HeadDim80",
+      mamba2({.nheads = 6, .head_dim = 80, .dstate = 64, .ngroups = 3})
+          .tokens(4)
+          .state(DType::bf16)
+          .with_conv(usual_conv())
+          .with_norm(usual_norm(160)),
+      "cluster=2,block_m=80,warps=5");
+  add("Dstate96",
+      mamba2({.nheads = 4, .head_dim = 32, .dstate = 96, .ngroups = 2})
+          .tokens(4)
+          .state(DType::bf16)
+          .with_conv(usual_conv())
+          .with_norm(usual_norm(64)),
+      "cluster=2,lanes_per_row=4,block_m=16");
+  return all;
+}
+
+class RightTokensLayer : public testing::TestWithParam<Variant> {};
+
+TEST_P(RightTokensLayer, PassesOnTheCpu) {
+  NEEDS_EXECUTOR();
+  const Verdict verdict = verdict_of(GetParam().description, plan(GetParam().plan, GetParam().base));
+  EXPECT_EQ(verdict.outcome, Outcome::ok) << testing::PrintToString(verdict.failures);
+  EXPECT_GT(verdict.y_error, 0) << "nothing was compared";
+  EXPECT_GT(verdict.state_error, 0);
+}
+INSTANTIATE_TEST_SUITE_P(OfEveryKind, RightTokensLayer, testing::ValuesIn(token_variants()),
+                         [](const auto& info) { return info.param.name; });
+
+// Of layer_tokens.cuh.
+std::vector<Mutant> token_mutants() {
+  const char* const early = "cluster=4,early_state=true";
+  return {
+      {"WindowOfTheStepBefore", "element_bits<Input>(token + (t < 0 ? 0 : t), c)",
+       "element_bits<Input>(token + (t < 1 ? 0 : t - 1), c)", "cluster=4", kTokens},
+      {"TapsOneTokenLate", "const int from = t - Cfg::kConvWidth + 1 + k;", "const int from = t - Cfg::kConvWidth + k;",
+       "cluster=4", kTokens},
+      {"DeltaOfTheFirstToken", "const float delta = shuffle(of_delta, t)", "const float delta = shuffle(of_delta, 0)",
+       "cluster=4", kTokens},
+      {"DecayOfTheTokenBefore", "decay = shuffle(of_decay, t);", "decay = shuffle(of_decay, t > 0 ? t - 1 : 0);",
+       "cluster=4", kTokens},
+      {"ChannelsOfTheFirstToken", "const Input* const columns = shared.channels[t] +",
+       "const Input* const columns = shared.channels[0] +", "cluster=4", kTokens},
+      {"HalfTheStateStored", "for (int e = 0; e < kPer; ++e) part[e] = h[r][v][w * kPer + e];",
+       "for (int e = 0; e < kPer; ++e) part[e] = 0.5f * h[r][v][w * kPer + e];", "cluster=4", kTokens},
+      {"GateOfTheFirstToken", "part.token * args.z_token_stride", "0 * args.z_token_stride", "cluster=4", kTokens},
+      {"NoSkip", "v += Cfg::skip(D, widen(x_rows[own_row + i]));", ";", "cluster=4", kTokens},
+      {"NormOfAllTokensTogether", "sum += shared.sum[part.token][lane_index() + 32 * i];",
+       "sum += shared.sum[0][lane_index() + 32 * i];", "cluster=4", kTokens},
+      {"WindowsOfBAndCNeverWritten", "if (at.first % S::kGroupRows == 0) store_windows(false);", "", "cluster=4",
+       kTokens},
+      {"NoBarrierBehindTheConvolution", "  sync_block();\n  store_windows(true);", "  store_windows(true);",
+       "cluster=4", kTokens, true},
+      {"NoBarrierBehindTheRecurrence", "  sync_block();\n\n  float u[", "  float u[", "cluster=4", kTokens, true},
+      {"SumsNotWaitedFor", "      barrier_wait(&shared.sums, 0);\n    else if", "      ;\n    else if", "cluster=4",
+       kTokens, true},
+      {"NoWaitForThePeers", "if constexpr (kExchange) cluster_wait();", "", "cluster=4", kTokens, true},
+      {"WindowsOfBAndCWrittenEarly", "  store_windows(true);\n", "  store_windows(true);\n  store_windows(false);\n",
+       "cluster=4", kTokens, true},
+      {"TokensBeforeTheWait",
+       "    grid_dependency_wait();\n  }\n  at.for_items(item, [&](typename Step::Item& one, int i) { "
+       "at.load_tokens(one, i); });",
+       "  }\n  at.for_items(item, [&](typename Step::Item& one, int i) { at.load_tokens(one, i); });\n  if constexpr "
+       "(Cfg::kEarlyState) grid_dependency_wait();",
+       early, kTokens, true},
+  };
+}
+
+class WrongTokensLayer : public testing::TestWithParam<Mutant> {};
+
+TEST_P(WrongTokensLayer, IsRejected) {
+  NEEDS_EXECUTOR();
+  const Mutant& m = GetParam();
+  const Plan p = plan(m.plan, m.base);
+  std::string source = emit(small_tokens(), p, Arch{}).text;
+  const std::size_t at = source.find(m.right, source.find("// ---- layer_tokens.cuh ----"));
+  ASSERT_NE(at, std::string::npos) << m.right;
+  source.replace(at, m.right.size(), m.wrong);
+  const Verdict verdict = verdict_of(small_tokens(), p, source);
+  EXPECT_EQ(verdict.outcome, m.fault ? Outcome::faulty : Outcome::wrong) << testing::PrintToString(verdict.failures);
+}
+INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongTokensLayer, testing::ValuesIn(token_mutants()),
+                         [](const auto& info) { return info.param.name; });
+
 // ---- chains ----
 
 struct ChainVariant {
@@ -204,6 +348,10 @@ std::vector<ChainVariant> chain_variants() {
   return {
       {"AllParts", small()},
       {"AllPartsWithARing", small_ring()},
+      {"SeveralTokens", small_tokens()},
+      {"EightTokensGateInTheUpdate", small_tokens(8).gate(silu(dsl::z)).with_norm({.group_size = 64})},
+      {"SeveralTokensConvAlone", mamba2(sizes).tokens(4).with_conv(usual_conv()).pad_output(PadOutput::untouched)},
+      {"SeveralTokensNormAlone", mamba2(sizes).tokens(4).with_norm(usual_norm(64))},
       {"StateOfFp32", small().state(DType::f32)},
       {"AllOfFp16", small().state(DType::f16).input(DType::f16)},
       {"GateInTheUpdate", small().gate(silu(dsl::z)).with_norm({.group_size = 64})},
@@ -330,6 +478,25 @@ std::vector<Variant> ring_variants() {
   add("Dstate128SideBySide", of(32, 128), "block_m=64,warps=4,cluster=1");
   add("SixteenTokensSideBySide", small_ring().tokens(16).store(Ring{.window = 16}), "block_m=64,warps=4,cluster=1");
   add("Int8ByChanceSideBySide", small_ring().state(DType::i8).rounding(Stochastic{}), "block_m=64,warps=4,cluster=1");
+  const Conv accepted{.state_len = 5, .activation_expr = silu(dsl::x), .has_accepted = true};
+  const Conv snapshots{.activation_expr = silu(dsl::x), .keep = ConvKeep::snapshots};
+  const Conv circular{.state_len = 5, .activation_expr = silu(dsl::x), .store = ConvStore::circular};
+  const auto last = [](Conv conv) { return conv.channels_last = true, conv; };
+  add("AcceptedCounts", with(accepted), "");
+  add("AcceptedCountsChannelsLast", with(last(accepted)), "");
+  add("AcceptedCountsOfLongWindowsEarly", with({.state_len = 12, .has_accepted = true}), "early_state=true");
+  add("AcceptedCountsOfEightTokensSideBySide",
+      small_ring().tokens(8).store(Ring{.window = 8}).with_conv({.width = 3, .state_len = 9, .has_accepted = true}),
+      "block_m=64,warps=4,cluster=1");
+  add("AcceptedCountsConvAlone", Description(bare).with_conv(accepted), "");
+  add("Snapshots", with(snapshots), "");
+  add("SnapshotsChannelsLastEarly", with(last(snapshots)), "early_state=true");
+  add("SnapshotsOfWindowsWithADeadEntry", with({.state_len = 4, .keep = ConvKeep::snapshots}), "");
+  add("SnapshotsAndAcceptedCounts", with({.state_len = 5, .keep = ConvKeep::snapshots, .has_accepted = true}), "");
+  add("CircularWindows", with(circular), "");
+  add("CircularWindowsChannelsLast", with(last(circular)), "ring_rows=all");
+  add("CircularWindowsOfFewerThanTheTokens",
+      small_ring().tokens(6).with_conv({.state_len = 4, .store = ConvStore::circular}), "early_state=true");
   add("LongWindowsOneToken", with({.state_len = 8, .channels_last = true}).tokens(1), "");
   return all;
 }
@@ -350,8 +517,8 @@ INSTANTIATE_TEST_SUITE_P(OfEveryKind, RightRingLayer, testing::ValuesIn(ring_var
 std::vector<Mutant> ring_mutants() {
   return {
       {"NoActivation", "            sum[1] = Cfg::activation(sum[1]);\n", "", "", kRing, false},
-      {"WindowOfTheStepBefore", "next[j] = t >= 0 ? token[t * row]",
-       "next[j] = t >= 0 ? token[(t > 0 ? t - 1 : 0) * row]", "", kRing, false},
+      {"WindowOfTheStepBefore", "return i >= kHeld ? token[(i - kHeld) * row]",
+       "return i >= kHeld ? token[(i > kHeld ? i - kHeld - 1 : 0) * row]", "", kRing, false},
       {"NoGate", "u[e] *= gate[n][p][e];", ";", "", kRing, false},
       {"NormOfOneBlock", "sum[n] += shared.sum[r + step.q][token];", "sum[n] += shared.sum[0][token];", "", kRing,
        false},
@@ -382,6 +549,54 @@ TEST_P(WrongRingLayer, IsRejected) {
   EXPECT_EQ(verdict.outcome, m.fault ? Outcome::faulty : Outcome::wrong) << testing::PrintToString(verdict.failures);
 }
 INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongRingLayer, testing::ValuesIn(ring_mutants()),
+                         [](const auto& info) { return info.param.name; });
+
+// Of windows that are read from anywhere, or kept after every token.
+struct WindowMutant {
+  std::string name, right, wrong;
+  Conv conv;
+};
+void PrintTo(const WindowMutant& m, std::ostream* out) { *out << m.name; }
+
+std::vector<WindowMutant> window_mutants() {
+  const Conv accepted{.state_len = 5, .has_accepted = true};
+  const Conv snapshots{.keep = ConvKeep::snapshots};
+  const Conv circular{.state_len = 5, .store = ConvStore::circular};
+  return {
+      {"HistoryOneEntryLate", "(given < Cfg::kTokens ? given : Cfg::kTokens) - 1;",
+       "(given < Cfg::kTokens ? given : Cfg::kTokens);", accepted},
+      {"CountsPastTheTokensNotClamped", "static_cast<int>(given < Cfg::kTokens ? given : Cfg::kTokens) - 1;",
+       "static_cast<int>(given) - 1;", accepted},
+      {"AllOfAcceptedWindowsWritten",
+       "static constexpr int kKept = Cfg::kConvAccepted ? L::kHistory + Cfg::kTokens - 1",
+       "static constexpr int kKept = Cfg::kConvAccepted ? L::kHistory", accepted},
+      {"SnapshotsOneTokenLate", "Window::kHeld + t + 1, token, kRow);",
+       "Window::kHeld + t + (t + 1 < Cfg::kTokens ? 2 : 1), token, kRow);", snapshots},
+      {"SnapshotsInTheSlotThatIsRead", "index = value_of(snapshot_words, args.wide_snapshot_indices);", ";", snapshots},
+      {"SnapshotsOfPads", "const bool usable = index >= 0 && index < args.snapshot_slots",
+       "const bool usable = index < args.snapshot_slots", snapshots},
+      {"CircularHistoryNotWrapped", "at = at < kState ? at : at - kState;", ";", circular},
+      {"CircularTokensFromTheFront", "const int at = (place + t) % kState;", "const int at = t % kState;", circular},
+  };
+}
+
+class WrongRingWindow : public testing::TestWithParam<WindowMutant> {};
+
+TEST_P(WrongRingWindow, IsRejected) {
+  NEEDS_EXECUTOR();
+  const WindowMutant& m = GetParam();
+  const Plan p = plan("", kRing);
+  const Description d = small_ring().with_conv(m.conv);
+  std::string source = emit(d, p, Arch{}).text;
+  const std::size_t at = source.find(m.right);
+  ASSERT_NE(at, std::string::npos) << m.right;
+  source.replace(at, m.right.size(), m.wrong);
+  const Verdict verdict = verdict_of(d, p, source);
+  // A place past its window may lie in nobody's memory.
+  EXPECT_THAT(verdict.outcome, testing::AnyOf(Outcome::wrong, Outcome::faulty))
+      << testing::PrintToString(verdict.failures);
+}
+INSTANTIATE_TEST_SUITE_P(ByOnePlace, WrongRingWindow, testing::ValuesIn(window_mutants()),
                          [](const auto& info) { return info.param.name; });
 
 struct ChainMutant {
@@ -468,10 +683,10 @@ TEST(Chain, HasTheKernelsOfItsParts) {
 
 TEST(LayerPlans, AreChainsAloneForWhatNoOneKernelComputes) {
   const Description two_norms = small().with_norm(usual_norm(32));
-  const Description accepted = small_ring().with_conv({.state_len = 5, .has_accepted = true});
+  const Description slots = small_ring().with_conv({.keep = ConvKeep::slots});
   Conv kept = usual_conv();
   kept.keep = ConvKeep::snapshots;
-  for (const Description& d : {two_norms, accepted, small().with_conv(kept)}) {
+  for (const Description& d : {two_norms, slots, small().with_conv(kept)}) {
     const std::vector<Plan> plans = plan_space(d, Arch{});
     ASSERT_EQ(plans.size(), 2u) << d.summary();
     EXPECT_EQ(plans[0].form, PlanForm::chain);

@@ -16,11 +16,12 @@ namespace ssmjit {
 namespace {
 
 // Which plan stands between 16 heads, with plan 0, and 256, with plan `of_high`; -1: none.
-int between(const std::vector<Measurement>& measurements, std::size_t of_high = 1) {
+int between(const std::vector<Measurement>& measurements, std::size_t of_high = 1, std::int64_t low_fits = 0) {
   const Cells cells = cells_of(measurements);
   TableRow low, high;
   low.total_heads = 16;
   low.plan = timed_plan(0);
+  low.fits_heads = low_fits;
   high.total_heads = 256;
   high.plan = timed_plan(of_high);
   const std::optional<Plan> plan = plan_between(low, high, cells.begin()->second);
@@ -99,6 +100,18 @@ TEST(PlanBetween, GoesByTheLargerSizeForAPlanWhoseClustersFilledTheGpuAtTheSmall
   for (Measurement& m : all)
     if (m.plan == timed_plan(1) && m.batch == 1) m.outcome = Outcome::dropped;
   EXPECT_EQ(with_waves(1), 1) << "though nothing else was timed in full at the smaller size";
+}
+
+TEST(PlanBetween, StandsForTheSizesBehindThoseThatTheSmallerRowsOwnPlanFits) {
+  std::vector<Measurement> all = times({10, 11.5}, {11.5, 10});
+  for (Measurement& m : all)
+    if (m.plan == timed_plan(0)) m.waves = m.batch / 7.0;
+  EXPECT_EQ(between(all), 0) << "seven tenths of the way, by ratio, it fits";
+  EXPECT_EQ(between(all, 1, 112), 1) << "there the row's plan stands without it";
+  EXPECT_EQ(between(all, 1, 256), 0) << "a row that fits the larger size says nothing";
+  for (Measurement& m : all)
+    if (m.plan == timed_plan(0)) m.waves = m.batch / 14.0;
+  EXPECT_EQ(between(all, 1, 112), 0) << "of the sizes above 112 it fits four fifths";
 }
 
 }  // namespace

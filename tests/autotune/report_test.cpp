@@ -184,6 +184,19 @@ std::vector<Measurement> small() {
   return {line(0, 1, 2), line(1, 1, 2.5), line(2, 1, 4), line(0, 8, 8), line(1, 8, 6), line(2, 8, 6.3)};
 }
 
+TEST(Report, ATunablesNumbersAreInTheirOrderWhateverPlansHaveThem) {
+  std::vector<Measurement> lines = small();
+  for (const auto& [plan, block_m] : {std::pair(0, 4), std::pair(1, 256), std::pair(2, 12)})
+    for (std::size_t i = 0; i < lines.size(); ++i)
+      if (i % 3 == static_cast<std::size_t>(plan)) lines[i].plan.block_m = block_m;
+  std::vector<std::string> order;
+  const Json effects = data_of(lines)["kernels"][0]["modes"][0]["effects"];
+  for (const Json& effect : effects)
+    if (effect["tunable"] == "block_m")
+      for (const Json& value : effect["values"]) order.push_back(value["value"]);
+  EXPECT_EQ(order, (std::vector<std::string>{"4", "12", "256"}));
+}
+
 TEST(Report, RegretIsWhatTheTablesPlanLosesInTheCell) {
   ReportOptions options{.table_name = "mine.json"};
   options.table = fit_table({line(0, 1, 2), line(2, 8, 6.3)});

@@ -37,6 +37,7 @@ Description ragged() { return step().varlen(); }
 
 constexpr const char* kAll = "ring_rows=all";
 constexpr const char* kLive = "ring_rows=live";
+constexpr const char* kEarly = "ring_rows=live,early_state=true";
 constexpr const char* kBulk = "state_path=bulk,ring_rows=live,heads_per_block=2,stages=2,block_m=16,warps=1";
 constexpr const char* kOneStage = "state_path=bulk,ring_rows=live,heads_per_block=2,stages=1,block_m=16,warps=1";
 
@@ -153,10 +154,27 @@ std::vector<Wrong> every_mutant() {
       {"AScaleThatUsesPartOfTheRange", in_int8(), kAll, "return 127.0f;", "return 120.0f;", "state_scale"},
       {"TheScaleIsNotWritten", in_int8(), kAll, "if (q == 0)\n", "if (q == 4)\n", "state_scale"},
       {"TheOldScaleIsForgotten", in_int8(), kAll, "old_decay[r] *= scale_of_row(scale[i + r]);", ";", "state"},
-      {"LengthsOfSequencesAreIgnored", ragged(), kAll, "tokens = length < Cfg::kTokens ? length : Cfg::kTokens;",
-       "tokens = length > 0 ? Cfg::kTokens : 0;", ""},
-      {"SequencesAllBeginAtTheFirst", ragged(), kAll,
-       "first_token = static_cast<int>(load_now_b32(args.cu_seqlens + row));", "first_token = 0;", ""},
+      {"LengthsOfSequencesAreIgnored", ragged(), kAll, ": end - first_token < Cfg::kTokens ? end - first_token", "",
+       ""},
+      {"ALengthAboveTheTokensIsTaken", ragged(), kAll,
+       ": end - first_token < Cfg::kTokens ? end - first_token : Cfg::kTokens", ": end - first_token", "",
+       Outcome::nondeterministic},
+      {"ADecreasingLengthIsTakenForAToken", ragged(), kAll, "tokens = end <= first_token ? 0",
+       "tokens = end < first_token ? 1 : end == first_token ? 0", ""},
+      {"ARequestWithoutTokensIsTaken", ragged(), kAll, "if (Cfg::kVarlen && tokens <= 0) {", "if (false) {", ""},
+      {"SequencesAllBeginAtTheFirst", ragged(), kAll, "first_token = from < 0 ? 0 : from < args.total_tokens ? from",
+       "first_token = true ? 0", ""},
+      {"TheUpperWordOfAnIndexIsDropped", step(), kAll, "args.wide_indices != 0 ? wide_index : index_low", "index_low",
+       stay},
+      {"AnEarlyPlanThatIsToWaitFirstDoesNot", step(), kEarly,
+       "if (!Cfg::kEarlyState || args.pdl == kPdlWaitFirst) grid_dependency_wait();",
+       "if (!Cfg::kEarlyState) grid_dependency_wait();", "before grid_dependency_wait", Outcome::faulty},
+      {"APadOfAnEarlyPlanDoesNotWait", step(), kEarly,
+       "if constexpr (Cfg::kEarlyState) grid_dependency_wait();\n    if constexpr (kIsLayer) around.leave(step);",
+       "if constexpr (kIsLayer) around.leave(step);", "before grid_dependency_wait", Outcome::faulty},
+      {"ARequestWithoutTokensDoesNotWait", ragged(), kEarly,
+       "if constexpr (Cfg::kEarlyState) grid_dependency_wait();\n    return;", "return;", "before grid_dependency_wait",
+       Outcome::faulty},
       {"ABulkCopyIsNotWaitedFor", step(), kBulk, "barrier_wait(&shared.full[warp][stage], parity);", ";",
        "unwaited copy", Outcome::faulty},
       {"StateOfTheFirstHeadForAllOfTheBlock", step(), kBulk, "warp_state + i * S::kHeadSize, kBytes,",
@@ -200,7 +218,7 @@ TEST(RingVerifier, PassesTheKernelsThatTheMutantsAreMadeFrom) {
   VerifyOptions options;
   options.on = VerifyOn::cpu;
   for (const Description& d : {step(), in_fp32(), by_chance(), in_int8(), of_12_tokens(), ragged()})
-    for (const char* changes : {kAll, kLive, kBulk}) {
+    for (const char* changes : {kAll, kLive, kEarly, kBulk}) {
       const Plan plan = Plan::parse(changes, default_plan(d, options.cpu.arch, 8));
       const Verdict verdict = verify(d, {plan}, options).front();
       EXPECT_EQ(verdict.outcome, Outcome::ok) << d.summary() << testing::PrintToString(verdict.failures);

@@ -142,6 +142,17 @@ TEST(FromHf, NemotronHHasItsOwnNamesForTheSsmAndItsHeadDimIsAttentions) {
             mamba2({.nheads = 128, .head_dim = 64, .dstate = 128, .ngroups = 8}).dt(DType::bf16).weights(DType::bf16));
 }
 
+TEST(Models, RingsTakeTheTokensThatTheirStepsHave) {
+  for (const auto& [model, tokens] : {std::pair("nemotron3-super", 6),
+                                      {"nemotron3-super-tp4", 6},
+                                      {"nemotron3-super-tp8", 6},
+                                      {"nemotron3-nano", 1}}) {
+    const Description ring = Model::from_json(file_text(kModels / (std::string(model) + ".json"))).kernel("ring");
+    EXPECT_EQ(ring.token_count, tokens) << model;
+    EXPECT_EQ(ring.ring_window(), 16) << model;
+  }
+}
+
 // What `shipped` holds in fp32 for the peers' benchmarks, and how many tokens its ring takes, no config says.
 void expect_kernels(const std::string& config, int tp, const std::string& shipped, bool fp32_sides) {
   const Model model = from_hf(config, tp), want = Model::from_json(file_text(kModels / (shipped + ".json")));

@@ -5,6 +5,7 @@
 //   block_m: rows of x that a block takes at once
 //   warps: warps a block; each takes block_m / warps rows of one head
 //   lanes_per_row: lanes that share a row of dstate in 16-byte vectors
+//   stages: steps in which B and C are convolved: 1, each block has all of its group's; 2, a share of them, which the blocks of a cluster then send each other
 //   state_path: how the state is read: straight into registers, or all rows of the block by bulk copies through shared memory
 //   streaming: whether state loads bypass the L1 and state stores leave the L2 first
 //   early_state: whether a dependent launch asks for the states and weights before it waits for the launch in front
@@ -750,12 +751,13 @@ enum : int { kPdlOff = 0, kPdlWaitFirst = 1, kPdlEarlyState = 2 };
 
 // ---- layer_args.cuh ----
 
-// What a launch of the fused layer is given, by value, in one struct (also read by the host, so plain C++). Strides
-// count elements; a row is one request. Pointers that the description has no use for are null. Channels of the
-// convolution stand in the order x, B, C: nheads * head_dim, then twice ngroups * dstate.
+// What a launch of the fused layer is given, by value, in one struct (also read by the host, so plain C++). A kernel
+// fetches its arguments by lines of 64 bytes (the first has 48 of them) and waits for each: they fill four lines, of
+// which each has one that is asked for while the slot index is on its way. Strides count elements; a row is one
+// request. Pointers that the description has no use for are null. Channels of the convolution stand in the order x, B,
+// C: nheads * head_dim, then twice ngroups * dstate.
 
 struct LayerArgs {
-  // What the first load needs, and the loads behind it, stands first: it is fetched line by line.
   const void* state_batch_indices;  // [batch], null: row b uses slot b
   long long index_stride;
   long long pad_slot_id;  // a row with this index, or a negative one, is a pad row
@@ -764,30 +766,33 @@ struct LayerArgs {
   int pdl;           // 0: no wait; 1: wait, then read; 2: a kernel with kEarlyState reads the index, the states and the
                      // weights, waits, then reads the rest; any other does as for 1
   const void* A;     // [nheads] fp32, negative
-  void* state;       // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows; updated
+
   long long slots;   // a slot index outside [0, slots) makes its row a pad row
-  long long state_stride;  // between slots
-  void* conv_state;        // [slots, channels, kConvState], or [slots, kConvState, channels] where channels come last;
-                           // inner two contiguous, slots 16-byte aligned; updated
+  void* conv_state;  // [slots, channels, kConvState], or [slots, kConvState, channels] where channels come last;
+                     // inner two contiguous, slots 16-byte aligned; updated
   long long conv_state_stride;
-  const void* x;  // [batch, nheads, head_dim], before the convolution where there is one; B and C as well
+  void* state;             // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned rows; updated
+  long long state_stride;  // between slots
+  const void* x;           // [batch, nheads, head_dim], before the convolution where there is one; B and C as well
   long long x_stride;
-  const void* B;  // [batch, ngroups, dstate]
+  const void* conv_weight;  // [channels, kConvWidth], 16-byte aligned
+
+  const void* conv_bias;  // [channels], 16-byte aligned
+  const void* dt;         // [batch, nheads]
+  long long dt_stride;
+  const void* dt_bias;  // [nheads]
+  const void* D;        // [nheads]
+  const void* z;        // [batch, nheads, head_dim], gate
+  long long z_stride;
+  const void* norm_weight;  // [nheads, head_dim]
+
+  void* out;  // [batch, nheads, head_dim]
+  long long out_stride;
+  const void* norm_bias;  // [nheads, head_dim]
+  const void* B;          // [batch, ngroups, dstate]
   long long B_stride;
   const void* C;  // [batch, ngroups, dstate]
   long long C_stride;
-  const void* z;  // [batch, nheads, head_dim], gate
-  long long z_stride;
-  const void* dt;  // [batch, nheads]
-  long long dt_stride;
-  const void* conv_weight;  // [channels, kConvWidth], 16-byte aligned
-  const void* conv_bias;    // [channels], 16-byte aligned
-  const void* D;            // [nheads]
-  const void* dt_bias;      // [nheads]
-  const void* norm_weight;  // [nheads, head_dim]
-  const void* norm_bias;    // [nheads, head_dim]
-  void* out;                // [batch, nheads, head_dim]
-  long long out_stride;
 };
 
 // ---- maths.cuh ----
@@ -826,9 +831,9 @@ SSMJIT_DEVICE float fn_silu(float v) { return v * fn_sigmoid(v); }
 // channels at once, a warp block_m / warps neighbouring ones of one head, as in update.cuh.
 //
 // - Convolution: first, a word of channels (1 or 2) a thread. A block has those of its own rows, and all of its group's
-// B
-//   and C, which its cluster's blocks repeat. The window of B and C is written by the group's first block alone, after
-//   all blocks of the cluster have read it; nothing is read after it was written.
+//   B and C, which its cluster's blocks repeat. The window of B and C is written by the group's first block alone, after
+//   all blocks of the cluster have read it; nothing is read after it was written. In two stages a block has its share of
+//   B and C, window and all, and sends it to all blocks of its cluster, where it counts into an mbarrier.
 // - Nothing waits for a value but for the slot's index until all loads are under way.
 // - Norm: each warp sends its sum of squares to all blocks of the cluster, where it counts into an mbarrier; all sums
 //   are then added in the same order everywhere.
@@ -858,13 +863,17 @@ struct LayerShape {
   // The channels that a block needs: its rows of x, then B and C of its group, a word of them an item.
   static constexpr int kPer = kPerWord<Input>;
   static constexpr int kChannels = kBlockRows + 2 * Cfg::kDstate;
-  static constexpr int kItems = kChannels / kPer;
+  static constexpr bool kShares = Cfg::kStages == 2 && Cfg::kHasConv;
+  static constexpr int kRowWords = kBlockRows / kPer;
+  static constexpr int kShareWords = 2 * Cfg::kDstate / kPer / (kShares ? Cfg::kCluster : 1);  // of B and C
+  static constexpr int kItems = kRowWords + kShareWords;
   static constexpr int kThreads = 32 * Cfg::kWarps;
   static constexpr int kRounds = (kItems + kThreads - 1) / kThreads;
 
   static constexpr int kSums = Cfg::kCluster * Cfg::kWarps;  // that a norm adds
   static_assert(Cfg::kNormRows % kGroupRows == 0 && kGroupRows % kBlockRows == 0);
   static_assert(kBlockRows % Cfg::kBlockM == 0 && Cfg::kHeadDim % kRowsPerWarp == 0 && kRows > 0);
+  static_assert(!kShares || (Cfg::kNormRows == kGroupRows && 2 * Cfg::kDstate / kPer % Cfg::kCluster == 0));
 };
 
 template <class Cfg>
@@ -874,6 +883,7 @@ struct LayerShared {
   alignas(16) float held[S::kPasses > 1 ? S::kBlockRows : 4];  // what the norm scales, until it knows the sums
   float sum[S::kSums];                                         // of squares, a warp each: [cluster][warps]
   Barrier sums;                                                // that they have come
+  Barrier columns;                                             // that B and C have, of shares
   Barrier state[S::kPasses];                                   // that the state of a pass has come
 };
 
@@ -1098,10 +1108,14 @@ struct LayerStep {
 
   // ---- the convolution's channels ----
 
-  // The first channel of item i of the block, among all x, B and C of the request.
+  // Where item i of the block stands among the words of its channels.
+  SSMJIT_DEVICE static int place(int i) {
+    return S::kShares && i >= S::kRowWords ? i + cluster_rank() * S::kShareWords : i;
+  }
+  // Its first channel, among all x, B and C of the request.
   SSMJIT_DEVICE int channel(int i) const {
     const int groups = args.nheads / Cfg::kHeadsPerGroup;
-    const int c = i * S::kPer, in_group = c - S::kBlockRows;
+    const int c = place(i) * S::kPer, in_group = c - S::kBlockRows;
     const int B = groups * S::kGroupRows + group() * Cfg::kDstate + in_group;
     return in_group < 0 ? first + c : in_group < Cfg::kDstate ? B : B + (groups - 1) * Cfg::kDstate;
   }
@@ -1247,6 +1261,7 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
   using Step = LayerStep<Cfg>;
   constexpr bool kClustered = Cfg::kCluster > 1;
   constexpr bool kExchange = kClustered && Cfg::kHasNorm;
+  constexpr bool kSends = kExchange || S::kShares;
   constexpr bool kBulk = Cfg::kStatePath == StatePath::bulk;
   __shared__ LayerShared<Cfg> shared;
   extern __shared__ __align__(128) unsigned char stages[];  // bulk: the state of the block's rows
@@ -1276,16 +1291,24 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
 #pragma unroll
       for (int pass = 0; pass < S::kPasses; ++pass) barrier_init(&shared.state[pass], 1);
     }
-    if constexpr (kBulk || kExchange) barrier_init_fence();
+    if constexpr (S::kShares) barrier_init(&shared.columns, 1);
+    if constexpr (kBulk || kSends) barrier_init_fence();
     if constexpr (kExchange) barrier_arrive_expect(&shared.sums, 4 * S::kSums);
+    if constexpr (S::kShares)
+      barrier_arrive_expect(&shared.columns, 2 * Cfg::kDstate * static_cast<int>(sizeof(typename Cfg::Input)));
   }
-  if constexpr (kExchange) cluster_arrive_relaxed();  // peers may send from their wait on
+  if constexpr (kSends) cluster_arrive_relaxed();  // peers may send from their wait on
 
   typename Step::Item item[S::kRounds];
   if constexpr (Cfg::kHasConv) {
 #pragma unroll
     for (int i = 0; i < S::kRounds; ++i) item[i].channel = at.channel(thread + i * S::kThreads);
   }
+
+  // Lines of the arguments are fetched now, together, and not where they are used.
+  const void* lines[] = {args.conv_state, args.dt, args.out};
+#pragma unroll
+  for (const void*& line : lines) keep(line);
 
   // The index alone is waited for before all is asked for: a wait for it would be one for loads beside it, too.
   const i64 index = slot.value();
@@ -1349,7 +1372,7 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
 
   // No load may move down past here, behind arithmetic that waits for another.
   sync_warp();
-  if constexpr (kExchange) cluster_wait();
+  if constexpr (kSends) cluster_wait();
   LayerScalars<Cfg> scalars(in);
 
   const auto store_windows = [&](bool of_x) {
@@ -1372,11 +1395,22 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
       v = item[i].result();
     else
       v = item[i].input[0];
-    reinterpret_cast<u32*>(shared.channels)[id] = v;
+    u32* const to = reinterpret_cast<u32*>(shared.channels) + Step::place(id);
+    if (S::kShares && id >= S::kRowWords) {
+#pragma unroll 1
+      for (int peer = 0; peer < Cfg::kCluster; ++peer)
+        cluster_store_async_b32(cluster_address(to, peer), v, cluster_address(&shared.columns, peer));
+    } else {
+      *to = v;
+    }
   }
-  if constexpr (kClustered && !kExchange) cluster_arrive_relaxed();  // this block has read the windows
+  if constexpr (kClustered && !kSends) cluster_arrive_relaxed();  // this block has read the windows
   sync_block();
   store_windows(true);
+  if constexpr (S::kShares) {
+    store_windows(false);  // while the others' shares come
+    barrier_wait(&shared.columns, 0);
+  }
 
   // The recurrence. A lane's sum of squares is of the rows whose output it knows.
   float u[S::kOwned];
@@ -1433,7 +1467,7 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
     } else {
       if (lane_index() == 0) shared.sum[warp] = squares;
     }
-  } else if constexpr (kClustered) {
+  } else if constexpr (kClustered && !kSends) {
     cluster_wait();
   }
   float scale = 1.0f;
@@ -1467,7 +1501,7 @@ SSMJIT_DEVICE void layer(const LayerArgs& args) {
     }
   }
   // All sums have come, so every block of the cluster has read its group's windows.
-  if (at.first % S::kGroupRows == 0) store_windows(false);
+  if (!S::kShares && at.first % S::kGroupRows == 0) store_windows(false);
 }
 
 // ---- this kernel ----
@@ -1489,6 +1523,7 @@ struct Config {
   static constexpr int kBlockM = 64;
   static constexpr int kWarps = 8;
   static constexpr int kLanesPerRow = 16;
+  static constexpr int kStages = 1;
   static constexpr StatePath kStatePath = StatePath::direct;
   static constexpr bool kStreaming = true;
   static constexpr bool kEarlyState = false;

@@ -875,6 +875,7 @@ struct RingArgs {
   const int* cu_seqlens;  // [batch + 1]: request b has tokens cu_seqlens[b] on, and row strides are 0; null: it has all
   float* state_scale;     // [slots, nheads, head_dim], inner two contiguous; null: the state has none
   int state_scale_stride;
+  int total_tokens;  // with cu_seqlens: of all requests
   // Of a replay. Its other rows lie so: x_ring [slots, tokens, nheads, head_dim], B_ring [slots, 2, tokens, ngroups,
   // dstate], dt_ring [slots, 2, nheads, tokens]; ring_start is the buffer that holds the last step, ring_count its
   // accepted tokens.
@@ -2327,9 +2328,12 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   keep(index_high);
   int first_token = 0, tokens = Cfg::kTokens;
   if constexpr (Cfg::kVarlen) {
-    first_token = static_cast<int>(load_now_b32(args.cu_seqlens + row));
-    const int length = static_cast<int>(load_now_b32(args.cu_seqlens + row + 1)) - first_token;
-    tokens = length < Cfg::kTokens ? length : Cfg::kTokens;
+    // Out of order or of range they are the caller's error, but no address leaves the tensors.
+    const int from = static_cast<int>(load_now_b32(args.cu_seqlens + row));
+    const int to = static_cast<int>(load_now_b32(args.cu_seqlens + row + 1));
+    first_token = from < 0 ? 0 : from < args.total_tokens ? from : args.total_tokens;
+    const int end = to < args.total_tokens ? to : args.total_tokens;
+    tokens = end <= first_token ? 0 : end - first_token < Cfg::kTokens ? end - first_token : Cfg::kTokens;
   }
   const Step step{args,
                   shared,
@@ -2357,10 +2361,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     if constexpr (Cfg::kHasD) load_now(static_cast<const Weight*>(args.D) + lane_head, D);
     if constexpr (Cfg::kHasDtBias) load_now(static_cast<const Weight*>(args.dt_bias) + lane_head, dt_bias);
   };
-  if constexpr (kIsLayer)
-    around.start(step);
-  else
-    load_scalars();
+  if constexpr (kIsLayer) around.start(step);
   if constexpr (!S::kDirect) {
     if (lane == 0) {
 #pragma unroll
@@ -2411,9 +2412,6 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
         new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
     }
   };
-  // What needs no slot is asked for while the slot is on its way; but in a layer, where more loads would make the wait
-  // for the slot one for them, too.
-  if constexpr (!Cfg::kEarlyState && !kIsLayer) load_inputs();
   streams.place_new(step);
   const i64 named = named_slot(args, row, index_low, index_high);
   if (named < 0 || named >= args.slots || named == args.pad_slot_id) {
@@ -2448,12 +2446,16 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
                S::kWarpSize * static_cast<u32>(sizeof(State)));
     bulk_store_commit();
   };
-  if constexpr (kIsLayer) {
-    load_scalars();
-    if constexpr (!Cfg::kEarlyState) load_inputs();
-  }
-  constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
+  // Loads come back in the order in which they were asked for: nothing stands in front of index and cursors, for which
+  // the ring's rows wait. What needs neither is asked for while the cursors are on their way; but by blocks of one
+  // head, whose state comes by bulk copies, where the compiler likes.
+  constexpr bool kInputsAhead = S::kDirect || Cfg::kHeadsPerBlock > 1;
+  if constexpr (!kIsLayer && !S::kAll && !kInputsAhead) sync_warp();
+  load_scalars();
+  if constexpr (!Cfg::kEarlyState) load_inputs();
   if constexpr (S::kDirect && !S::kAll) state.load();
+  if constexpr (!kIsLayer && !S::kAll && kInputsAhead) sync_warp();
+  constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
 
   // Out of range they are the caller's error, but no address leaves the ring.
   const int start = Cfg::kReplay || start_word < 0 ? 0 : start_word < Cfg::kRing ? start_word : Cfg::kRing - 1;
@@ -2903,19 +2905,29 @@ SSMJIT_DEVICE void ring_step(const RingArgs& args) {
 
 // What a launch of the fused layer with a ring is given, by value, in one struct (also read by the host, so plain C++).
 // Pointers that the description has no use for are null. Channels of the convolution stand in the order x, B, C: nheads
-// * head_dim, then twice ngroups * dstate.
+// * head_dim, then twice ngroups * dstate. The ring's stand first, so that their lines (RingArgs) are lines here too.
 
 struct RingLayerArgs {
-  // What is asked for first stands first: it is fetched line by line.
+  RingArgs ring;     // its x: with a convolution [batch, tokens, channels], before it; B and C are null then
   void* conv_state;  // [slots, channels, kConvState], or [slots, kConvState, channels] where channels come last; inner
                      // two contiguous, slots 16-byte aligned; updated
   int conv_state_stride;
   int channels;             // of x, B and C of a token together
-  RingArgs ring;            // its x: with a convolution [batch, tokens, channels], before it; B and C are null then
   const void* conv_weight;  // [channels, kConvWidth], 16-byte aligned
   const void* conv_bias;    // [channels], 16-byte aligned
   const void* norm_weight;  // [nheads, head_dim]
   const void* norm_bias;    // [nheads, head_dim]
+  // Of windows that are read from a place that the run knows: counts of accepted tokens, or lengths of sequences.
+  const int* window_places;       // [batch]
+  long long window_place_stride;  // in words of 32 bits
+  int wide_window_places;         // 1: they are int64, whose upper word follows; 0: int32
+  // Of snapshots, the window after each token.
+  void* intermediate_states;  // [snapshot_slots, tokens, channels, kConvSnapshot], or with channels last; inner two
+                              // contiguous, slots and tokens 16-byte aligned; written
+  long long snapshot_slots, snapshot_stride, snapshot_token_stride;
+  const int* intermediate_state_indices;  // [batch], null: the slot that is read
+  long long snapshot_index_stride;        // in words of 32 bits, as window_place_stride
+  int wide_snapshot_indices;
 };
 
 // ---- ring_layer.cuh ----
@@ -2940,6 +2952,9 @@ struct RingLayerArgs {
 // - Convolution: a word of two channels a thread. A block has the channels of its own rows of x, and all of its group's
 //   B and C, which its cluster's blocks repeat. The window of B and C is written by the group's first block alone,
 //   after all blocks of the cluster have read it. Meanwhile the first warp of a head sums its rows of the ring.
+// - Windows may be read from any entry on: with accepted counts the history is the kConvWidth - 1 entries from entry
+//   accepted - 1, and all that is kept goes to the front; of a circular window it ends before entry cache_seqlens %
+//   kConvState, where the tokens go. Snapshots are the window after every token.
 // - Norm: each block sends its sums of squares, one a token, to all blocks of the cluster, where they count into an
 //   mbarrier; all are then added in the same order everywhere. y stays in registers.
 
@@ -3001,45 +3016,87 @@ struct RingLayerShared : RingShared<Cfg> {
   Barrier inputs, sums;                                       // that they have come
 };
 
-// The window of two neighbouring channels, a word.
+// The window of two neighbouring channels, a word; `channel` is the first of them.
 template <class Cfg>
 struct RingWindow {
   using L = RingLayerShape<Cfg>;
   using Input = typename Cfg::Input;
   static constexpr int kState = Cfg::kHasConv ? Cfg::kConvState : 1;
-  u32 word[kState];  // as it lies: channels first [2][kState] elements, last [kState][2]
+  static constexpr bool kAnywhere = Cfg::kConvAccepted || Cfg::kConvCircular;
+  static constexpr int kHeld = kAnywhere ? L::kHistory : kState;  // entries of the stream before the tokens
+  // Entries that a shift writes.
+  static constexpr int kKept = Cfg::kConvAccepted ? L::kHistory + Cfg::kTokens - 1 : kState;
+  u32 word[kHeld];  // kAnywhere: an entry of both channels each. Else as it lies: channels first [2][kState] elements,
+                    // last [kState][2]
 
-  SSMJIT_DEVICE void load(const Input* slot, int channel, int channels) {
-    if constexpr (Cfg::kConvChannelsLast) {
+  // `first`: of kAnywhere, the entry that the held ones begin with.
+  SSMJIT_DEVICE void load(const Input* slot, int channel, int channels, int first) {
+    if constexpr (kAnywhere) {
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        int at = first + k;
+        if constexpr (Cfg::kConvCircular) at = at < kState ? at : at - kState;
+        if constexpr (Cfg::kConvChannelsLast) {
+          word[k] = load_now_b32(slot + (at * channels + channel));
+        } else {
+          const u32 low = load_now_b16(slot + (channel * kState + at)),
+                    high = load_now_b16(slot + ((channel + 1) * kState + at));
+          word[k] = low | high << 16;
+        }
+      }
+    } else if constexpr (Cfg::kConvChannelsLast) {
 #pragma unroll
       for (int k = 0; k < kState; ++k) word[k] = load_now_b32(slot + (k * channels + channel));
     } else {
       load_now<kState>(slot + channel * kState, word);
     }
   }
-  // Entry k of both channels.
+  // Held entry k of both channels.
   SSMJIT_DEVICE u32 entry(int k) const {
-    if constexpr (Cfg::kConvChannelsLast) return word[k];
+    if constexpr (kAnywhere || Cfg::kConvChannelsLast) return word[k];
     const auto bits = [&](int e) { return e % 2 != 0 ? word[e / 2] >> 16 : word[e / 2] & 0xffffu; };
     return bits(k) | bits(kState + k) << 16;
   }
-  // The last kState entries of window and tokens; `token`: the channels' first, `row` words from one to the next.
-  SSMJIT_DEVICE void store(Input* slot, int channel, int channels, const u32* token, int row) const {
-    u32 next[kState];
+  // Entry i of held ones and tokens; `token`: the channels' first, `row` words from one to the next.
+  SSMJIT_DEVICE u32 stream(int i, const u32* token, int row) const {
+    return i >= kHeld ? token[(i - kHeld) * row] : entry(i >= kHeld ? 0 : i);
+  }
+  // The kLength entries of the stream that end before entry `end`, to a window of kStride entries a channel.
+  template <int kLength, int kStride>
+  SSMJIT_DEVICE void store(Input* window, int channel, int channels, int end, const u32* token, int row) const {
+    u32 next[kLength];
 #pragma unroll
-    for (int j = 0; j < kState; ++j) {
-      const int t = Cfg::kTokens + j - kState;
-      next[j] = t >= 0 ? token[t * row] : entry(t >= 0 ? 0 : Cfg::kTokens + j);
-    }
-    u32* const to = reinterpret_cast<u32*>(slot);
+    for (int j = 0; j < kLength; ++j) next[j] = stream(end - kLength + j, token, row);
+    u32* const to = reinterpret_cast<u32*>(window);
     if constexpr (Cfg::kConvChannelsLast) {
 #pragma unroll
-      for (int j = 0; j < kState; ++j) to[(j * channels + channel) / 2] = next[j];
-    } else {
-      const auto bits = [&](int e) { return e < kState ? next[e] & 0xffffu : next[e - kState] >> 16; };
+      for (int j = 0; j < kLength; ++j) to[(j * channels + channel) / 2] = next[j];
+    } else if constexpr (kLength == kStride) {
+      const auto bits = [&](int e) { return e < kLength ? next[e] & 0xffffu : next[e - kLength] >> 16; };
 #pragma unroll
-      for (int w = 0; w < kState; ++w) to[channel / 2 * kState + w] = bits(2 * w) | bits(2 * w + 1) << 16;
+      for (int w = 0; w < kLength; ++w) to[channel / 2 * kLength + w] = bits(2 * w) | bits(2 * w + 1) << 16;
+    } else {
+#pragma unroll
+      for (int j = 0; j < kLength; ++j) put_both(window, channel, kStride, j, next[j]);
     }
+  }
+  // Circular: the newest kState tokens, from entry `place` on.
+  SSMJIT_DEVICE void store_tokens(Input* window, int channel, int channels, int place, const u32* token,
+                                  int row) const {
+#pragma unroll
+    for (int t = 0; t < Cfg::kTokens; ++t) {
+      if (t < Cfg::kTokens - kState) continue;
+      const int at = (place + t) % kState;
+      if constexpr (Cfg::kConvChannelsLast)
+        reinterpret_cast<u32*>(window)[(at * channels + channel) / 2] = token[t * row];
+      else
+        put_both(window, channel, kState, at, token[t * row]);
+    }
+  }
+  // Entry `at` of both channels, which lie `stride` elements apart.
+  SSMJIT_DEVICE static void put_both(Input* window, int channel, int stride, int at, u32 v) {
+    window[channel * stride + at] = Input{static_cast<u16>(v & 0xffffu)};
+    window[(channel + 1) * stride + at] = Input{static_cast<u16>(v >> 16)};
   }
 };
 
@@ -3058,10 +3115,15 @@ struct RingLayer {
 
   static constexpr int kRow = L::kChannels / 2;  // words of a token before the convolution
 
+  using Window = RingWindow<Cfg>;
+
   const RingLayerArgs& args;
   Shared& shared;
   int thread, first;  // the block's first channel of x
   Input* windows;
+  [[maybe_unused]] Input* snapshots;                       // null: none are written
+  [[maybe_unused]] u32 place_words[2], snapshot_words[2];  // of int64, low first; else twice the same
+  [[maybe_unused]] int window_place;                       // circular: where the first token goes
   RingWindow<Cfg> window[L::kRounds];
   float gate[R::kNewTiles][R::kTiles][2];  // of the norm; of the lane's outputs, as held
   float held[R::kNewTiles][R::kTiles][2];  // what the norm scales: tokens g + 8 n by columns 2 q and 2 q + 1 of a tile
@@ -3109,12 +3171,49 @@ struct RingLayer {
       if constexpr (kExchange) barrier_arrive_expect(&shared.sums, L::kSentBytes);
     }
     // Lines of the arguments are fetched now, together, and not where they are used.
-    const void* lines[] = {args.ring.ring_start, args.ring.x, args.ring.state, args.ring.out, args.conv_weight};
+    const void* lines[] = {args.ring.state, args.ring.dt, args.ring.x, args.conv_weight, args.norm_weight};
 #pragma unroll
     for (const void*& line : lines) keep(line);
+    load_places(step);
     sync_block();
     if constexpr (kExchange) cluster_arrive_relaxed();  // peers may send from their wait on
     copy<!Cfg::kEarlyState, true>(step);
+  }
+  // Counts and indices of the request, under way beside its slot's.
+  SSMJIT_DEVICE void load_places(const Step& step) {
+    if constexpr (Window::kAnywhere) {
+      const int* const at = args.window_places + step.row * args.window_place_stride;
+      place_words[0] = load_now_b32(at);
+      place_words[1] = load_now_b32(at + args.wide_window_places);
+    }
+    if constexpr (Cfg::kConvSnapshots) {
+      const bool given = args.intermediate_state_indices != nullptr;
+      const int* const at = given ? args.intermediate_state_indices + step.row * args.snapshot_index_stride
+                                  : static_cast<const int*>(args.ring.A);  // any address that may be read
+      snapshot_words[0] = load_now_b32(at);
+      snapshot_words[1] = load_now_b32(at + (given ? args.wide_snapshot_indices : 0));
+    }
+  }
+  SSMJIT_DEVICE static i64 value_of(const u32 (&word)[2], int wide) {
+    return wide != 0 ? static_cast<i64>(static_cast<u64>(word[1]) << 32 | word[0])
+                     : static_cast<i64>(static_cast<int>(word[0]));
+  }
+  // The first entry of the window that is held.
+  SSMJIT_DEVICE int place_window() {
+    if constexpr (!Window::kAnywhere) return 0;
+    const i64 given = value_of(place_words, args.wide_window_places);
+    if constexpr (Cfg::kConvAccepted)
+      return given < 1 ? 0 : static_cast<int>(given < Cfg::kTokens ? given : Cfg::kTokens) - 1;
+    const i64 next = given % Window::kState;
+    window_place = static_cast<int>(next < 0 ? next + Window::kState : next);
+    const int from = window_place - L::kHistory;
+    return from < 0 ? from + Window::kState : from;
+  }
+  SSMJIT_DEVICE void place_snapshots(int slot) {
+    i64 index = slot;
+    if (args.intermediate_state_indices != nullptr) index = value_of(snapshot_words, args.wide_snapshot_indices);
+    const bool usable = index >= 0 && index < args.snapshot_slots && index != args.ring.pad_slot_id;
+    snapshots = usable ? static_cast<Input*>(args.intermediate_states) + index * args.snapshot_stride : nullptr;
   }
   // One copy a lane: of x, B, C and z of a token, then of weights.
   template <bool kTokens, bool kWeights>
@@ -3167,7 +3266,9 @@ struct RingLayer {
   SSMJIT_DEVICE void load_windows(int slot) {
     if constexpr (Cfg::kHasConv) {
       windows = static_cast<Input*>(args.conv_state) + Step::wide(slot, args.conv_state_stride);
-      for_words([&](RingWindow<Cfg>& one, int word) { one.load(windows, channel(word), channels()); });
+      const int from = place_window();
+      for_words([&](RingWindow<Cfg>& one, int word) { one.load(windows, channel(word), channels(), from); });
+      if constexpr (Cfg::kConvSnapshots) place_snapshots(slot);
       sync_warp();  // the convolution, which waits for these, does not wait for what is asked for behind them
     }
   }
@@ -3206,7 +3307,7 @@ struct RingLayer {
         }
         if constexpr (Cfg::kConvBias) unpack_word(reinterpret_cast<const u32*>(shared.conv_bias)[word], bias, Input{});
 #pragma unroll
-        for (int k = 0; k < L::kHistory; ++k) entry[k] = one.entry(Cfg::kConvState - L::kHistory + k);
+        for (int k = 0; k < L::kHistory; ++k) entry[k] = one.entry(Window::kHeld - L::kHistory + k);
       }
 #pragma unroll 1
       for (int t = 0; t < Cfg::kTokens; t += L::kTurn) {
@@ -3272,7 +3373,22 @@ struct RingLayer {
   SSMJIT_DEVICE void store_windows(bool of_x) {
     if constexpr (Cfg::kHasConv)
       for_words([&](const RingWindow<Cfg>& one, int word) {
-        if ((2 * word < Cfg::kBlockM) == of_x) one.store(windows, channel(word), channels(), tokens_of(word), kRow);
+        if ((2 * word < Cfg::kBlockM) != of_x) return;
+        const int c = channel(word);
+        const u32* const token = tokens_of(word);
+        if constexpr (Cfg::kConvCircular)
+          one.store_tokens(windows, c, channels(), window_place, token, kRow);
+        else
+          one.template store<Window::kKept, Window::kState>(windows, c, channels(), Window::kHeld + Cfg::kTokens, token,
+                                                            kRow);
+        if constexpr (Cfg::kConvSnapshots) {
+          constexpr int kLength = Cfg::kConvSnapshot;
+          if (snapshots == nullptr) return;
+#pragma unroll
+          for (int t = 0; t < Cfg::kTokens; ++t)
+            one.template store<kLength, kLength>(snapshots + t * args.snapshot_token_stride, c, channels(),
+                                                 Window::kHeld + t + 1, token, kRow);
+        }
       });
   }
   SSMJIT_DEVICE const Input* column(const Step& step, int which, int t) const {
@@ -3439,6 +3555,10 @@ struct Config {
   static constexpr int kConvState = 3;
   static constexpr bool kConvChannelsLast = false;
   static constexpr bool kConvBias = true;
+  static constexpr bool kConvAccepted = false;
+  static constexpr bool kConvCircular = false;
+  static constexpr bool kConvSnapshots = false;
+  static constexpr int kConvSnapshot = 3;
   static SSMJIT_DEVICE float activation(float x) { return silu_of_16_bits(x); }
   static constexpr bool kHasNorm = true;
   static constexpr int kNormRows = 1024;

@@ -698,6 +698,7 @@ struct RingArgs {
   const int* cu_seqlens;  // [batch + 1]: request b has tokens cu_seqlens[b] on, and row strides are 0; null: it has all
   float* state_scale;     // [slots, nheads, head_dim], inner two contiguous; null: the state has none
   int state_scale_stride;
+  int total_tokens;  // with cu_seqlens: of all requests
   // Of a replay. Its other rows lie so: x_ring [slots, tokens, nheads, head_dim], B_ring [slots, 2, tokens, ngroups,
   // dstate], dt_ring [slots, 2, nheads, tokens]; ring_start is the buffer that holds the last step, ring_count its
   // accepted tokens.
@@ -2165,9 +2166,12 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
   keep(index_high);
   int first_token = 0, tokens = Cfg::kTokens;
   if constexpr (Cfg::kVarlen) {
-    first_token = static_cast<int>(load_now_b32(args.cu_seqlens + row));
-    const int length = static_cast<int>(load_now_b32(args.cu_seqlens + row + 1)) - first_token;
-    tokens = length < Cfg::kTokens ? length : Cfg::kTokens;
+    // Out of order or of range they are the caller's error, but no address leaves the tensors.
+    const int from = static_cast<int>(load_now_b32(args.cu_seqlens + row));
+    const int to = static_cast<int>(load_now_b32(args.cu_seqlens + row + 1));
+    first_token = from < 0 ? 0 : from < args.total_tokens ? from : args.total_tokens;
+    const int end = to < args.total_tokens ? to : args.total_tokens;
+    tokens = end <= first_token ? 0 : end - first_token < Cfg::kTokens ? end - first_token : Cfg::kTokens;
   }
   const Step step{args,
                   shared,
@@ -2195,10 +2199,7 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
     if constexpr (Cfg::kHasD) load_now(static_cast<const Weight*>(args.D) + lane_head, D);
     if constexpr (Cfg::kHasDtBias) load_now(static_cast<const Weight*>(args.dt_bias) + lane_head, dt_bias);
   };
-  if constexpr (kIsLayer)
-    around.start(step);
-  else
-    load_scalars();
+  if constexpr (kIsLayer) around.start(step);
   if constexpr (!S::kDirect) {
     if (lane == 0) {
 #pragma unroll
@@ -2249,9 +2250,6 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
         new_B[k].load(step.new_B_row(8 * (new_warp + k * Cfg::kWarps) + g));
     }
   };
-  // What needs no slot is asked for while the slot is on its way; but in a layer, where more loads would make the wait
-  // for the slot one for them, too.
-  if constexpr (!Cfg::kEarlyState && !kIsLayer) load_inputs();
   streams.place_new(step);
   const i64 named = named_slot(args, row, index_low, index_high);
   if (named < 0 || named >= args.slots || named == args.pad_slot_id) {
@@ -2286,12 +2284,16 @@ SSMJIT_DEVICE void ring_step(const typename Around::Args& all_args, const RingAr
                S::kWarpSize * static_cast<u32>(sizeof(State)));
     bulk_store_commit();
   };
-  if constexpr (kIsLayer) {
-    load_scalars();
-    if constexpr (!Cfg::kEarlyState) load_inputs();
-  }
-  constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
+  // Loads come back in the order in which they were asked for: nothing stands in front of index and cursors, for which
+  // the ring's rows wait. What needs neither is asked for while the cursors are on their way; but by blocks of one
+  // head, whose state comes by bulk copies, where the compiler likes.
+  constexpr bool kInputsAhead = S::kDirect || Cfg::kHeadsPerBlock > 1;
+  if constexpr (!kIsLayer && !S::kAll && !kInputsAhead) sync_warp();
+  load_scalars();
+  if constexpr (!Cfg::kEarlyState) load_inputs();
   if constexpr (S::kDirect && !S::kAll) state.load();
+  if constexpr (!kIsLayer && !S::kAll && kInputsAhead) sync_warp();
+  constexpr int kAhead = Cfg::kStages < Cfg::kHeadsPerBlock ? Cfg::kStages : Cfg::kHeadsPerBlock;
 
   // Out of range they are the caller's error, but no address leaves the ring.
   const int start = Cfg::kReplay || start_word < 0 ? 0 : start_word < Cfg::kRing ? start_word : Cfg::kRing - 1;

@@ -54,18 +54,24 @@ std::vector<Layer> layers() {
   Conv last{.activation_expr = silu(dsl::x), .channels_last = true};
   Conv accepted{.state_len = 8, .activation_expr = silu(dsl::x), .has_accepted = true};
   Conv snapshots{.activation_expr = silu(dsl::x), .keep = ConvKeep::snapshots};
+  Conv circular{.state_len = 6, .activation_expr = silu(dsl::x), .store = ConvStore::circular};
   const Sizes sizes{.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 2};
-  return {{"InPlace", in_place()},
-          {"InPlaceFp32State", in_place().state(DType::f32)},
-          {"InPlaceChannelsLast", in_place().with_conv(last)},
-          {"InPlaceGateInTheUpdate", in_place().gate(silu(dsl::z)).with_norm({.group_size = 512})},
-          {"InPlaceConvAlone", mamba2(sizes).with_conv({.activation_expr = silu(dsl::x)})},
-          {"InPlaceNormAlone", mamba2(sizes).with_norm({.group_size = 512, .gate_expr = silu(dsl::z)})},
-          {"Ring", with_ring()},
-          {"RingOfOneToken", with_ring(1).state(DType::f32)},
-          {"RingInt8ByChance", with_ring(4).state(DType::i8).rounding(Stochastic{})},
-          {"RingAcceptedCounts", with_ring().with_conv(accepted)},
-          {"RingSnapshots", with_ring(3).with_conv(snapshots)}};
+  return {
+      {"InPlace", in_place()},
+      {"InPlaceFp32State", in_place().state(DType::f32)},
+      {"InPlaceChannelsLast", in_place().with_conv(last)},
+      {"InPlaceGateInTheUpdate", in_place().gate(silu(dsl::z)).with_norm({.group_size = 512})},
+      {"InPlaceConvAlone", mamba2(sizes).with_conv({.activation_expr = silu(dsl::x)})},
+      {"InPlaceNormAlone", mamba2(sizes).with_norm({.group_size = 512, .gate_expr = silu(dsl::z)})},
+      {"InPlaceOfTokens", in_place().tokens(6)},
+      {"InPlaceOfTokensFp32State", in_place().tokens(8).state(DType::f32)},
+      {"InPlaceOfTokensNormAlone", mamba2(sizes).tokens(3).with_norm({.group_size = 512, .gate_expr = silu(dsl::z)})},
+      {"Ring", with_ring()},
+      {"RingOfOneToken", with_ring(1).state(DType::f32)},
+      {"RingInt8ByChance", with_ring(4).state(DType::i8).rounding(Stochastic{})},
+      {"RingAcceptedCounts", with_ring().with_conv(accepted)},
+      {"RingCircularWindows", with_ring(4).with_conv(circular)},
+      {"RingSnapshots", with_ring(3).with_conv(snapshots)}};
 }
 
 constexpr CaseLayout kLayout{.batch = 5, .indexed = true, .padded_state = true, .pads = true};
@@ -229,7 +235,7 @@ Apart apart(const LayerCase& c, Memory want, Memory got) {
 
 // Each form rounds x, B, C and y, and then its output, once: where y is rounded to another neighbour, by a sum in
 // another order, its unit is up to two of the output's.
-TEST_P(GpuLayer, AsOneKernelIsAChainWithinARoundingOfTheOutput) {
+TEST_P(GpuLayer, AsOneKernelIsAChainWithinThreeUnitsOfTheOutput) {
   NEEDS_GPU();
   const Description& d = GetParam().description;
   std::vector<Plan> fused;

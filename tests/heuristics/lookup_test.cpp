@@ -60,6 +60,48 @@ TEST(Lookup, BetweenTwoRowsThePlanIsThatOfTheNearerInLogSpace) {
   EXPECT_EQ(look(5).plan, sample_plan(1));  // 80 heads: nearer to 16 on a ruler, to 256 by ratio
 }
 
+TEST(Lookup, BetweenTwoRowsTheSmallerOnesPlanStaysForAsManyHeadsAsItsClustersFit) {
+  Table table = kTable;
+  table.rows[0].fits_heads = 112;
+  table.rows[0].between = sample_plan(3);
+  for (const std::int64_t batch : {2, 4, 7}) EXPECT_EQ(look(batch, table).plan, sample_plan(0)) << batch;
+  for (const std::int64_t batch : {8, 15}) EXPECT_EQ(look(batch, table).plan, sample_plan(3)) << batch;
+  EXPECT_EQ(look(7, table).why, Why::interpolated);
+  EXPECT_EQ(look(7, table).expected_us, look(7).expected_us) << "the time is on the line all the same";
+  EXPECT_THAT(look(7, table).reason, HasSubstr("the plan is that of 16, whose clusters fit up to 112"));
+  EXPECT_THAT(look(8, table).reason, HasSubstr("the plan is the one for sizes between them"));
+
+  table.rows[0].between.reset();
+  EXPECT_EQ(look(7, table).plan, sample_plan(0)) << "though nearer to 256";
+  EXPECT_EQ(look(8, table).plan, sample_plan(1));
+  EXPECT_EQ(look(16, table).plan, sample_plan(1));
+}
+
+TEST(Lookup, WhatFitsTheNextRowsSizeTooSaysNothingOfTheSizesBetween) {
+  Table table = kTable;
+  table.rows[0].between = sample_plan(3);
+  for (const std::int64_t fits : {256, 4096}) {
+    table.rows[0].fits_heads = fits;
+    EXPECT_EQ(look(4, table).plan, sample_plan(3)) << fits;
+  }
+  table.rows[2].fits_heads = 5000;
+  EXPECT_EQ(look(300, table).plan, sample_plan(2));
+  EXPECT_EQ(look(512, table).plan, sample_plan(2)) << "behind the last row";
+}
+
+TEST(Lookup, SizesAreToldInWhatTheWorkOfTheKernelCounts) {
+  for (const auto& [kernel, unit] : {std::pair("conv1d", "blocks of 64 channels"), std::pair("norm", "groups")}) {
+    const Description d = load_model("nemotron3-super-tp8").kernel(kernel);
+    TableRow row = of_kernel(d, sample_row(work_items(d, 4), 2, 0));
+    row.op = d.op();
+    row.plan = default_plan(d, kSm90, row.total_heads);
+    const Choice exact = lookup(Table{{row}}, d, "h200", kSm90, 4), near = lookup(Table{{row}}, d, "h200", kSm90, 8);
+    EXPECT_THAT(exact.reason, HasSubstr(std::to_string(work_items(d, 4)) + " " + unit + " on h200"));
+    EXPECT_THAT(near.reason, HasSubstr(std::to_string(work_items(d, 8)) + " " + unit + " lie above"));
+  }
+  EXPECT_THAT(look(16).reason, HasSubstr("256 heads on h200"));
+}
+
 TEST(Lookup, OutsideTheRowsTheNearestIsTaken) {
   const Choice above = look(512);  // 8192 heads
   EXPECT_EQ(above.why, Why::nearest);

@@ -112,6 +112,18 @@ TEST(Shipped, EveryRowIsForADeviceThatIsKnown) {
   }
 }
 
+TEST(Shipped, EveryKernelOfEveryModelIsAnsweredOnAnH200FromRowsThatAreMeasuredThereOrMarkedAsPredicted) {
+  for (const std::string& model : shipped_models())
+    for (const auto& [name, description] : load_model(model).kernels)
+      for (const int batch : {1, 8, 256}) {
+        const Choice choice =
+            lookup(shipped_tables(), description, "h200", arch_of_device_key("h200"), batch, PdlMode::off);
+        EXPECT_NE(choice.why, Why::fallback) << model << ":" << name << ", batch " << batch;
+        EXPECT_NE(choice.why, Why::other_device) << model << ":" << name << ", batch " << batch;
+        EXPECT_GT(choice.expected_us, 0);
+      }
+}
+
 TEST(Devices, HaveAnArch) {
   EXPECT_EQ(arch_of_device_key("h200").text(), "sm_90a");
   EXPECT_EQ(arch_of_device_key("h100").text(), "sm_90a");

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <limits>
 #include <map>
+#include <random>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -47,12 +48,30 @@ TableRow with_plan(std::size_t i, TableRow row, const Description& description =
   return row;
 }
 
-// Rows of three GPUs, both modes, two kernels of one cost and one more; times that no line goes through.
+// Sizes of one kernel on an H100, drawn by a fixed seed; many rows say what fits, some in vain: less than their own
+// size, more than the next row's.
+std::vector<TableRow> drawn_rows() {
+  std::mt19937 random(7);
+  const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+  std::vector<TableRow> rows;
+  for (std::int64_t heads = 1 + below(30); rows.size() < 60; heads += 1 + below(static_cast<int>(heads))) {
+    rows.push_back(sample_row(heads, 2 + 0.01 * static_cast<double>(heads) + 0.1 * below(9), rows.size(), "h100"));
+    if (below(3) > 0) rows.back().fits_heads = heads - 2 + below(static_cast<int>(heads) + 4);
+    if (below(2) > 0) rows.back().between = sample_plan(rows.size() + 1);
+    if (heads > 1'000'000) break;
+  }
+  return rows;
+}
+
+// Rows of four GPUs, both modes, two kernels of one cost and one more; times that no line goes through.
 Table rich_table() {
   Table table;
   for (int i = 0; i < 11; ++i)
     table.rows.push_back(sample_row(16 << i, 2.137 + 0.731 * (1 << i), static_cast<std::size_t>(i % 4)));
   for (const std::size_t row : {1u, 2u, 3u, 7u, 10u}) table.rows[row].between = sample_plan(row + 3);
+  table.rows[3].fits_heads = 130;
+  table.rows[4].fits_heads = 400;
+  table.rows[5].fits_heads = 1024;
   for (int heads : {48, 3000, 65521})
     table.rows.push_back(marked(sample_row(heads, 1.9 + 0.01 * heads, 5, "h200", PdlMode::chain), true));
   table.rows[table.rows.size() - 2].between = sample_plan(2);
@@ -65,6 +84,7 @@ Table rich_table() {
   table.rows.push_back(marked(sample_row(1024, 12.5, 4, "b200", PdlMode::chain), true, true));
   table.rows.push_back(of_kernel(stranger(), sample_row(16, 9, 8, "b200")));
   table.rows.back().floor_us = 0;
+  for (TableRow& row : drawn_rows()) table.rows.push_back(std::move(row));
   for (std::size_t i = 0; i < table.rows.size(); ++i) {
     const bool early = table.rows[i].plan.early_state;
     const bool wide = table.rows[i].cost_digest == stranger().cost_digest();
@@ -84,6 +104,9 @@ std::vector<std::int64_t> sizes() {
   for (int i = 0; i < 11; ++i)
     for (std::int64_t near : {-1, 0, 1}) all.push_back((16 << i) + near);
   for (std::int64_t heads : {1, 2, 64, 70, 71, 128, 500, 501, 1448, 1449, 3000, 3001}) all.push_back(heads);
+  for (const TableRow& row : drawn_rows())
+    for (const std::int64_t heads : {row.total_heads, row.fits_heads})
+      for (std::int64_t near : {-1, 0, 1}) all.push_back(std::max<std::int64_t>(heads + near, 1));
   return all;
 }
 
@@ -95,7 +118,7 @@ struct Question {
 };
 std::vector<Question> questions() {
   std::vector<Question> all;
-  for (const char* device : {"h200", "a100", "b200", "l40s"})
+  for (const char* device : {"h200", "a100", "b200", "l40s", "h100"})
     for (const Description& d : {sample_description(), twin(), stranger()})
       for (const PdlMode mode : {PdlMode::off, PdlMode::chain})
         for (const std::int64_t heads : sizes()) all.push_back({device, d, mode, heads});
@@ -141,7 +164,7 @@ class EmittedTable : public testing::Test {
     for (const Description& d : {sample_description(), twin(), stranger()})
       tables[d.summary()] = with_one_head(rich_table(), d);
     std::istringstream in(answers);
-    int exact = 0, interpolated = 0, nearest = 0, similar = 0, predicted = 0, none = 0;
+    int exact = 0, interpolated = 0, nearest = 0, similar = 0, predicted = 0, none = 0, fits = 0;
     for (const Question& q : questions()) {
       std::string line;
       ASSERT_TRUE(std::getline(in, line));
@@ -161,6 +184,7 @@ class EmittedTable : public testing::Test {
       std::getline(words, plan);
       ASSERT_EQ(why, name(want.why)) << where;
       ASSERT_EQ(plan, plan_words(want.plan)) << where << ": " << want.reason;
+      fits += want.reason.find("whose clusters fit up to") != std::string::npos;
       ASSERT_NEAR(us, want.expected_us, 1e-12 * want.expected_us) << where;
       ASSERT_NEAR(floor_us, want.floor_us, 1e-12 * want.floor_us) << where;
       exact += want.why == Why::exact;
@@ -169,7 +193,7 @@ class EmittedTable : public testing::Test {
       similar += want.why == Why::similar;
       predicted += want.why == Why::predicted;
     }
-    for (const int seen : {exact, interpolated, nearest, similar, predicted, none}) EXPECT_GT(seen, 5);
+    for (const int seen : {exact, interpolated, nearest, similar, predicted, none, fits}) EXPECT_GT(seen, 5);
   }
 
   // lookup() takes a batch: of one head a rank it is total_heads. The rows are taken to be of that kernel.

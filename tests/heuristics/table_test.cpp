@@ -103,6 +103,23 @@ TEST(Table, ThePlanOfSizesBetweenIsInARowsLineOnlyWhereThereIsOne) {
               HasSubstr("rows[0].between: "));
 }
 
+TEST(Table, UpToHowManyHeadsAPlanFitsIsInARowsLineWhereItIsKnownAndNeverBelowItsOwnSize) {
+  Table table{{sample_row(16, 3, 0), sample_row(64, 4, 1)}};
+  EXPECT_THAT(table.json(), Not(HasSubstr("fits_heads")));
+  table.rows[1].fits_heads = 112;
+  const std::string text = table.json();
+  EXPECT_THAT(text, HasSubstr("\"fits_heads\":112,"));
+  EXPECT_EQ(Table::from_json(text).rows, table.rows);
+  for (const char* bad : {"63", "0", "-112", "64.5", "\"112\"", "null"})
+    EXPECT_THAT(refusal(replaced(text, "\"fits_heads\":112", std::string("\"fits_heads\":") + bad)),
+                HasSubstr(std::string("rows[1].fits_heads: got ") + bad + ", want a whole number from 64 up"));
+  EXPECT_EQ(Table::from_json(replaced(text, "\"fits_heads\":112", "\"fits_heads\":64")).rows[1].fits_heads, 64);
+
+  Table merged{{sample_row(16, 3, 0), sample_row(64, 9, 2)}};
+  merged.merge(Table{{table.rows[1]}});
+  EXPECT_EQ(merged.rows, table.rows) << "of the row alone, whatever stands beside it";
+}
+
 TEST(Table, AMergeForgetsThePlanBetweenTwoRowsOfWhichOneIsOfTheOtherTable) {
   Table table = with_between({{16, 10}, {64, 11}, {256, 12}, {1024, -1}});
   table.merge(with_between({{256, 13}, {512, 14}}, 5));

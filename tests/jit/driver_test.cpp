@@ -94,6 +94,16 @@ TEST(Driver, AnOrdinalThatIsNotThereIsMissing) {
   }
 }
 
+TEST(Driver, TheCurrentDeviceIsThatOfTheCurrentContextElseTheFirst) {
+  StubDriver stub;
+  NEED_STUB(stub);
+  stub->devices = 2;
+  EXPECT_EQ(current_device().ordinal, 0);
+  stub->context_is_current = 1;
+  stub->device = 1;
+  EXPECT_EQ(current_device().ordinal, 1);
+}
+
 TEST(Driver, AFailingCallIsNamedWithItsCode) {
   StubDriver stub;
   NEED_STUB(stub);

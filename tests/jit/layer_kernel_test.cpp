@@ -153,7 +153,7 @@ TEST(Faults, Row19_MoreRowsThanALayerLaunchTakesAreRefused) {
 constexpr std::int64_t kTokens = 6, kLength = 22;
 Description ring_description() { return full_description().tokens(kTokens).store(Ring{.window = 16}); }
 
-LayerArgs ring_args() {
+LayerArgs tokens_args() {
   LayerArgs args = full_args();
   args.z = strided(address(0x3000000), DType::bf16, {kBatch, kTokens, kHeads, kHeadDim},
                    {kTokens * kRow, kRow, kHeadDim, 1});
@@ -161,6 +161,10 @@ LayerArgs ring_args() {
       strided(address(0x3000000 + 2 * kInner), DType::bf16, {kBatch, kTokens, kChannels}, {kTokens * kRow, kRow, 1});
   args.dt = contiguous(address(0x4000000), DType::f32, {kBatch, kTokens, kHeads});
   args.out = contiguous(address(0x8000000), DType::bf16, {kBatch, kTokens, kHeads, kHeadDim});
+  return args;
+}
+LayerArgs ring_args() {
+  LayerArgs args = tokens_args();
   args.x_ring = contiguous(address(0xa000000), DType::bf16, {kSlots, kHeads, kLength, kHeadDim});
   args.B_ring = contiguous(address(0xb000000), DType::bf16, {kSlots, kGroups, kLength, kDstate});
   args.dt_ring = contiguous(address(0xc000000), DType::f32, {kSlots, kHeads, kLength});
@@ -227,6 +231,167 @@ TEST_F(RingLayerLaunch, PassesWhatTheTensorsSay) {
 TEST_F(RingLayerLaunch, AllocatesNothing) {
   const Kernel kernel = load(ring_description());
   const LayerArgs args = ring_args();
+  kernel.launch(args, nullptr);
+  const long before = allocation_count();
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(allocation_count(), before);
+}
+
+// Windows that are read from where the launch says, and kept after every token.
+Description extras_description(Conv conv) {
+  conv.activation_expr = silu(dsl::x);
+  return ring_description().with_conv(conv);
+}
+LayerArgs extras_args(std::int64_t length) {
+  LayerArgs args = ring_args();
+  args.conv_state = contiguous(address(0x2000000), DType::bf16, {kSlots, kChannels, length});
+  return args;
+}
+
+TEST_F(RingLayerLaunch, PassesAcceptedCountsOn) {
+  const Description d = extras_description({.state_len = 8, .has_accepted = true});
+  const Kernel kernel = load(d);
+  ASSERT_EQ(plan_.form, PlanForm::fused);
+  LayerArgs args = extras_args(8);
+  args.num_accepted_tokens = strided(address(0xe000000), DType::i64, {kBatch}, {3});
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(launched().window_places, args.num_accepted_tokens.data);
+  EXPECT_EQ(launched().window_place_stride, 6) << "in words of 32 bits";
+  EXPECT_EQ(launched().wide_window_places, 1);
+  EXPECT_EQ(launched().intermediate_states, nullptr);
+}
+
+TEST_F(RingLayerLaunch, PassesLengthsOfCircularWindowsOn) {
+  const Kernel kernel = load(extras_description({.state_len = 5, .store = ConvStore::circular}));
+  ASSERT_EQ(plan_.form, PlanForm::fused);
+  LayerArgs args = extras_args(5);
+  args.state_batch_indices = contiguous(address(0x9000000), DType::i32, {kBatch});
+  args.cache_seqlens = contiguous(address(0xe000000), DType::i32, {kBatch});
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(launched().window_places, args.cache_seqlens.data);
+  EXPECT_EQ(launched().window_place_stride, 1);
+  EXPECT_EQ(launched().wide_window_places, 0);
+}
+
+TEST_F(RingLayerLaunch, PassesSnapshotsOn) {
+  const Kernel kernel = load(extras_description({.keep = ConvKeep::snapshots}));
+  ASSERT_EQ(plan_.form, PlanForm::fused);
+  LayerArgs args = extras_args(3);
+  args.intermediate_states = contiguous(address(0xf000000), DType::bf16, {7, kTokens + 1, kChannels, 3});
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(launched().intermediate_states, args.intermediate_states.data);
+  EXPECT_EQ(launched().snapshot_slots, 7);
+  EXPECT_EQ(launched().snapshot_stride, (kTokens + 1) * kChannels * 3);
+  EXPECT_EQ(launched().snapshot_token_stride, kChannels * 3);
+  EXPECT_EQ(launched().intermediate_state_indices, nullptr);
+  args.intermediate_state_indices = contiguous(address(0xe000000), DType::i64, {kBatch});
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(launched().intermediate_state_indices, args.intermediate_state_indices.data);
+  EXPECT_EQ(launched().snapshot_index_stride, 2);
+  EXPECT_EQ(launched().wide_snapshot_indices, 1);
+}
+
+TEST_F(RingLayerLaunch, RefusesCountsAndSnapshotsThatAreMissingOrTooSmallByName) {
+  const auto message = [&](const Conv& conv, const LayerArgs& args) -> std::string {
+    try {
+      load(extras_description(conv)).launch(args, nullptr);
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::invalid);
+      return e.what();
+    }
+    return "no error";
+  };
+  EXPECT_THAT(message({.state_len = 8, .has_accepted = true}, extras_args(8)),
+              HasSubstr("convolution: num_accepted_tokens: not given"));
+  EXPECT_THAT(message({.state_len = 5, .store = ConvStore::circular}, extras_args(5)),
+              HasSubstr("convolution: cache_seqlens: not given"));
+  EXPECT_THAT(message({.keep = ConvKeep::snapshots}, extras_args(3)),
+              HasSubstr("convolution: intermediate_states: not given"));
+  LayerArgs args = extras_args(3);
+  args.intermediate_states = contiguous(address(0xf000000), DType::bf16, {7, kTokens - 1, kChannels, 3});
+  EXPECT_THAT(message({.keep = ConvKeep::snapshots}, args), HasSubstr("intermediate_states: got 5 steps; wants 6"));
+}
+
+TEST_F(RingLayerLaunch, OfAcceptedCountsAllocatesNothing) {
+  const Kernel kernel = load(extras_description({.state_len = 8, .has_accepted = true}));
+  LayerArgs args = extras_args(8);
+  args.num_accepted_tokens = contiguous(address(0xe000000), DType::i64, {kBatch});
+  kernel.launch(args, nullptr);
+  const long before = allocation_count();
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(allocation_count(), before);
+}
+
+// Several tokens in place.
+Description tokens_description() { return full_description().tokens(kTokens); }
+
+TEST(LayerProblems, OfSeveralTokensInPlaceAreNoneOfGoodArguments) {
+  EXPECT_THAT(problems(tokens_args(), tokens_description()), IsEmpty());
+}
+
+TEST(Faults, Row7_OtherThanTheTokensOfALayerInPlaceAreRefusedByShape) {
+  EXPECT_THAT(problems(tokens_args(), full_description().tokens(5)),
+              testing::Contains(HasSubstr("x: got shape [3, 6, 6144]; wants [3, 5, 6144]")));
+  EXPECT_THAT(problems(full_args(), tokens_description()),
+              testing::Contains(HasSubstr("x: got 2 dimensions; wants 3")));
+  LayerArgs args = tokens_args();
+  args.x_ring = ring_args().x_ring;
+  args.z.stride[1] += 1;
+  EXPECT_THAT(problems(args, tokens_description()), ElementsAre(HasSubstr("z: ")));
+}
+
+using TokensLayerLaunch = StubLaunchTest<device_args::LayerTokensArgs>;
+
+TEST_F(TokensLayerLaunch, IsOneClusterForEachNormGroupOfEachRow) {
+  const Kernel kernel = load(tokens_description());
+  ASSERT_EQ(plan_.form, PlanForm::fused);
+  EXPECT_GT(plan_.cluster, 1);
+  kernel.launch(tokens_args(), nullptr);
+  EXPECT_EQ(stub_->last.grid[0], static_cast<unsigned>(8 * plan_.cluster));
+  EXPECT_EQ(stub_->last.grid[1], static_cast<unsigned>(kBatch));
+  EXPECT_EQ(stub_->last.block[0], static_cast<unsigned>(32 * plan_.warps));
+}
+
+TEST_F(TokensLayerLaunch, PassesWhatTheTensorsSay) {
+  const Kernel kernel = load(tokens_description());
+  const LayerArgs args = tokens_args();
+  kernel.launch(args, nullptr);
+  const device_args::LayerTokensArgs got = launched();
+  EXPECT_EQ(got.state, args.state.data);
+  EXPECT_EQ(got.slots, kSlots);
+  EXPECT_EQ(got.state_stride, kInner * kDstate);
+  EXPECT_EQ(got.conv_state, args.conv_state.data);
+  EXPECT_EQ(got.conv_state_stride, 4 * kChannels);
+  EXPECT_EQ(got.x, args.x.data);
+  EXPECT_EQ(got.x_stride, kTokens * kRow);
+  EXPECT_EQ(got.x_token_stride, kRow);
+  EXPECT_EQ(got.z, args.z.data);
+  EXPECT_EQ(got.z_token_stride, kRow);
+  EXPECT_EQ(got.dt, args.dt.data);
+  EXPECT_EQ(got.dt_stride, kTokens * kHeads);
+  EXPECT_EQ(got.dt_token_stride, kHeads);
+  EXPECT_EQ(got.out, args.out.data);
+  EXPECT_EQ(got.out_stride, kTokens * kInner);
+  EXPECT_EQ(got.out_token_stride, kInner);
+  EXPECT_EQ(got.B, nullptr);
+  EXPECT_EQ(got.conv_weight, args.conv_weight.data);
+  EXPECT_EQ(got.conv_bias, args.conv_bias.data);
+  EXPECT_EQ(got.A, args.A.data);
+  EXPECT_EQ(got.D, args.D.data);
+  EXPECT_EQ(got.dt_bias, args.dt_bias.data);
+  EXPECT_EQ(got.norm_weight, args.norm_weight.data);
+  EXPECT_EQ(got.norm_bias, args.norm_bias.data);
+  EXPECT_EQ(got.state_batch_indices, args.state_batch_indices.data);
+  EXPECT_EQ(got.index_stride, 1);
+  EXPECT_EQ(got.wide_indices, 1);
+  EXPECT_EQ(got.nheads, kHeads);
+  EXPECT_EQ(got.pad_slot_id, -1);
+  EXPECT_EQ(got.pdl, 0);
+}
+
+TEST_F(TokensLayerLaunch, AllocatesNothing) {
+  const Kernel kernel = load(tokens_description());
+  const LayerArgs args = tokens_args();
   kernel.launch(args, nullptr);
   const long before = allocation_count();
   kernel.launch(args, nullptr);
@@ -322,6 +487,19 @@ TEST_F(ChainLaunch, IsOneLaunchAPart) {
   EXPECT_EQ(got.out, chain_args().out.data);
   EXPECT_EQ(got.channels, kInner);
   EXPECT_EQ(got.pdl, 0);
+}
+
+TEST_F(ChainLaunch, OfSeveralTokensInPlaceIsOneLaunchAPart) {
+  const Description d = chain_description().tokens(kTokens);
+  const Kernel kernel = load_chain(PlanForm::chain_pdl, d);
+  LayerArgs args = tokens_args();
+  args.norm_bias = Tensor{};
+  args.scratch = contiguous(address(0xA000000), DType::i8, {kTokens * kScratch});
+  kernel.launch(args, nullptr);
+  EXPECT_EQ(stub_->launches, 3);
+  args.scratch.shape[0] -= 1;
+  EXPECT_THAT([&] { kernel.launch(args, nullptr); },
+              testing::ThrowsMessage<Error>(HasSubstr("scratch: got int8 of shape")));
 }
 
 TEST_F(ChainLaunch, OfFormChainPdlDependsInsideWhateverIsInFrontOfIt) {

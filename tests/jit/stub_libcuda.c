@@ -159,7 +159,10 @@ CUresult cuOccupancyMaxActiveClusters(int* clusters, CUfunction which, const CUl
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction which, void** parameters, void** extra) {
   (void)extra;
-  ++state.launches;
+  if (state.threads)
+    __atomic_fetch_add(&state.launches, 1, __ATOMIC_RELAXED);
+  else
+    ++state.launches;
   if (state.record) {
     StubLaunch* launch = &state.last;
     launch->grid[0] = config->gridDimX;

@@ -28,6 +28,7 @@ typedef struct {
   int fail_code;          /* ... with this code */
   int argument_bytes;     /* how much of a launch's argument to keep */
   int record;             /* 0: a launch only counts */
+  int threads;            /* 1: launches come from several at once, and none is to be missed in the count */
   int context_is_current; /* whether a context is there from the start */
   int device;             /* of the current context */
   /* What happened. */

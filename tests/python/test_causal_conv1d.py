@@ -58,6 +58,23 @@ def test_several_tokens_stand_behind_the_channels(session, driver, fresh_calls):
         causal_conv1d_update(**conv(x=memory.empty((BATCH, DIM, 6))))
 
 
+@pytest.mark.parametrize("channels, aligned", [(DIM, True), (DIM + 8, True), (DIM + 1, False)])
+def test_tokens_apart_by_no_whole_vectors_are_unaligned(session, driver, fresh_calls, channels, aligned):
+    x = memory.empty((BATCH, 6, channels))[:, :, :DIM].transpose(1, 2)
+    causal_conv1d_update(**conv(x=x))
+    assert session.described["aligned_rows"] is aligned
+    assert driver.launches == 1
+
+
+def test_windows_of_both_orders_are_served_side_by_side(session, driver, fresh_calls):
+    entries_last = memory.empty((SLOTS, DIM, 3))
+    for _ in range(2):
+        causal_conv1d_update(**conv())
+        causal_conv1d_update(**conv(conv_state=entries_last))
+    assert [each.fields()["conv"]["channels_last"] for each, _ in session.asked] == [True, False]
+    assert driver.launches == 4
+
+
 def test_a_second_call_of_its_kind_prepares_nothing(session, driver, fresh_calls):
     causal_conv1d_update(**conv())
     driver.capturing = 1

@@ -1,6 +1,7 @@
 import inspect
 
 import device_memory as memory
+import numpy
 import pytest
 from conftest import addresses
 from test_mamba_ssm import tied
@@ -86,6 +87,19 @@ def test_many_tokens_with_snapshots(session, driver, fresh_calls):
     assert_passed_on(driver, given)
     flashinfer.selective_state_update(**dict(given, disable_state_update=False))
     assert len(session.asked) == 1 and driver.launches == 2
+
+
+def test_rows_of_z_alone_may_be_unaligned(session, driver, fresh_calls):
+    wide = memory.empty((BATCH, TOKENS, HEADS * DIM + 4))
+    z = memory.Tensor(numpy.lib.stride_tricks.as_strided(wide.array[:, :, 4:], (BATCH, TOKENS, HEADS, DIM),
+                                                         (*wide.array.strides[:2], DIM * 2, 2)), "bf16")
+    given = update(**heads(BATCH, TOKENS), disable_state_update=True, cache_steps=TOKENS,
+                   intermediate_states_buffer=memory.empty((BATCH, TOKENS, HEADS, DIM, DSTATE), "fp32"),
+                   intermediate_state_indices=memory.of([0, 1, 2], "int32"))
+    for each, aligned in ((memory.empty((BATCH, TOKENS, HEADS, DIM)), True), (z, False)):
+        flashinfer.selective_state_update(**dict(given, z=each))
+        assert session.described["aligned_rows"] is aligned
+    assert driver.launches == 2
 
 
 def test_many_tokens_to_slots_from_the_last_accepted_one(session, driver, fresh_calls):

@@ -70,12 +70,22 @@ def test_each_difference_makes_a_kernel_of_its_own(session, driver, fresh_calls,
 def test_an_unprepared_call_under_capture_is_refused_with_the_way_out(session, driver, fresh_calls):
     of_no_other_test = update(B=memory.empty((BATCH, 4, DSTATE)), C=memory.empty((BATCH, 4, DSTATE)))
     driver.capturing = 1
-    with pytest.raises(ssmjit.InvalidError, match="(?s)captur.*prepare|prepare.*captur"):
+    with pytest.raises(ssmjit.InvalidError, match="(?s)prepare.*is being captured.*call it once with such tensors "
+                                                  "before the capture"):
         mamba_ssm.selective_state_update(**of_no_other_test)
     assert driver.launches == 0
     driver.capturing = 0
     mamba_ssm.selective_state_update(**of_no_other_test)
     assert driver.launches == 1
+
+
+def test_what_prepare_refuses_for_another_reason_says_nothing_of_captures(session, driver, fresh_calls, monkeypatch):
+    def refuses(*_, **__):
+        raise ssmjit.InvalidError("table: got a broken one")
+
+    monkeypatch.setattr(session, "prepare", refuses)
+    with pytest.raises(ssmjit.InvalidError, match="^table: got a broken one$"):
+        mamba_ssm.selective_state_update(**update())
 
 
 def test_a_larger_batch_is_prepared_when_it_comes(session, driver, fresh_calls):

@@ -7,12 +7,16 @@ import sys
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples" / "python"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "bench"))
 try:
     import torch
 
     import mamba2_model
     import plain_ops
-    from mamba2_model import PLAIN, TINY, Mamba2
+    import python_on_gpu
+    from mamba2_model import EXACT, PLAIN, TINY, Mamba2
+
+    torch.set_num_threads(1)  # small tensors; and tests share the machine
 except ImportError:
     torch = None
 
@@ -62,6 +66,30 @@ def test_pads_are_zeros_and_leave_their_slots_alone():
                                          torch.randn(2, 1, 16), state_batch_indices=torch.tensor([-1, 2]))
     assert torch.equal(y[0], torch.zeros(2, 8)) and not torch.equal(y[1], torch.zeros(2, 8))
     assert torch.equal(state[[0, 1, 3]], before[[0, 1, 3]]) and not torch.equal(state[2], before[2])
+
+
+def judged(ours):
+    """How many findings pass and fail of a model that decodes with these ops."""
+    found = python_on_gpu.Findings()
+    python_on_gpu.teacher(torch, "cpu", TINY, {"ours": ours, "exact": EXACT}, PLAIN, BATCH, 8, found)
+    return found.passed, found.failed
+
+
+def too_wide(x, *tensors, **named):
+    return 1.02 * plain_ops.causal_conv1d_update(x, *tensors, **named)
+
+
+def drifts(state, *tensors, **named):
+    """A state that is a little off after each step."""
+    y = plain_ops.selective_state_update(state, *tensors, **named)
+    state.mul_(1.03)
+    return y
+
+
+def test_what_a_gpu_s_decoding_is_judged_by_passes_the_right_and_fails_the_wrong():
+    assert judged(PLAIN) == judged(EXACT) == (2, 0)
+    assert judged(PLAIN._replace(conv=too_wide))[1] >= 1
+    assert judged(PLAIN._replace(update=drifts))[1] >= 1
 
 
 def test_the_real_size_is_mamba2_s():

@@ -27,6 +27,6 @@ def test_clients_decode_on_a_gpu():
     if answer != "yes":
         pytest.skip(answer)
     run = subprocess.run([sys.executable, str(PROGRAM), "--sizes", "tiny", "--steps", "32", "--batches", "2",
-                          "--only", "values,teacher,graph,ring,greedy"], env=with_the_machine_s_driver(), check=False,
-                         capture_output=True, text=True)
+                          "--only", "values,teacher,graph,ring,greedy,huggingface"],
+                         env=with_the_machine_s_driver(), check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -139,6 +139,24 @@ def test_a_prepared_says_what_it_holds(session):
     assert forced.choose(3).reason == "forced"
 
 
+def test_what_a_forced_plan_leaves_out_is_the_default_plan_s(session):
+    whole = session.plan_of("warps=2", STEP, 4)
+    assert "warps=2" in whole and "block_m=" in whole
+    assert session.prepare(STEP, 4, force="warps=2").choose(3).plan == whole
+    with pytest.raises(ssmjit.InvalidError, match='plan: got "colour=blue"'):
+        session.plan_of("colour=blue", STEP)
+
+
+def test_all_kernels_of_a_model_are_prepared_at_once(session, driver):
+    described = [STEP, ssmjit.conv1d(256), ssmjit.gated_norm(256)]
+    steps = ssmjit.Session().prepare_all(described, 2, chain=False)
+    assert [step.description for step in steps] == described and all(step.max_batch == 2 for step in steps)
+    steps[0].launch(**{name: tensor if name in ("state", "A", "D", "dt_bias") else tensor[:2]
+                       for name, tensor in tensors().items()})
+    assert driver.launches == 1
+    assert session.prepare_all([]) == []
+
+
 def test_a_plan_of_another_gpu_is_chosen_without_one(session):
     shipped = ssmjit.load_model("nemotron3-super-tp8").kernel("update")
     assert session.choose(shipped, 8, device="h200").why == "exact"
@@ -218,3 +236,35 @@ def test_warnings_go_to_the_callback(tmp_path):
     finally:
         ssmjit.set_log(None)
     assert any(level == "warning" and "none.json" in text for level, text in said)
+
+
+def test_what_a_model_needs_beside_its_steps_belongs_to_the_current_gpu(session, driver):
+    driver.devices, driver.device = 2, 1
+    gpu = (memory.CUDA, 1)
+    prepare_A = ssmjit.Session().prepare_A()
+    prepare_A.launch(memory.empty((HEADS,), "bf16", gpu), memory.empty((HEADS,), "fp32", gpu))
+    assert driver.launches == 1
+    with pytest.raises(ssmjit.InvalidError, match="A_log: got a tensor on cuda:0; the kernel was prepared on cuda:1"):
+        prepare_A.launch(memory.empty((HEADS,), "bf16"), memory.empty((HEADS,), "fp32"))
+    slots = ssmjit.Session().ring_slots(ssmjit.mamba2(HEADS, DIM, DSTATE, GROUPS, store="ring:16", state="bf16"))
+    with pytest.raises(ssmjit.InvalidError, match="layers: got a tensor on cuda:0; the kernel was prepared on cuda:1"):
+        slots.reset(layers=memory.empty((1, 12), "int64"), slots=memory.of([1], "int32", gpu))
+    with pytest.raises(ssmjit.InvalidError, match="pieces: got a tensor on cuda:0; the kernel was prepared on cuda:1"):
+        ssmjit.Session().slot_copies().launch(pieces=memory.empty((1, 4), "int64"))
+    assert driver.launches == 1
+
+
+def test_only_a_checked_launch_lets_other_threads_run():
+    # It waits for the stream, whose work may wait for another thread; without it a launch is over before that.
+    from ssmjit import session as module
+
+    assert module._launch_checked.release_gil and not module._launch.release_gil
+
+
+def test_a_checked_launch_goes_where_threads_may_run(session, driver, monkeypatch):
+    step, went = session.prepare(STEP, 64), []
+    for name in ("_launch", "_launch_checked"):
+        monkeypatch.setattr(f"ssmjit.session.{name}", lambda *_, name=name: went.append(name))
+    step.launch(**tensors())
+    step.launch(checked=True, **tensors())
+    assert went == ["_launch", "_launch_checked"]

@@ -278,9 +278,11 @@ TEST_F(Nvcc, HostCompilerHasNothingToSayOfAnEmittedFile) {
 }
 
 TEST_F(Nvcc, TakesTheTemplatesByHand) {
-  const std::string file = std::string(SSMJIT_SOURCE_DIR) + "/templates/check.cu";
-  expect_clean(file, "-arch=sm_80 -c -o " + folder_ + "/check.o");
-  expect_clean(file, "-arch=sm_90a -c -o " + folder_ + "/check.o");
+  for (const char* name : {"check.cu", "check_ring_layer.cu"}) {
+    const std::string file = std::string(SSMJIT_SOURCE_DIR) + "/templates/" + name;
+    expect_clean(file, "-arch=sm_80 -c -o " + folder_ + "/check.o");
+    expect_clean(file, "-arch=sm_90a -c -o " + folder_ + "/check.o");
+  }
 }
 
 }  // namespace

@@ -441,6 +441,18 @@ TEST(PlanSpace, ProblemsOfARingsPlanNameTheConditionAndItsNumbers) {
               ElementsAre(AllOf(HasSubstr("ring_rows=all"), HasSubstr("ring_and_new_rows=70"))));
 }
 
+TEST(PlanSpace, MoreThan32HeadsABlockOfARingOrAReplayAreRefusedWithTheirNumber) {
+  for (Description d : {ring_model(), replay_model()}) {
+    d.nheads = 80;
+    Plan plan = Plan::parse("state_path=bulk,ring_rows=live,block_m=16,warps=1,stages=1", default_plan(d, Arch{}, 80));
+    plan.heads_per_block = 20;
+    EXPECT_THAT(plan_problems(plan, d, Arch{}), IsEmpty());
+    plan.heads_per_block = 40;
+    EXPECT_THAT(plan_problems(plan, d, Arch{}),
+                ElementsAre(AllOf(HasSubstr("heads_per_block=40"), HasSubstr("heads_per_block <= 32"))));
+  }
+}
+
 TEST(PlanSpace, TheDefaultOfARingGoesFromSingleHeadsToSeveralABlock) {
   const auto is = [](const Plan& plan, StatePath path, int block_m, int warps, int heads) {
     EXPECT_EQ(plan.state_path, path) << plan.text();

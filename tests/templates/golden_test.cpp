@@ -55,6 +55,8 @@ std::vector<Golden> goldens() {
            layer,
            {.block_m = 64, .warps = 8, .lanes_per_row = 16, .min_blocks_per_sm = 1, .cluster = 8}},
           {"layer_64x64x128_bf16_chain_pdl", layer, default_chain(PlanForm::chain_pdl, layer, arch, 64)},
+          {"layer_64x64x128_bf16_6_tokens", Description(layer).tokens(6),
+           default_plan(Description(layer).tokens(6), arch, 64)},
           {"layer_tp8_ring_default", ring_layer, default_plan(ring_layer, arch, 16)},
           {"norm_512_bf16_default", norm, default_plan(norm, arch, 8)},
           {"tp8_fp32_default", tp8, default_plan(tp8, arch, 128)},

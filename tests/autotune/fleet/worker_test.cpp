@@ -30,7 +30,7 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
 
-constexpr Watchdog kWatchdog{.device_s = 2, .host_s = 120};
+constexpr Watchdog kWatchdog{.device_s = 4, .host_s = 120};
 
 class Worker : public PlantedSweep {
  protected:
@@ -98,7 +98,7 @@ TEST_F(Worker, Row26_APlantedCandidateCostsOneLineWithItsReasonAndNeverWins) {
            {3, "", 0, Outcome::ok, ""},
            {1, "crash", 0, Outcome::crashed,
             "verify: the worker was ended by signal 6 (Aborted); its last words: a trap in"},
-           {1, "hang", 0, Outcome::hung, "verify: no sign of life for 2.0 s"},
+           {1, "hang", 0, Outcome::hung, "verify: no sign of life for 4.0 s"},
            {1, "wrong", 0, Outcome::wrong, "out"},
            {1, "nondeterministic", 0, Outcome::nondeterministic, "other bits than the first"},
            {1, "leak", 0, Outcome::leaked, "bytes of device memory are gone"},

@@ -3,6 +3,7 @@
 #include <ssmjit/ssmjit_c.h>
 
 #include <cstring>
+#include <filesystem>
 #include <thread>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include <ssmjit/bundle.h>
 #include <ssmjit/slots.h>
 
+#include "heuristics/plan_ranges.h"
 #include "jit/kernel_args.h"
 #include "tests/jit/session/seeded.h"
 
@@ -256,7 +258,103 @@ TEST_F(CInterface, DefaultsOfTheMacrosAreThoseOfCpp) {
   EXPECT_EQ(bundle.max_batch, BundleOptions{}.max_batch);
 }
 
-// ---- faults.md through C: the sentence of C++ ----
+// ---- faults.md through C: the sentence of C++, or the same launch ----
+//
+// Rows 11 to 14 and 16 to 18 are about what a kernel computes: C launches the same kernels with the same bytes of
+// arguments (EveryOpLaunchesAsInCpp), which tests/jit/cpu and tests/gpu run. Row 22 is in cubin_cache_test.cpp and
+// nvrtc_test.cpp, below Session, and in client.c (a cache that can't be made).
+
+TEST_F(CInterface, Rows1To3And16_LargeStridesPadsAndSlicesReachTheKernelAsInCpp) {
+  prepare(sample_description());
+  UpdateArgs args;
+  SsmjitUpdateArgs c_args = SSMJIT_UPDATE_ARGS_INIT;
+  const auto change = [](auto& a) {
+    fill_update(a);
+    a.state.shape[0] = 1 << 20;
+    a.state.stride[0] = (std::int64_t{1} << 31) + 64;  // times a slot past 2^51
+    a.x.stride[0] = a.B.stride[0] = a.C.stride[0] = 4096;
+    a.dt.stride[0] = 48;
+    a.state_batch_indices = tensor<decltype(a.x)>(0xa000000, DType::i64, {kBatch});
+    a.pad_slot_id = 7;
+  };
+  change(args), change(c_args);
+  expect_same_launch(args, c_args);
+}
+
+TEST_F(CInterface, Rows6And8To10_CheckedModeNamesCursorsLengthsAndStaleRings) {
+  prepare(ring_description().varlen());
+  std::vector<std::int32_t> start(kSlots, 3), count(kSlots, 16);
+  std::vector<std::int64_t> slots = {11, 0, 5};
+  std::vector<std::int32_t> lengths = {0, 4, 6, 9};
+  std::vector<float> deltas(static_cast<std::size_t>(kSlots * 16 * 20), 0.5f);
+  const auto sentence = [&] {
+    return ring_refusal([&](auto& a) {
+      using T = decltype(a.x);
+      const std::int64_t total = 9;
+      a.checked = true;
+      a.x = a.out = tensor<T>(0x6000000, DType::bf16, {total, 16, 64});
+      a.dt = tensor<T>(0x7000000, DType::f32, {total, 16});
+      a.B = a.C = tensor<T>(0x8000000, DType::bf16, {total, 1, 128});
+      a.ring_start.data = start.data();
+      a.ring_count.data = count.data();
+      a.dt_ring.data = deltas.data();
+      a.cu_seqlens = tensor<T>(0, DType::i32, {kBatch + 1});
+      a.cu_seqlens.data = lengths.data();
+      a.state_batch_indices = tensor<T>(0, DType::i64, {kBatch});
+      a.state_batch_indices.data = slots.data();
+    });
+  };
+  count[0] = 17, start[5] = 20;
+  EXPECT_EQ(sentence(), "ring_count[0] is 17, of row 1; wants 0 to 16\nring_start[5] is 20, of row 2; wants 0 to 19");
+  count[0] = 16, start[5] = 3;
+  lengths = {0, 6, 4, 9};
+  EXPECT_THAT(sentence(), HasSubstr("cu_seqlens[2] is 4, below the 6 in front of it"));
+  lengths = {0, 4, 6, 9};
+  std::memset(&deltas[11 * 16 * 20], 0xff, 16 * 20 * sizeof(float));  // as a reset leaves slot 11
+  EXPECT_THAT(sentence(), HasSubstr("ring_count[11] is 16, of row 0, but row 0 in use was not written"));
+}
+
+TEST_F(CInterface, Row18_CopiesWhoseSlotsMeetAreNamedInCheckedMode) {
+  keep_fake(folder(), emit_slot_copies(kSm90));
+  open_session();
+  const SlotCopies of_cpp =
+      Session({.seeds = {folder()}, .cache_dir = scratch_ / "cache", .no_jit = true}).slot_copies();
+  ssmjit_slot_copies* copies = nullptr;
+  ASSERT_EQ(ssmjit_slot_copies_create(c_session_, nullptr, &copies), SSMJIT_OK) << ssmjit_last_error();
+  const std::vector<std::int64_t> words = slot_copy_table({contiguous(address(0x1000000), DType::f32, {kSlots, 64})});
+  const std::int32_t from[] = {1, 2}, to[] = {2, 4};
+  SlotCopiesArgs args;
+  SsmjitSlotCopiesArgs c_args = SSMJIT_SLOT_COPIES_ARGS_INIT;
+  const auto fill = [&](auto& a) {
+    using T = decltype(a.pieces);
+    a.pieces = tensor<T>(0, DType::i64, {static_cast<std::int64_t>(words.size()) / kSlotPieceWords, kSlotPieceWords});
+    a.pieces.data = words.data();
+    a.src_slots = a.dst_slots = tensor<T>(0, DType::i32, {2});
+    a.src_slots.data = from, a.dst_slots.data = to;
+    a.checked = true;
+  };
+  fill(args), fill(c_args);
+  const Error error = error_of([&] { of_cpp.launch(args, nullptr); });
+  EXPECT_THAT(error.what(), HasSubstr("slot 2"));
+  EXPECT_EQ(ssmjit_slot_copies_launch(copies, &c_args, nullptr), SSMJIT_INVALID);
+  EXPECT_STREQ(ssmjit_last_error(), error.what());
+  EXPECT_EQ(ssmjit_slot_copies_destroy(copies), SSMJIT_OK);
+}
+
+TEST_F(CInterface, Row21_ABrokenFileOfASeedIsAMiss) {
+  const Plan plan = default_plan(sample_description(), kSm90, work_items(sample_description(), 8));
+  seed(sample_description(), plan);
+  for (const auto& file : std::filesystem::directory_iterator(folder())) std::filesystem::resize_file(file.path(), 40);
+  open_session();
+  const std::string text = plan.text();
+  SsmjitPrepareOptions options = SSMJIT_PREPARE_OPTIONS_INIT;
+  options.max_batch = 8;
+  options.force = text.c_str();
+  ssmjit_prepared* step = nullptr;
+  EXPECT_EQ(ssmjit_prepare(c_session_, sample_description().json().c_str(), &options, &step), SSMJIT_MISSING);
+  EXPECT_THAT(ssmjit_last_error(), HasSubstr("1 of 1 kernels"));
+  EXPECT_EQ(step, nullptr);
+}
 
 TEST_F(CInterface, Row2_MisalignedAndOverlappingPoolsAreRefused) {
   prepare(sample_description());
@@ -343,6 +441,69 @@ TEST_F(CInterface, Rows19And24_WrongDescriptionsAndPlansAreRefused) {
   options.max_batch = 0;
   EXPECT_EQ(ssmjit_prepare(c_session_, sample_description().json().c_str(), &options, &step), SSMJIT_INVALID);
   EXPECT_STREQ(ssmjit_last_error(), "prepare: got max_batch 0; wants 1 to 65535");
+}
+
+TEST_F(CInterface, AForcedTextIsThePlanOfCpp) {
+  const Description layer = mamba2({.nheads = 16, .head_dim = 64, .dstate = 128, .ngroups = 1})
+                                .with_conv({})
+                                .with_norm({.gate_expr = silu(dsl::z)});
+  const Session session({.seeds = {folder()}, .cache_dir = scratch_ / "cache", .no_jit = true});
+  const auto both = [&](const Description& description, const char* text, const Plan& wanted) {
+    EXPECT_EQ(session.plan_of(text, description, 8), wanted);
+    seed(description, wanted);
+    open_session();
+    SsmjitPrepareOptions options = SSMJIT_PREPARE_OPTIONS_INIT;
+    options.max_batch = 8;
+    options.force = text;
+    ASSERT_EQ(ssmjit_prepare(c_session_, description.json().c_str(), &options, &c_step_), SSMJIT_OK)
+        << ssmjit_last_error();
+    char plan[1024];
+    ASSERT_EQ(ssmjit_choose(c_step_, 1, 0, nullptr, plan, sizeof plan, nullptr), SSMJIT_OK);
+    EXPECT_EQ(wanted.text(), plan);
+  };
+  Plan plan = default_plan(sample_description(), kSm90, work_items(sample_description(), 8));
+  plan.streaming = !plan.streaming;
+  both(sample_description(), plan.streaming ? "streaming=true" : "streaming=false", plan);
+  both(layer, "form=chain", default_chain(PlanForm::chain, layer, kSm90, work_items(layer, 8)));
+  const Error error = error_of([&] { session.plan_of("warps=3", sample_description(), 0); });
+  EXPECT_STREQ(error.what(), "prepare: got max_batch 0; wants 1 to 65535");
+}
+
+TEST_F(CInterface, AModelsKernelsArePreparedAtOnce) {
+  const Description update = sample_description(), ring = ring_description();
+  const Plan of_update = default_plan(update, kSm90, work_items(update, 4));
+  for (const Description* description : {&update, &ring})
+    for (const PdlMode mode : {PdlMode::off, PdlMode::chain})
+      for (const PlanRange& range : plan_ranges(shipped_tables(), *description, "h200", kSm90, 4, mode))
+        seed(*description, range.plan);
+  open_session();
+  const std::string jsons[] = {update.json(), ring.json()};
+  const char* texts[] = {jsons[0].c_str(), jsons[1].c_str()};
+  SsmjitPrepareOptions options = SSMJIT_PREPARE_OPTIONS_INIT;
+  options.max_batch = 4;
+  ssmjit_prepared* steps[2] = {};
+  ASSERT_EQ(ssmjit_prepare_all(c_session_, texts, 2, &options, steps), SSMJIT_OK) << ssmjit_last_error();
+  SsmjitUpdateArgs update_args = SSMJIT_UPDATE_ARGS_INIT;
+  SsmjitRingArgs ring_args = SSMJIT_RING_ARGS_INIT;
+  fill_update(update_args), fill_ring(ring_args);
+  EXPECT_EQ(ssmjit_launch_update(steps[0], &update_args, nullptr), SSMJIT_OK) << ssmjit_last_error();
+  EXPECT_EQ(ssmjit_launch_ring(steps[1], &ring_args, nullptr), SSMJIT_OK) << ssmjit_last_error();
+  EXPECT_EQ(stub_->launches, 2);
+  for (ssmjit_prepared* step : steps) EXPECT_EQ(ssmjit_prepared_destroy(step), SSMJIT_OK);
+
+  const std::string plan = of_update.text();
+  options.force = plan.c_str();
+  EXPECT_EQ(ssmjit_prepare_all(c_session_, texts, 2, &options, steps), SSMJIT_INVALID);
+  EXPECT_STREQ(ssmjit_last_error(), "prepare: force is the plan of one kernel; got 2 descriptions: prepare it alone");
+  EXPECT_EQ(steps[0], nullptr);
+  EXPECT_EQ(steps[1], nullptr);
+  options.force = nullptr;
+  texts[1] = nullptr;
+  EXPECT_EQ(ssmjit_prepare_all(c_session_, texts, 2, &options, steps), SSMJIT_INVALID);
+  EXPECT_STREQ(ssmjit_last_error(), "description_jsons: got a null pointer");
+  EXPECT_EQ(ssmjit_prepare_all(c_session_, texts, 2, &options, nullptr), SSMJIT_INVALID);
+  EXPECT_EQ(ssmjit_prepare_all(c_session_, nullptr, 2, &options, steps), SSMJIT_INVALID);
+  EXPECT_EQ(ssmjit_prepare_all(c_session_, nullptr, 0, &options, nullptr), SSMJIT_OK);
 }
 
 TEST_F(CInterface, Row20_UnderCapturePreparingAndCheckingAreRefused) {

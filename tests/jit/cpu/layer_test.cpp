@@ -69,6 +69,7 @@ class Steps {
   }
 
   LayerArgs& args() { return args_; }
+  const LayerArgs& args() const { return args_; }
   const LayerCase& test() const { return case_; }
   std::vector<std::vector<std::byte>>& memory() { return memory_; }
   const std::vector<std::string>& findings() const { return findings_; }
@@ -144,9 +145,10 @@ const CaseLayout kThree{.batch = 3, .indexed = true};
 
 // ---- forms ----
 
-TEST(CpuLayer, AsOneKernelIsAChainWithinARoundingOfTheOutput) {
+TEST(CpuLayer, AsOneKernelIsAChainWithinThreeUnitsOfTheOutput) {
   NEEDS_EXECUTOR();
-  for (const Description& d : {in_place(), in_place().state(DType::f32), with_ring(1), with_ring(3)}) {
+  for (const Description& d : {in_place(), in_place().state(DType::f32), in_place().tokens(4),
+                               in_place().tokens(8).state(DType::f32), with_ring(1), with_ring(3)}) {
     const Plan fused = default_plan(d, Arch{}, 64);
     if (fused.form != PlanForm::fused) continue;  // of a ring there may be none
     Steps one(d, {.batch = 5, .indexed = true}, fused), chain(d, {.batch = 5, .indexed = true}, chain_of_parts(d));
@@ -175,11 +177,65 @@ TEST(CpuLayer, AsOneKernelIsAChainWithinARoundingOfTheOutput) {
   }
 }
 
+// ---- several tokens ----
+
+// What of a case is of one token of `from`, and all that is of none, into a case of single tokens.
+void take_token(const Steps& from, int t, Steps& to) {
+  const LayerArgs &of = from.args(), &one = to.args();
+  const std::int64_t batch = of.x.shape[0];
+  const auto rows = [&](const Tensor& source, const Tensor& target, std::int64_t width) {
+    const std::int64_t bytes = size_bytes(source.dtype);
+    for (std::int64_t b = 0; b < batch; ++b)
+      std::memcpy(bytes_of(target) + b * target.stride[0] * bytes,
+                  bytes_of(source) + layer_token_at(from.test().description(), source, b, t) * bytes,
+                  static_cast<std::size_t>(width * bytes));
+  };
+  const Description& d = from.test().description();
+  rows(of.x, one.x, d.conv_channels());
+  rows(of.z, one.z, std::int64_t{d.nheads} * d.head_dim);
+  rows(of.dt, one.dt, d.nheads);
+}
+
+TEST(CpuLayer, OfSeveralTokensLeavesTheBitsOfTheStateAndTheWindowsOfAsManyStepsOfOne) {
+  NEEDS_EXECUTOR();
+  for (const int tokens : {2, 5}) {
+    const Description one = in_place().state(DType::f32), all = in_place().state(DType::f32).tokens(tokens);
+    const Plan fused = default_plan(all, Arch{}, 64), fused_one = default_plan(one, Arch{}, 64);
+    ASSERT_EQ(fused.form, PlanForm::fused);
+    Steps together(all, kThree, fused), singly(one, kThree, fused_one);
+    for (std::size_t i = 0; i < together.memory().size(); ++i) {
+      const std::string& name = together.test().blocks()[i].name;
+      ASSERT_EQ(name, singly.test().blocks()[i].name);
+      if (together.memory()[i].size() == singly.memory()[i].size()) singly.memory()[i] = together.memory()[i];
+    }
+    NearnessMeter out(all.input_dtype, all.dstate);
+    const int width = all.nheads * all.head_dim;
+    together.step(Pdl::off);
+    for (int t = 0; t < tokens; ++t) {
+      take_token(together, t, singly);
+      singly.step(Pdl::off);
+      for (std::int64_t b = 0; b < 3; ++b)
+        out.add_row(
+            stored_values(singly.args().out, layer_token_at(one, singly.args().out, b, 0), width, read_host).data(),
+            stored_values(together.args().out, layer_token_at(all, together.args().out, b, t), width, read_host));
+    }
+    EXPECT_THAT(together.findings(), IsEmpty());
+    EXPECT_THAT(singly.findings(), IsEmpty());
+    for (std::size_t i = 0; i < together.memory().size(); ++i) {
+      const std::string& name = together.test().blocks()[i].name;
+      if (name == "state" || name == "conv_state") {
+        EXPECT_TRUE(together.memory()[i] == singly.memory()[i]) << name;
+      }
+    }
+    EXPECT_LE(out.result().worst_ulp, 1) << "a norm's sums are added in another order";
+  }
+}
+
 // ---- step behind step ----
 
 TEST(CpuLayer, SteppedTwiceInARowUnderWaitFirstGivesTheBitsOfOffWithoutAFinding) {
   NEEDS_EXECUTOR();
-  for (const Description& d : {in_place(), with_ring()}) {
+  for (const Description& d : {in_place(), in_place().tokens(3), with_ring()}) {
     const Plan plan = chain_of_parts(d);
     Steps off(d, kThree, plan), waiting(d, kThree, plan);
     off.step(Pdl::off).step(Pdl::off);
@@ -203,7 +259,7 @@ TEST(CpuLayer, SteppedTwiceInARowUnderEarlyStateReadsWhatTheStepBeforeMayStillWr
 
 TEST(CpuLayer, AnAllPadBatchInsideAChainHidesNoStepBeforeIt) {
   NEEDS_EXECUTOR();
-  for (const Description& d : {in_place(), with_ring()}) {
+  for (const Description& d : {in_place(), in_place().tokens(3), with_ring()}) {
     const Plan plan = chain_of_parts(d);
     const auto stepped = [&](Pdl pdl) {
       Steps s(d, kThree, plan);
@@ -227,7 +283,7 @@ TEST(CpuLayer, AnAllPadBatchInsideAChainHidesNoStepBeforeIt) {
 
 std::vector<std::pair<Description, Plan>> every_form() {
   std::vector<std::pair<Description, Plan>> all;
-  for (const Description& d : {in_place(), with_ring()}) {
+  for (const Description& d : {in_place(), in_place().tokens(3), with_ring()}) {
     const Plan one = default_plan(d, Arch{}, 64);
     if (one.form == PlanForm::fused) all.emplace_back(d, one);
     all.emplace_back(d, chain_of_parts(d));
@@ -309,6 +365,7 @@ TEST(CpuLayerFaults, Row16_SlicesOfAPackedProjectionOddRatiosAndOddSizesAreCompu
   const std::vector<Description> kinds = {
       in_place({.nheads = 6, .head_dim = 32, .dstate = 96, .ngroups = 2}),
       in_place({.nheads = 14, .head_dim = 16, .dstate = 64, .ngroups = 1}),
+      in_place({.nheads = 6, .head_dim = 32, .dstate = 96, .ngroups = 2}).tokens(4),
       with_ring(2, {.nheads = 6, .head_dim = 80, .dstate = 64, .ngroups = 2}),
       with_ring(3, {.nheads = 14, .head_dim = 16, .dstate = 96, .ngroups = 1}).with_conv({.width = 2}),
       with_ring(3, {.nheads = 3, .head_dim = 32, .dstate = 64, .ngroups = 1}).with_conv({.width = 3})};

@@ -79,6 +79,10 @@ class RingMemory {
     put_int(args.ring_start, slot, cursor.start);
     put_int(args.ring_count, slot, cursor.count);
   }
+  // cu_seqlens.
+  void set_lengths(const std::vector<int>& lengths) {
+    for (std::size_t i = 0; i < lengths.size(); ++i) put_int(args.cu_seqlens, static_cast<std::int64_t>(i), lengths[i]);
+  }
   void set_seed(std::int64_t seed) { std::memcpy(bytes(args.rand_seed), &seed, sizeof seed); }
   std::vector<CpuBuffer> buffers() {
     std::vector<CpuBuffer> all;

@@ -1,9 +1,11 @@
 // Emitted ring kernels on the CPU executor, step after step: drift, and launches that must give the same bits.
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include <fmt/format.h>
@@ -14,6 +16,7 @@
 #include <ssmjit/kernel.h>
 #include <ssmjit/plan.h>
 #include <ssmjit/source.h>
+#include <ssmjit/tune.h>
 
 #include "autotune/cpu_verify.h"
 #include "autotune/host_numbers.h"
@@ -247,6 +250,63 @@ TEST(RingOfFp16Inputs, WeightsPastTheLargestNumberMakeNoNanOfAZero) {
   for (double y : m.values(m.args.out)) ASSERT_EQ(y, 0);
 }
 
+// A row of zeros has no largest magnitude to scale by.
+TEST(RingOfZeros, AreStoredWithAScaleOfOneAndGiveFiniteOutputs) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  for (const DType state : {DType::i8, DType::f8})
+    for (const bool by_chance : {false, true}) {
+      Description d = mamba2({.nheads = 2, .head_dim = 16, .dstate = 64, .ngroups = 1}).tokens(3).state(state);
+      d.store(Ring{.window = 3});
+      if (by_chance) d.rounding(Stochastic{});
+      const Plan plan = default_plan(d, kArch, 2);
+      RingMemory m(d, 1);
+      Values values(8);
+      values.weights(m);
+      values.inputs(m);
+      m.fill(m.args.state, [] { return 0.0; });
+      m.fill(m.args.state_scale, [] { return 0.25; });
+      m.fill(m.args.x_ring, [] { return 0.0; });
+      m.fill(m.args.B_ring, [&] { return values.normal(); });
+      m.fill(m.args.dt_ring, [&] { return values.small_delta(); });
+      m.set_cursor(0, {1, 3});
+      if (by_chance) m.set_seed(5);
+      ASSERT_EQ(m.run(compiled(d, plan), plan), "");
+      for (const double s : m.values(m.args.state)) ASSERT_EQ(s, 0) << name(state);
+      for (const double s : m.values(m.args.state_scale)) ASSERT_EQ(s, 1) << name(state);
+      for (const double y : m.values(m.args.out)) ASSERT_TRUE(std::isfinite(y)) << name(state);
+    }
+}
+
+// ---- sizes ----
+
+void expect_right(const Description& d, const std::vector<Plan>& plans) {
+  VerifyOptions options;
+  options.on = VerifyOn::cpu;
+  for (const Verdict& v : verify(d, plans, options))
+    EXPECT_EQ(v.outcome, Outcome::ok) << d.summary() << ", " << v.plan.text() << testing::PrintToString(v.failures);
+}
+
+TEST(RingSizes, FarFromASquareAreRightWithAnEightBitState) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  for (const auto& [head_dim, dstate, state] : {std::tuple(8, 256, DType::i8), {40, 128, DType::f8}}) {
+    const Description d = mamba2({.nheads = 2, .head_dim = head_dim, .dstate = dstate, .ngroups = 1})
+                              .tokens(3)
+                              .state(state)
+                              .store(Ring{.window = 9});
+    expect_right(d, sample_plans(plan_space(d, kArch), 1, 7));
+  }
+}
+
+TEST(RingSizes, AllHeadsOfAGroupOf16AreRightInOneBlock) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  const Description d = mamba2({.nheads = 32, .head_dim = 16, .dstate = 32, .ngroups = 2})
+                            .tokens(6)
+                            .state(DType::bf16)
+                            .store(Ring{.window = 16});
+  expect_right(d, {Plan::parse("block_m=16,warps=1,heads_per_block=16,stages=4,state_path=bulk,ring_rows=live",
+                               default_plan(d, kArch, 32))});
+}
+
 // ---- a window of one ----
 
 TEST(RingOfOneRow, IsTheUpdateInPlaceAStepLater) {
@@ -384,6 +444,41 @@ TEST(RingBits, AreTheSameForVarlenAndDenseForStridedAndContiguousAndUnderEveryPd
     plan.early_state = true;
     for (Pdl pdl : {Pdl::off, Pdl::wait_first, Pdl::early_state})
       EXPECT_EQ(bits_of_steps(d, plan, false, pdl), want) << "early plan, " << name(pdl);
+  }
+}
+
+// ---- rows of the list of faults ----
+
+TEST(Faults, Row8_LengthsOfARingThatAreNoneReadAndWriteNothingOutsideTheTokens) {
+  if (const std::string missing = cpu_executor_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  const Description d = several().varlen();
+  const std::size_t row = 4 * 16 * 2;  // bytes of an output row
+  for (const char* changes : {"ring_rows=all", "ring_rows=live"}) {
+    const Plan plan = Plan::parse(changes, default_plan(d, kArch, 4));
+    const CpuProgram program = CpuProgram::compile(emit(d, plan, kArch));  // out of bounds would be a finding
+    const auto outputs = [&](const std::vector<int>& lengths) {
+      RingMemory m(d, 5);
+      Values values(6);
+      values.weights(m);
+      values.inputs(m);
+      m.fill(m.args.state, [&] { return values.normal(); });
+      m.set_lengths(lengths);
+      EXPECT_EQ(m.run(program, plan), "") << changes;
+      const std::vector<std::byte> bits = m.bits(m.args.out);
+      std::vector<bool> written;
+      for (std::size_t i = 0; i < bits.size(); i += row)
+        written.push_back(bits[i] != std::byte{0xff} || bits[i + 1] != std::byte{0xff});
+      return written;
+    };
+    const auto rows = [](std::initializer_list<std::size_t> those) {
+      std::vector<bool> all(15, false);
+      for (const std::size_t i : those) all[i] = true;
+      return all;
+    };
+    // From past the end, down, below 0, past the end again, down to a row, past the end.
+    EXPECT_EQ(outputs({1 << 30, 1 << 29, -5, 1 << 28, 3, 40}), rows({0, 1, 2, 3, 4, 5})) << changes;
+    EXPECT_EQ(outputs({0, 9, 9, 12, 15, 15}), rows({0, 1, 2, 9, 10, 11, 12, 13, 14})) << changes;
+    EXPECT_EQ(outputs({0, 1, 0, 0, 0, std::numeric_limits<int>::min()}), rows({0})) << changes;
   }
 }
 

@@ -77,7 +77,8 @@ TEST_F(SessionTest, EveryBatchLaunchesThePlanThatTheTablesChoose) {
 TEST_F(SessionTest, RangesOfBatchesAreWhatLookupSaysOneByOne) {
   for (const char* device : {"h200", "b200"})  // with rows, and without
     for (const PdlMode mode : {PdlMode::off, PdlMode::chain}) {
-      const Table table{sample_rows()};
+      Table table{sample_rows()};
+      table.rows[1].fits_heads = 96;
       const std::vector<PlanRange> ranges = plan_ranges(table, unshipped_description(), device, kSm90, 80, mode);
       ASSERT_FALSE(ranges.empty());
       EXPECT_EQ(ranges.front().first_batch, 1);
@@ -119,6 +120,61 @@ TEST_F(SessionTest, TheSameAgainIsTheSameHandleAndLoadsNothing) {
   EXPECT_GT(stub_->modules_loaded, loaded);
 }
 
+TEST_F(SessionTest, SeveralAtOnceAreTheHandlesOfOneByOneInTheirOrder) {
+  SessionOptions with = options(sample_rows(), unshipped_description());
+  const Description ring = sample_description().tokens(4).store(Ring{.window = 16}).varlen();
+  for (const PdlMode mode : {PdlMode::off, PdlMode::chain})
+    for (const PlanRange& range : plan_ranges(shipped_tables(), ring, "h200", kSm90, kMostRows, mode))
+      seed(ring, range.plan);
+  const Session all(with);
+  const std::vector<Prepared> steps = all.prepare_all({ring, unshipped_description(), ring}, {.max_batch = kMostRows});
+  ASSERT_THAT(steps, SizeIs(3));
+  EXPECT_EQ(steps[0].description(), ring);
+  EXPECT_EQ(steps[1].description(), unshipped_description());
+  EXPECT_EQ(steps[2].description(), ring);
+  EXPECT_EQ(stub_->modules_loaded, static_cast<int>(steps[0].kernels().size() + steps[1].kernels().size()));
+  for (int batch = 1; batch <= kMostRows; ++batch)
+    EXPECT_EQ(steps[1].choose(batch).plan, lookup(all.table(), unshipped_description(), "h200", kSm90, batch).plan);
+  steps[1].launch(sample_args(5), nullptr);
+  expect_launch_of(sample_plan(4), 5);
+  const int loaded = stub_->modules_loaded;
+  stub_->capturing = 1;  // all are there
+  all.prepare_all({unshipped_description(), ring}, {.max_batch = kMostRows});
+  EXPECT_EQ(stub_->modules_loaded, loaded);
+  EXPECT_THAT(all.prepare_all({}), SizeIs(0));
+}
+
+TEST_F(SessionTest, SeveralAtOnceNameTheKernelsThatAllOfThemLack) {
+  const Description other = sample_description().tokens(4).store(Ring{.window = 16});
+  const Session all = session();
+  const Error error = error_of([&] {
+    all.prepare_all({unshipped_description(), other, sample_description()}, {.max_batch = 4});
+  });
+  EXPECT_EQ(error.kind(), ErrorKind::missing);
+  EXPECT_THAT(error.what(), HasSubstr("kernels of 3 descriptions for sm_90a"));
+  EXPECT_THAT(error.what(), HasSubstr(other.summary() + ": block_m="));
+  EXPECT_THAT(error.what(), HasSubstr(sample_description().summary() + ": block_m="));
+  EXPECT_THAT(error.what(), Not(HasSubstr(unshipped_description().summary() + ": ")));
+  EXPECT_EQ(stub_->modules_loaded, 0);
+  stub_->capturing = 1;
+  EXPECT_THAT(error_of([&] {
+                all.prepare_all({other, sample_description()});
+              }).what(),
+              HasSubstr("prepare: " + other.summary() + " at batches of up to 256"));
+}
+
+TEST_F(SessionTest, Row21_AKernelThatAnotherProcessWroteSinceIsFoundInACache) {
+  const Session all({.cache_dir = folder(), .no_jit = true});
+  const Plan plan = sample_plan(9), other = sample_plan(8);
+  EXPECT_EQ(error_of([&] { all.prepare(unshipped_description(), {.force = plan}); }).kind(), ErrorKind::missing);
+  seed(unshipped_description(), plan);
+  all.prepare(unshipped_description(), {.force = plan}).launch(sample_args(3), nullptr);
+  EXPECT_EQ(error_of([&] { all.prepare(unshipped_description(), {.force = other}); }).kind(), ErrorKind::missing);
+  seed(unshipped_description(), other);
+  all.prepare(unshipped_description(), {.force = other}).launch(sample_args(3), nullptr);
+  EXPECT_EQ(stub_->launches, 2);
+}
+
 TEST_F(SessionTest, EachDeviceOfAProcessHasAHandleOfItsOwn) {
   const Session all = session();
   stub_->devices = 2;
@@ -157,6 +213,7 @@ TEST_F(SessionTest, ALaunchAllocatesNothing) {
 TEST_F(SessionTest, ThreadsPrepareAndLaunchAtOnce) {
   const Session all = session();
   stub_->record = 0;
+  stub_->threads = 1;
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i)
     threads.emplace_back([&, i] {
@@ -164,7 +221,7 @@ TEST_F(SessionTest, ThreadsPrepareAndLaunchAtOnce) {
       for (int batch = 1; batch <= kMostRows; ++batch) step.launch(sample_args(batch), reinterpret_cast<void*>(i + 1));
     });
   for (std::thread& thread : threads) thread.join();
-  EXPECT_THAT(all.prepare(unshipped_description(), {.max_batch = kMostRows}).kernels(), Not(SizeIs(0)));
+  EXPECT_EQ(stub_->launches, 4 * kMostRows) << "each thread's reached the driver";
 }
 
 TEST_F(SessionTest, Row20_AnUnpreparedBatchIsRefusedSayingWhatToPrepare) {
@@ -260,6 +317,10 @@ TEST_F(SessionTest, WrongOptionsAreRefused) {
   EXPECT_EQ(kind({.max_batch = 65536}), ErrorKind::invalid);
   EXPECT_EQ(kind({.off = false, .chain = false}), ErrorKind::invalid);
   EXPECT_EQ(kind({.force = Plan{}}), ErrorKind::invalid);
+  EXPECT_THAT(error_of([&] {
+                all.prepare_all({unshipped_description(), sample_description()}, {.force = Plan{}});
+              }).what(),
+              HasSubstr("force is the plan of one kernel; got 2 descriptions"));
   EXPECT_EQ(error_of([&] { all.prepare(Description{}); }).kind(), ErrorKind::invalid);
   EXPECT_EQ(error_of([] { Session({.threads = -1}); }).kind(), ErrorKind::invalid);
 }
