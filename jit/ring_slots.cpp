@@ -1,6 +1,8 @@
 // The launches that move whole slots of a ring.
 #include <ssmjit/ring.h>
 
+#include <array>
+#include <cstddef>
 #include <map>
 #include <optional>
 
@@ -43,8 +45,8 @@ void check_is_ring(const Description& description) {
     fail(ErrorKind::invalid, "description: got {}; wants a ring (store=ring:16)",
          description.ring_window() == 0
              ? "a store in place, which has no ring"
-             : "a layer, whose slots have a convolution's window beside the ring; take its ring's "
-               "part (layer_parts()) and set or copy the window beside it");
+             : "a layer; take its ring's part (layer_parts()), with its convolution's window as "
+               "RingLayer's conv_state");
 }
 
 // ---- what a launch is given ----
@@ -330,6 +332,32 @@ void check_memory(const Driver& driver, const Wants&, const CopySlotsArgs& args,
   refuse(wrong);
 }
 
+// Of the table: where a convolution's windows lie, the stride of their slots and a slot's size, both in vectors.
+template <class Report>
+std::array<std::int64_t, 3> window_words(const Tensor& windows, std::int64_t slots, Report& report) {
+  if (!is_given(windows)) return {};
+  if (windows.rank < 2) {
+    report([&] { return fmt::format("conv_state: got {} dimensions; wants slots and what they hold", windows.rank); });
+    return {};
+  }
+  TensorWants wants{.name = "conv_state",
+                    .dtype = windows.dtype,
+                    .rank = windows.rank,
+                    .shape = windows.shape,
+                    .align = Align::vector_rows,
+                    .rows_apart = true,
+                    .rows = {"slot", ""}};
+  wants.shape[0] = slots;
+  check_tensor(windows, wants, report);
+  std::int64_t bytes = size_bytes(windows.dtype);
+  for (int i = 1; i < windows.rank; ++i) bytes *= windows.shape[static_cast<std::size_t>(i)];
+  if (bytes % kVectorBytes != 0)
+    report(
+        [&] { return fmt::format("conv_state: got {} bytes in a slot; wants a multiple of {}", bytes, kVectorBytes); });
+  return {static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(windows.data)),
+          stride_of(windows, 0) * size_bytes(windows.dtype) / kVectorBytes, bytes / kVectorBytes};
+}
+
 int is_wide(const Tensor& indices) { return indices.dtype == DType::i64 ? 1 : 0; }
 const device_args::RingLayer* table(const Tensor& layers) {
   return static_cast<const device_args::RingLayer*>(layers.data);
@@ -339,6 +367,7 @@ int* written(const Tensor& cursors) { return static_cast<int*>(const_cast<void*>
 }  // namespace
 
 static_assert(sizeof(device_args::RingLayer) == kRingLayerWords * sizeof(std::int64_t));
+static_assert(offsetof(device_args::RingLayer, slots) == (kRingLayerWords - 1) * sizeof(std::int64_t));
 
 std::vector<std::int64_t> ring_layer_table(const Description& description, const std::vector<RingLayer>& layers) {
   check_is_ring(description);
@@ -363,6 +392,7 @@ std::vector<std::int64_t> ring_layer_table(const Description& description, const
       words.push_back(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(tensor->data)));
     for (const Tensor* tensor : {&layer.state, &layer.state_scale, &layer.x_ring, &layer.B_ring, &layer.dt_ring})
       words.push_back(stride_of(*tensor, 0));
+    for (const std::int64_t word : window_words(layer.conv_state, layer.state.shape[0], report)) words.push_back(word);
     words.push_back(layer.state.shape[0]);
   }
   refuse(wrong);

@@ -38,6 +38,14 @@ SSMJIT_DEVICE void copy_vectors(void* to, const void* from) {
   }
 }
 
+// The block's share of a slot's window, a vector a call: each head's block takes vectors of its own.
+template <int kThreads, class Move>
+SSMJIT_DEVICE void for_window(const RingLayer& layer, int head, int nheads, const Move& move) {
+  if (layer.conv_state == nullptr) return;
+#pragma unroll 1
+  for (i64 v = i64{head} * kThreads + thread_index(); v < layer.conv_state_size; v += i64{nheads} * kThreads) move(v);
+}
+
 // Sizes that follow from Cfg.
 template <class Cfg>
 struct SlotShape {
@@ -71,6 +79,8 @@ SSMJIT_DEVICE void reset_slots(const ResetSlotsArgs& args) {
   }
   float* delta = in_slot(layer.dt_ring, slot, layer.dt_ring_stride, i64{head} * Cfg::kRing);
   for (int j = thread_index(); j < Cfg::kRing; j += Cfg::kThreads) delta[j] = bits_float(kNeverStepped);
+  Vec16* const window = static_cast<Vec16*>(layer.conv_state) + slot * layer.conv_state_stride;
+  for_window<Cfg::kThreads>(layer, head, args.nheads, [&](i64 v) { store_global<false>(window + v, Vec16{}); });
   if (block_x() == 0 && thread_index() == 0) {
     args.ring_start[slot] = 0;
     args.ring_count[slot] = 0;
@@ -115,6 +125,11 @@ SSMJIT_DEVICE void copy_slots(const CopySlotsArgs& args) {
     return in_slot(layer.dt_ring, slot, layer.dt_ring_stride, i64{head} * Cfg::kRing);
   };
   for (int j = thread_index(); j < Cfg::kRing; j += Cfg::kThreads) delta(to)[j] = delta(from)[j];
+  Vec16* const windows = static_cast<Vec16*>(layer.conv_state);
+  for_window<Cfg::kThreads>(layer, head, args.nheads, [&](i64 v) {
+    store_global<true>(windows + (to * layer.conv_state_stride + v),
+                       load_global<true>(windows + (from * layer.conv_state_stride + v)));
+  });
   if (block_x() == 0 && thread_index() == 0) {
     args.ring_start[to] = args.ring_start[from];
     args.ring_count[to] = args.ring_count[from];

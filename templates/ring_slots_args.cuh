@@ -2,11 +2,11 @@
 // What launches that move whole slots of a ring's pools are given, by value, in one struct each (also read by the host,
 // so plain C++). Strides count elements. A launch serves all layers of a model, which share their sizes.
 
-// What a reset leaves in place of each delta of a slot's ring: a NaN of bits that no arithmetic gives. A checked ring step
-// refuses cursors that have such rows in use.
+// What a reset leaves in place of each delta of a slot's ring: a NaN of bits that no arithmetic gives. A checked ring
+// step refuses cursors that have such rows in use.
 constexpr unsigned kNeverStepped = 0xffffffffu;
 
-// One layer: a row of the table that `layers` below points to, twelve words of 64 bits.
+// One layer: a row of the table that `layers` below points to, fifteen words of 64 bits.
 struct RingLayer {
   void* state;             // [slots, nheads, head_dim, dstate], inner three contiguous, 16-byte aligned slots
   float* state_scale;      // [slots, nheads, head_dim], inner two contiguous; null: the state has none
@@ -19,7 +19,10 @@ struct RingLayer {
   long long x_ring_stride;
   long long B_ring_stride;
   long long dt_ring_stride;
-  long long slots;  // of each pool; an index outside [0, slots) is a pad
+  void* conv_state;             // a convolution's windows, 16-byte aligned slots; null: none
+  long long conv_state_stride;  // between slots, in vectors of 16 bytes, as is the next
+  long long conv_state_size;    // of a slot
+  long long slots;              // of each pool; an index outside [0, slots) is a pad
 };
 
 // The state after a prefix of a slot's ring goes to another slot.
@@ -42,7 +45,7 @@ struct MaterialiseArgs {
   int wide_dst;
 };
 
-// A slot starts anew: its state zero, its ring empty.
+// A slot starts anew: its state and window zero, its ring empty.
 struct ResetSlotsArgs {
   const RingLayer* layers;
   int* ring_start;    // [cursors]
@@ -54,7 +57,7 @@ struct ResetSlotsArgs {
   int wide;  // 1: indices are int64, 0: int32
 };
 
-// A slot becomes as another is: state, scales, rings and cursors.
+// A slot becomes as another is: state, scales, rings, window and cursors.
 struct CopySlotsArgs {
   const RingLayer* layers;
   int* ring_start;    // [cursors]

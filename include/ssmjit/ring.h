@@ -21,7 +21,7 @@
 
 namespace ssmjit {
 
-// What one layer keeps, as its ring steps are given it (RingArgs).
+// What one layer keeps, as its ring steps are given it (RingArgs), and the window of the convolution in front of them.
 struct RingLayer {
   Tensor state;
   Tensor state_scale;  // given iff the state is int8 or fp8
@@ -29,8 +29,10 @@ struct RingLayer {
   Tensor B_ring;
   Tensor dt_ring;
   Tensor A;
+  Tensor conv_state;  // [slots, ...] in any dtype and order of dimensions, slots of a multiple of 16 bytes without gaps
+                      // inside; optional: reset to zeros and copied beside the rest, of no interest to materialise()
 };
-inline constexpr int kRingLayerWords = 12;
+inline constexpr int kRingLayerWords = 15;
 // Addresses and slot strides of all layers, [layers, kRingLayerWords], for the device memory that every launch below
 // reads; good as long as the tensors stay where they are. Fails: ErrorKind::invalid for a description without a ring,
 // and for tensors that do not fit it or whose slots differ in number, naming layer and tensor.
@@ -58,8 +60,8 @@ struct MaterialiseArgs {
                          // under capture)
 };
 
-// Slots whose states become zero (scales one) and whose rings become empty, for a fresh request. Deltas of their rings
-// become NaN, by which a checked ring step (RingArgs) knows rows that no step has written since.
+// Slots whose states and windows become zero (scales one) and whose rings become empty, for a fresh request. Deltas of
+// their rings become NaN, by which a checked ring step (RingArgs) knows rows that no step has written since.
 struct ResetSlotsArgs {
   std::size_t size = sizeof(ResetSlotsArgs);
   Tensor layers;                  // as above
@@ -70,7 +72,7 @@ struct ResetSlotsArgs {
   bool checked = false;           // as above
 };
 
-// Slots that become as others are: states, scales, rings and cursors, byte for byte.
+// Slots that become as others are: states, scales, rings, windows and cursors, byte for byte.
 struct CopySlotsArgs {
   std::size_t size = sizeof(CopySlotsArgs);
   Tensor layers;                  // as above

@@ -45,6 +45,14 @@ class DeviceCase {
     for (std::size_t i = 0; i < buffers_.size(); ++i)
       buffers_[i].upload(case_.blocks()[i].before.data(), buffers_[i].size());
   }
+  // A value at an address of the case's.
+  template <class T>
+  void write(const void* there, const T& value) const {
+    for (const DeviceBuffer& buffer : buffers_)
+      if (const auto at = static_cast<const std::byte*>(there) - buffer.data();
+          at >= 0 && at < static_cast<std::ptrdiff_t>(buffer.size()))
+        buffer.upload(&value, sizeof value, static_cast<std::size_t>(at));
+  }
   void poison_inputs() {
     Stream stream;
     for (std::size_t i = 0; i < buffers_.size(); ++i)

@@ -175,7 +175,7 @@ TEST(GpuRingSlots, MaterialisedStatesAreThoseOfTheReferenceOnAStreamAndInAGraph)
   }
 }
 
-TEST(Faults, Row10_SlotsAreCopiedAndResetWithRingsAndCursors) {
+TEST(Faults, Row10_SlotsAreCopiedAndResetWithRingsWindowsAndCursors) {
   NEEDS_GPU();
   for (DType state : {DType::f32, DType::bf16, DType::i8}) {
     const Description d = ring(state);
@@ -209,11 +209,13 @@ TEST(Faults, Row10_SlotsAreCopiedAndResetWithRingsAndCursors) {
     SlotPools want = pools;
     for (const RingLayer& layer : want.layers_at(want.base())) {
       for (const auto& [from, to] : {std::pair(8, 1), {2, 5}})
-        for (const Tensor* t : {&layer.state, &layer.state_scale, &layer.x_ring, &layer.B_ring, &layer.dt_ring})
+        for (const Tensor* t :
+             {&layer.state, &layer.state_scale, &layer.x_ring, &layer.B_ring, &layer.dt_ring, &layer.conv_state})
           if (t->data != nullptr)
             std::memcpy(SlotPools::slot_bytes(*t, to), SlotPools::slot_bytes(*t, from), SlotPools::slot_size(*t));
       for (int slot : {3, 8}) {
-        std::memset(SlotPools::slot_bytes(layer.state, slot), 0, SlotPools::slot_size(layer.state));
+        for (const Tensor* t : {&layer.state, &layer.conv_state})
+          std::memset(SlotPools::slot_bytes(*t, slot), 0, SlotPools::slot_size(*t));
         for (int i = 0; d.has_state_scale() && i < d.nheads * d.head_dim; ++i)
           encode(DType::f32, SlotPools::slot_bytes(layer.state_scale, slot), i, 1.0);
         std::memset(SlotPools::slot_bytes(layer.dt_ring, slot), 0xff, SlotPools::slot_size(layer.dt_ring));

@@ -1,6 +1,10 @@
 // Ring kernels on a GPU. Skips aloud without one.
+#include <cmath>
 #include <cstring>
+#include <map>
+#include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -19,6 +23,7 @@
 #include "tests/gpu/slow_producer.h"
 #include "tests/jit/cpu/ring_flush.h"
 #include "tests/jit/cpu/ring_memory.h"
+#include "tests/jit/cpu/ring_steps.h"
 
 namespace ssmjit {
 namespace {
@@ -64,6 +69,31 @@ TEST(GpuRing, SampledPlansComputeASpreadOfDescriptions) {
   }
 }
 
+TEST(GpuRing, SizesFarFromASquareAreComputedWithEveryState) {
+  NEEDS_GPU();
+  const std::tuple<int, int, DType> sizes[] = {{80, 192, DType::i8},  {256, 64, DType::f8},    {8, 256, DType::i8},
+                                               {40, 128, DType::f8},  {128, 160, DType::bf16}, {88, 32, DType::f16},
+                                               {256, 256, DType::f32}};
+  for (const auto& [head_dim, dstate, state] : sizes)
+    expect_all_ok(mamba2({.nheads = 6, .head_dim = head_dim, .dstate = dstate, .ngroups = 2})
+                      .tokens(3)
+                      .state(state)
+                      .store(Ring{.window = 9}),
+                  3, 7);
+}
+
+TEST(GpuRing, AllHeadsOfAGroupOf16AreComputedByOneBlock) {
+  NEEDS_GPU();
+  Description d = step();
+  d.ngroups = 1;
+  std::vector<Plan> plans;
+  for (const char* changes : {"block_m=64,warps=4,heads_per_block=16,stages=4,state_path=bulk,ring_rows=live",
+                              "block_m=16,warps=1,heads_per_block=16,stages=1,state_path=bulk,ring_rows=live"})
+    plans.push_back(Plan::parse(changes, default_plan(d, arch(), 128)));
+  for (const Verdict& v : verify(d, plans, {}))
+    EXPECT_EQ(v.outcome, Outcome::ok) << v.plan.text() << testing::PrintToString(v.failures);
+}
+
 TEST(GpuRing, TheSmallestAndTheLargestWindowsAreComputed) {
   NEEDS_GPU();
   for (const auto& [tokens, window] : {std::pair(1, 1), {2, 2}, {16, 16}, {16, 32}, {1, 32}, {9, 31}})
@@ -77,11 +107,17 @@ TEST(GpuRing, BatchesFrom1To1024AreRightInEveryElement) {
                             .tokens(3)
                             .state(DType::bf16)
                             .store(Ring{.window = 8});
-  const Kernel kernel = load(d);
+  const Kernel kernels[] = {
+      load(d),
+      Kernel::load(d, Plan::parse("state_path=bulk,ring_rows=live,heads_per_block=2,stages=1,block_m=16,warps=1",
+                                  default_plan(d, arch(), 8)))};
   for (int batch : {1, 2, 31, 100, 257, 1024}) {
     DeviceCase c(d, {.batch = batch, .indexed = true}, static_cast<std::uint64_t>(batch));
-    run(kernel, c.args());
-    EXPECT_THAT(c.test().check(c.result()).failures, IsEmpty());
+    for (const Kernel& kernel : kernels) {
+      c.reset();
+      run(kernel, c.args());
+      EXPECT_THAT(c.test().check(c.result()).failures, IsEmpty()) << kernel.plan().text();
+    }
   }
 }
 
@@ -101,22 +137,106 @@ TEST(GpuRing, FiveLaunchesOfALargeBatchGiveTheSameBits) {
   }
 }
 
-// ---- rounding by chance ----
+// ---- many steps, and steps that must give the same bits ----
+
+// Memory of a test's on the device, for one launch.
+class Mirror {
+ public:
+  void upload(const std::vector<CpuBuffer>& host) {
+    for (std::size_t i = 0; i < host.size(); ++i) {
+      if (i == buffers_.size()) buffers_.emplace_back();
+      if (buffers_[i].size() < host[i].bytes) buffers_[i] = DeviceBuffer(host[i].bytes);
+      buffers_[i].upload(host[i].data, host[i].bytes);
+    }
+  }
+  void download(const std::vector<CpuBuffer>& host) const {
+    for (std::size_t i = 0; i < host.size(); ++i) buffers_[i].download(host[i].data, host[i].bytes);
+  }
+  std::vector<std::byte*> base() const {
+    std::vector<std::byte*> all;
+    for (const DeviceBuffer& buffer : buffers_) all.push_back(buffer.data());
+    return all;
+  }
+
+ private:
+  std::vector<DeviceBuffer> buffers_;
+};
+
+// Each kernel is loaded once.
+class Kernels {
+ public:
+  const Kernel& of(const Description& d, const Plan& plan) {
+    const std::string key = d.json() + plan.text();
+    const auto found = loaded_.find(key);
+    return found != loaded_.end() ? found->second : loaded_.emplace(key, Kernel::load(d, plan)).first->second;
+  }
+
+ private:
+  std::map<std::string, Kernel> loaded_;
+};
 
 RingStepper on_the_gpu() {
-  return [](const Description& d, const Plan& plan, RingMemory& m) {
-    std::vector<DeviceBuffer> buffers;
-    std::vector<std::byte*> base;
-    const std::vector<CpuBuffer> host = m.buffers();
-    for (const CpuBuffer& b : host) {
-      buffers.emplace_back(b.bytes);
-      buffers.back().upload(b.data, b.bytes);
-      base.push_back(buffers.back().data());
-    }
-    run(Kernel::load(d, plan), m.args_at(base));
-    for (std::size_t i = 0; i < buffers.size(); ++i) buffers[i].download(host[i].data, host[i].bytes);
+  const auto kernels = std::make_shared<Kernels>();
+  const auto memory = std::make_shared<Mirror>();
+  return [=](const Description& d, const Plan& plan, RingMemory& m, Pdl pdl) {
+    const Kernel& kernel = kernels->of(d, plan);
+    memory->upload(m.buffers());
+    RingArgs args = m.args_at(memory->base());
+    args.pdl = pdl;
+    run(kernel, args);
+    memory->download(m.buffers());
   };
 }
+
+UpdateStepper updates_on_the_gpu() {
+  const auto kernels = std::make_shared<Kernels>();
+  const auto memory = std::make_shared<Mirror>();
+  return [=](const Description& d, const Plan& plan, const UpdateArgs& args, const std::vector<CpuBuffer>& buffers) {
+    const Kernel& kernel = kernels->of(d, plan);
+    memory->upload(buffers);
+    const std::vector<std::byte*> base = memory->base();
+    UpdateArgs there = args;
+    for (Tensor* t : {&there.state, &there.x, &there.dt, &there.A, &there.B, &there.C, &there.D, &there.dt_bias,
+                      &there.out, &there.state_batch_indices})
+      for (std::size_t i = 0; i < buffers.size(); ++i)
+        if (t->data == buffers[i].data) {
+          t->data = base[i];
+          break;
+        }
+    Stream stream;
+    kernel.launch(there, stream.handle());
+    stream.synchronize();
+    memory->download(buffers);
+  };
+}
+
+class GpuRingDrift : public testing::TestWithParam<Drift> {};
+INSTANTIATE_TEST_SUITE_P(Every, GpuRingDrift, testing::ValuesIn(kDrifts),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(GpuRingDrift, Of2000StepsIsAtMostATenthMoreThanThatOfADoubleRecurrenceRoundedAtTheSamePoints) {
+  NEEDS_GPU();
+  expect_little_drift(GetParam(), arch(), on_the_gpu());
+}
+
+TEST(GpuRingOfOneRow, IsTheUpdateInPlaceAStepLater) {
+  NEEDS_GPU();
+  for (const auto& [state, input] : kOneRowDtypes) {
+    SCOPED_TRACE(testing::Message() << name(state) << " of " << name(input));
+    // Exponentials of the device are less exact than the host's.
+    expect_the_update_a_step_later(state, input, 2.0, arch(), on_the_gpu(), updates_on_the_gpu());
+  }
+}
+
+TEST(GpuRingBits, AreTheSameForVarlenAndDenseForStridedAndContiguousAndUnderEveryPdl) {
+  NEEDS_GPU();
+  expect_same_bits(several(), arch(), on_the_gpu());
+  Description in_int8 = several(DType::i8).rounding(Stochastic{});
+  in_int8.dstate = 64;
+  expect_same_bits(in_int8, arch(), on_the_gpu());
+}
+
+// ---- rounding by chance ----
 
 class GpuRingByChance : public testing::TestWithParam<DType> {};
 INSTANTIATE_TEST_SUITE_P(States, GpuRingByChance, testing::Values(DType::bf16, DType::f16, DType::i8, DType::f8),
@@ -162,28 +282,36 @@ TEST_P(DependentRing, BehindASlowProducerEveryModeGivesTheBitsOfOff) {
   }
 }
 
+// Plans that wait before they read anything, and that ask for the state early.
+constexpr const char* kWaits[] = {
+    "early_state=false", "early_state=true", "early_state=true,ring_rows=all",
+    "early_state=true,state_path=bulk,ring_rows=live,heads_per_block=4,stages=2,block_m=32,warps=2"};
+
 TEST_P(DependentRing, TheSameLayerSteppedTwiceInARowGivesTheBitsOfOff) {
   NEEDS_GPU();
   const SlowProducer slow;
   const Description d = step();
   DeviceCase c(d, {.batch = 5, .indexed = true});
-  const Kernel kernel = load(d);
-  const auto twice = [&](Pdl pdl, bool produced_between, bool dependent) {
-    return c.after(
-        [&](const Stream& stream) {
-          c.produce(slow, stream, false);
-          kernel.launch(c.args(pdl), stream.handle());
-          if (produced_between) c.produce(slow, stream, dependent);
-          kernel.launch(c.args(pdl), stream.handle());
-        },
-        GetParam());
-  };
-  const auto off = twice(Pdl::off, false, false);
-  EXPECT_EQ(twice(Pdl::off, true, false), off);
-  EXPECT_EQ(twice(Pdl::wait_first, false, false), off);
-  EXPECT_EQ(twice(Pdl::wait_first, true, true), off);
-  // The producer in between is an ordinary launch: the first step has ended, which early_state has as its condition.
-  EXPECT_EQ(twice(Pdl::early_state, true, false), off);
+  for (const char* changes : kWaits) {
+    SCOPED_TRACE(changes);
+    const Kernel kernel = Kernel::load(d, Plan::parse(changes, default_plan(d, arch(), 128)));
+    const auto twice = [&](Pdl pdl, bool produced_between, bool dependent) {
+      return c.after(
+          [&](const Stream& stream) {
+            c.produce(slow, stream, false);
+            kernel.launch(c.args(pdl), stream.handle());
+            if (produced_between) c.produce(slow, stream, dependent);
+            kernel.launch(c.args(pdl), stream.handle());
+          },
+          GetParam());
+    };
+    const auto off = twice(Pdl::off, false, false);
+    EXPECT_EQ(twice(Pdl::off, true, false), off);
+    EXPECT_EQ(twice(Pdl::wait_first, false, false), off);
+    EXPECT_EQ(twice(Pdl::wait_first, true, true), off);
+    // The producer in between is an ordinary launch: the first step has ended, which early_state has as its condition.
+    EXPECT_EQ(twice(Pdl::early_state, true, false), off);
+  }
 }
 
 TEST_P(DependentRing, AnAllPadBatchInsideAChainHidesNoProducer) {
@@ -194,10 +322,10 @@ TEST_P(DependentRing, AnAllPadBatchInsideAChainHidesNoProducer) {
   indices.upload(pads.data(), indices.size());
   for (PadOutput pad : {PadOutput::zeros, PadOutput::untouched}) {
     const Description d = step().pad_output(pad);
-    const Kernel kernel = load(d);
     DeviceCase c(d, {.batch = 5, .indexed = true}), all_pads(d, {.batch = 5, .indexed = true}, 2);
     all_pads.change().state_batch_indices = contiguous(indices.data(), DType::i32, {5});
-    for (Pdl pdl : {Pdl::wait_first, Pdl::early_state}) {
+    for (const char* changes : kWaits) {
+      const Kernel kernel = Kernel::load(d, Plan::parse(changes, default_plan(d, arch(), 128)));
       const auto chain = [&](Pdl how) {
         return c.after(
             [&](const Stream& stream) {
@@ -207,7 +335,9 @@ TEST_P(DependentRing, AnAllPadBatchInsideAChainHidesNoProducer) {
             },
             GetParam());
       };
-      EXPECT_EQ(chain(pdl), chain(Pdl::off)) << name(pad) << ", " << name(pdl);
+      const auto off = chain(Pdl::off);
+      for (Pdl pdl : {Pdl::wait_first, Pdl::early_state})
+        EXPECT_EQ(chain(pdl), off) << name(pad) << ", " << name(pdl) << ", " << changes;
     }
   }
 }
@@ -258,6 +388,47 @@ TEST(Faults, Row01_ARingSlotPast2To31ElementsGivesTheRightResult) {
   EXPECT_THAT(c.test().check(after).failures, IsEmpty());
 }
 
+TEST(Faults, Row01_RingSlotsPast2To32ElementsOfEveryPoolAreSteppedAsTheFirst) {
+  NEEDS_GPU();
+  expect_same_bits_of_far_slots(arch(), on_the_gpu());
+}
+
+TEST(Faults, Row01_TheRandomBitsOfARingTakePlacesPast2To32) {
+  NEEDS_GPU();
+  expect_random_bits_of_far_places(arch(), on_the_gpu());
+}
+
+TEST(Faults, Row08_LengthsOfARingThatAreNoneReadAndWriteNothingOutsideTheTokens) {
+  NEEDS_GPU();
+  expect_lengths_that_are_none_stay_inside_the_tokens(arch(), on_the_gpu());
+}
+
+// All but the requests' own slots, rows in use and tokens is NaN in these cases, scales and cursors of other slots too.
+TEST(Faults, Row11_NanInUnusedRowsOfRingsSlotsAndPadRowsReachesNoLiveRow) {
+  NEEDS_GPU();
+  for (const char* changes : kWaits)
+    for (DType state : {DType::bf16, DType::i8}) {
+      const Description d = step(3, 8).state(state).varlen();
+      const Kernel kernel = Kernel::load(d, Plan::parse(changes, default_plan(d, arch(), 128)));
+      DeviceCase c(d, {.batch = 9, .indexed = true, .padded_state = true, .pads = true});
+      run(kernel, c.args());
+      const auto after = c.result();
+      EXPECT_THAT(c.test().check(after).failures, IsEmpty()) << changes;
+      std::vector<std::byte*> base;
+      auto copy = after;
+      for (auto& block : copy) base.push_back(block.data());
+      const Tensor out = c.test().args(base).out;
+      for (std::size_t b = 0; b < c.test().requests().size(); ++b) {
+        const RingRequest& request = c.test().requests()[b];
+        for (int t = 0; t < request.tokens; ++t)
+          for (int i = 0; i < d.nheads * d.head_dim; ++i)
+            ASSERT_TRUE(std::isfinite(
+                stored_value(out, token_offset(d, out, 2, static_cast<std::int64_t>(b), request, t) + i, read_host)))
+                << changes << ", request " << b << ", token " << t;
+      }
+    }
+}
+
 TEST(Faults, Row02And03And04_PaddedPoolsNegativeIndicesAndIndicesPastThePoolAreComputedOrPads) {
   NEEDS_GPU();
   for (PadOutput pad : {PadOutput::zeros, PadOutput::untouched}) {
@@ -301,6 +472,38 @@ TEST(Faults, Row13_RingStatesThatDieAndThatHardlyDecayAreRight) {
       EXPECT_THAT(c.test().check(c.result()).failures, IsEmpty());
     }
   }
+}
+
+TEST(Faults, Row18_ACapturedGraphOfARingTakesTheSeedThatIsThereWhenItIsReplayed) {
+  NEEDS_GPU();
+  const Description d = step().rounding(Stochastic{});
+  const Kernel kernel = load(d);
+  DeviceCase c(d, {.batch = 7, .indexed = true});
+  Stream stream;
+  const Graph graph(stream, [&] { kernel.launch(c.args(), stream.handle()); });
+  const auto replayed = [&](bool other_seed) {
+    c.reset();
+    if (other_seed) {
+      std::int64_t seed = 0;
+      void* const there = const_cast<void*>(c.args().rand_seed.data);
+      read_device_memory(there, &seed, sizeof seed);
+      c.write(there, seed + 1);
+    }
+    graph.launch(stream);
+    stream.synchronize();
+    return c.result();
+  };
+  const auto first = replayed(false);
+  EXPECT_EQ(replayed(false), first);
+  const auto other = replayed(true);
+  std::vector<std::byte*> base, other_base;
+  auto a = first, b = other;
+  for (auto& block : a) base.push_back(block.data());
+  for (auto& block : b) other_base.push_back(block.data());
+  const Tensor state = c.test().args(base).state, other_state = c.test().args(other_base).state;
+  const auto bytes = static_cast<std::size_t>(state.shape[0] * state.stride[0] * size_bytes(state.dtype));
+  EXPECT_NE(std::memcmp(state.data, other_state.data, bytes), 0) << "the seed of the capture was taken again";
+  EXPECT_EQ(replayed(false), first);
 }
 
 TEST(Faults, Row19_AnEmptyBatchOfRingsLaunchesNothing) {

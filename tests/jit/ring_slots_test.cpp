@@ -22,7 +22,7 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 
 constexpr std::int64_t kSlots = 12, kLayers = 3, kBatch = 4, kHeads = 4, kHeadDim = 64, kDstate = 128, kGroups = 2,
-                       kLength = 22;
+                       kLength = 22, kChannels = kHeads * kHeadDim + 2 * kGroups * kDstate;
 
 Description plain() {
   return mamba2({.nheads = kHeads, .head_dim = kHeadDim, .dstate = kDstate, .ngroups = kGroups})
@@ -43,6 +43,7 @@ RingLayer layer_at(std::uintptr_t at) {
   layer.B_ring = contiguous(address(at + 0x300000), DType::bf16, {kSlots, kGroups, kLength, kDstate});
   layer.dt_ring = contiguous(address(at + 0x400000), DType::f32, {kSlots, kHeads, kLength});
   layer.A = contiguous(address(at + 0x500000), DType::f32, {kHeads});
+  layer.conv_state = contiguous(address(at + 0x600000), DType::bf16, {kSlots, kChannels, 3});
   return layer;
 }
 struct NamedOfLayer {
@@ -63,7 +64,10 @@ TEST(RingLayerTable, HasAddressesStridesAndSlotsOfEachLayer) {
   EXPECT_THAT(std::vector<std::int64_t>(table.begin() + kRingLayerWords, table.end()),
               ElementsAre(0x2000000, 0x2100000, 0x2200000, 0x2300000, 0x2400000, 0x2500000, kHeads * kHeadDim * kDstate,
                           kHeads * kHeadDim, kHeads * kLength * kHeadDim + 64, kGroups * kLength * kDstate,
-                          kHeads * kLength, kSlots));
+                          kHeads * kLength, 0x2600000, kChannels * 3 / 8, kChannels * 3 / 8, kSlots));
+  layers[1].conv_state = Tensor{};
+  const std::vector<std::int64_t> without = ring_layer_table(plain(), layers);
+  EXPECT_THAT(std::vector<std::int64_t>(without.end() - 4, without.end()), ElementsAre(0, 0, 0, kSlots));
   EXPECT_THAT(ring_layer_table(plain(), {}), IsEmpty());
 }
 
@@ -82,12 +86,31 @@ TEST(RingLayerTable, NamesLayerAndTensorOfAllThatDoesNotFit) {
   EXPECT_EQ(error.kind(), ErrorKind::invalid);
   for (const auto& matcher : wanted) EXPECT_THAT(error.what(), matcher);
   layers = {layer_at(0x1000000), layer_at(0x2000000)};
-  for (Tensor RingLayer::*pool :
-       {&RingLayer::state, &RingLayer::state_scale, &RingLayer::x_ring, &RingLayer::B_ring, &RingLayer::dt_ring})
+  for (Tensor RingLayer::*pool : {&RingLayer::state, &RingLayer::state_scale, &RingLayer::x_ring, &RingLayer::B_ring,
+                                  &RingLayer::dt_ring, &RingLayer::conv_state})
     (layers[1].*pool).shape[0] = 13;
   EXPECT_STREQ(error_of([&] { ring_layer_table(plain(), layers); }).what(),
                "layers[1]: state: got 13 slots; wants 12, as layers[0] has");
   EXPECT_THAT(error_of([&] { ring_layer_table(in_place(), layers); }).what(), HasSubstr("wants a ring"));
+}
+
+TEST(RingLayerTable, NamesWindowsThatDoNotFit) {
+  const auto refusal = [](const Tensor& windows) {
+    std::vector<RingLayer> layers = {layer_at(0x1000000)};
+    layers[0].conv_state = windows;
+    return std::string(error_of([&] { ring_layer_table(plain(), layers); }).what());
+  };
+  const Tensor right = layer_at(0x1000000).conv_state;
+  Tensor wrong = right;
+  wrong.shape[0] = 13;
+  EXPECT_THAT(refusal(wrong), testing::AllOf(HasSubstr("layers[0]: conv_state"), HasSubstr("13")));
+  wrong = right;
+  wrong.data = address(0x1600008);
+  EXPECT_THAT(refusal(wrong), HasSubstr("conv_state: base address 0x1600008 is not a multiple of 16 bytes"));
+  EXPECT_THAT(refusal(contiguous(right.data, DType::bf16, {kSlots, 4, 3})),
+              HasSubstr("conv_state: got 24 bytes in a slot; wants a multiple of 16"));
+  EXPECT_THAT(refusal(contiguous(right.data, DType::bf16, {kSlots})),
+              HasSubstr("conv_state: got 1 dimensions; wants slots and what they hold"));
 }
 
 // ---- what launches are given ----
@@ -179,7 +202,7 @@ void expect_misfits_are_named(const Args& good, const Named<Args> (&tensors)[kCo
               testing::Contains("layers: got 1099511627776; a launch takes up to 67108863"));
   args = good;
   args.layers.stride[0] = 16;
-  EXPECT_THAT(RingSlots::problems(plain(), args), ElementsAre(HasSubstr("layers: row stride 16 elements; wants 12")));
+  EXPECT_THAT(RingSlots::problems(plain(), args), ElementsAre(HasSubstr("layers: row stride 16 elements; wants 15")));
 }
 
 TEST(Faults, Row15_TensorsThatDoNotFitALaunchOfSlotsAreNamed) {
@@ -357,7 +380,7 @@ TEST_F(RingSlotsLaunch, MisfitsAreRefusedBeforeAnyWork) {
   EXPECT_EQ(error_of([] { RingSlots().description(); }).kind(), ErrorKind::invalid);
 }
 
-TEST_F(RingSlotsLaunch, FaultRow17_AnotherSourceAndADescriptionWithoutARingAreRefused) {
+TEST_F(RingSlotsLaunch, AnotherSourceAndADescriptionWithoutARingAreRefused) {
   Cubin cubin;
   cubin.image.assign(16, 'c');
   cubin.arch = arch_;

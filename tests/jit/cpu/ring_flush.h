@@ -17,9 +17,6 @@
 
 namespace ssmjit {
 
-// Takes one step: what the kernel writes is in the memory afterwards.
-using RingStepper = std::function<void(const Description& d, const Plan& plan, RingMemory& memory)>;
-
 struct Flushed {
   std::vector<double> values;  // of the state, scaled
   std::vector<std::byte> state, scale, out;
@@ -40,7 +37,7 @@ inline Flushed flush_once(const Description& d, const Plan& plan, int batch, std
   m.fill(m.args.dt_ring, [&] { return values.small_delta(); });
   for (int slot = 0; slot < batch; ++slot) m.set_cursor(slot, {0, d.ring_window()});
   if (m.args.rand_seed.data != nullptr) m.set_seed(seed);
-  step(d, plan, m);
+  step(d, plan, m, Pdl::off);
   Flushed f{.values = m.values(m.args.state), .state = m.bits(m.args.state), .scale = {}, .out = m.bits(m.args.out)};
   if (d.has_state_scale()) {
     f.scale = m.bits(m.args.state_scale);

@@ -83,6 +83,12 @@ class RingMemory {
   void set_lengths(const std::vector<int>& lengths) {
     for (std::size_t i = 0; i < lengths.size(); ++i) put_int(args.cu_seqlens, static_cast<std::int64_t>(i), lengths[i]);
   }
+  // What is slot 0 here is slot `first` for the kernel, whose pools begin that far in front of the memory that there
+  // is: products of a slot and its stride past 2^32 are reached with a few slots.
+  void number_slots_from(std::int64_t first) {
+    first_slot_ = first;
+    for (int b = 0; b < batch_; ++b) put_int(args.state_batch_indices, b, static_cast<int>(first) + batch_ - 1 - b);
+  }
   void set_seed(std::int64_t seed) { std::memcpy(bytes(args.rand_seed), &seed, sizeof seed); }
   std::vector<CpuBuffer> buffers() {
     std::vector<CpuBuffer> all;
@@ -102,11 +108,24 @@ class RingMemory {
           t->data = base[i];
           break;
         }
+    for (Tensor* t : {&moved.state, &moved.state_scale, &moved.x_ring, &moved.B_ring, &moved.dt_ring, &moved.ring_start,
+                      &moved.ring_count}) {
+      if (t->data == nullptr) continue;
+      const auto in_front = static_cast<std::uintptr_t>(first_slot_ * t->stride[0] * size_bytes(t->dtype));
+      t->data = reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(t->data) - in_front);
+      t->shape[0] += first_slot_;
+    }
     return moved;
+  }
+  // As a kernel on the host is given them: `args`, unless slots are numbered otherwise.
+  RingArgs args_here() {
+    std::vector<std::byte*> base;
+    for (auto& [name, memory] : memory_) base.push_back(memory.data());
+    return args_at(base);
   }
   // A step of the kernel; a finding's text, or nothing.
   std::string run(const CpuProgram& program, const Plan& plan, Pdl pdl = Pdl::off) {
-    const device_args::RingArgs device = to_device(args, pdl);
+    const device_args::RingArgs device = to_device(args_here(), pdl);
     const CpuReport report = program.run(cpu_launch(launch_shape(plan, d_, batch_), device, buffers()));
     return report.clean() ? "" : report.findings.front().text();
   }
@@ -155,8 +174,12 @@ class RingMemory {
   Description d_;
   int batch_;
   bool strided_;
+  std::int64_t first_slot_ = 0;
   std::deque<std::pair<std::string, std::vector<std::byte>>> memory_;
 };
+
+// Takes one step: what the kernel writes is in the memory afterwards.
+using RingStepper = std::function<void(const Description& d, const Plan& plan, RingMemory& memory, Pdl pdl)>;
 
 // Values by a seed: as trained models have them.
 class Values {

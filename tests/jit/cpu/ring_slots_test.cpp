@@ -458,7 +458,7 @@ TEST(Materialise, CutsAPrefixOffAtTheWindowWithoutCounts) {
 
 // ---- reset and copy ----
 
-TEST(Faults, Row10_ResetSlotsHaveNoStateAndAnEmptyRingAndNoOtherByteChanges) {
+TEST(Faults, Row10_ResetSlotsHaveNoStateNoWindowAndAnEmptyRingAndNoOtherByteChanges) {
   NEEDS_EXECUTOR();
   for (const DType state : {DType::f32, DType::bf16, DType::i8}) {
     const Description d = small(state);
@@ -478,7 +478,8 @@ TEST(Faults, Row10_ResetSlotsHaveNoStateAndAnEmptyRingAndNoOtherByteChanges) {
     ASSERT_EQ(launcher.run(pools, args), "");
     for (const RingLayer& layer : want.layers_at(want.base()))
       for (int slot : {4, 1}) {
-        std::memset(SlotPools::slot_bytes(layer.state, slot), 0, SlotPools::slot_size(layer.state));
+        for (const Tensor* t : {&layer.state, &layer.conv_state})
+          std::memset(SlotPools::slot_bytes(*t, slot), 0, SlotPools::slot_size(*t));
         for (int i = 0; d.has_state_scale() && i < 2 * 16; ++i)
           encode(DType::f32, SlotPools::slot_bytes(layer.state_scale, slot), i, 1.0);
         std::memset(SlotPools::slot_bytes(layer.dt_ring, slot), 0xff, SlotPools::slot_size(layer.dt_ring));
@@ -489,7 +490,7 @@ TEST(Faults, Row10_ResetSlotsHaveNoStateAndAnEmptyRingAndNoOtherByteChanges) {
   }
 }
 
-TEST(Faults, Row10_CopiedSlotsAreTheirSourcesInStateScalesRingsAndCursors) {
+TEST(Faults, Row10_CopiedSlotsAreTheirSourcesInStateScalesRingsWindowsAndCursors) {
   NEEDS_EXECUTOR();
   for (const DType state : {DType::f32, DType::f16, DType::f8}) {
     const Description d =
@@ -512,7 +513,8 @@ TEST(Faults, Row10_CopiedSlotsAreTheirSourcesInStateScalesRingsAndCursors) {
     Launcher launcher(d);
     ASSERT_EQ(launcher.run(pools, args), "");
     for (const RingLayer& layer : want.layers_at(want.base()))
-      for (const Tensor* t : {&layer.state, &layer.state_scale, &layer.x_ring, &layer.B_ring, &layer.dt_ring}) {
+      for (const Tensor* t :
+           {&layer.state, &layer.state_scale, &layer.x_ring, &layer.B_ring, &layer.dt_ring, &layer.conv_state}) {
         if (t->data == nullptr) continue;
         std::memcpy(SlotPools::slot_bytes(*t, 1), SlotPools::slot_bytes(*t, 3), SlotPools::slot_size(*t));
         std::memcpy(SlotPools::slot_bytes(*t, 2), SlotPools::slot_bytes(*t, 0), SlotPools::slot_size(*t));

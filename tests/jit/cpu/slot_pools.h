@@ -26,7 +26,8 @@ class SlotPools {
     std::vector<std::byte> bytes;
   };
 
-  // Slots with gaps between them. States, scales and weights have values, rings and cursors none: all NaN, and -1.
+  // Slots with gaps between them. States, scales, windows and weights have values, rings and cursors none: all NaN, and
+  // -1.
   SlotPools(const Description& d, int layers, std::int64_t slots, std::uint64_t seed = 1)
       : d_(d), layers_(layers), slots_(slots), random_(seed) {
     for (int i = 0; i < layers; ++i) {
@@ -44,6 +45,9 @@ class SlotPools {
           put(layer.state, slot * layer.state.stride[0] + n, d.has_state_scale() ? 30 * normal() : normal());
         for (std::int64_t n = 0; d.has_state_scale() && n < rows; ++n)
           put(layer.state_scale, slot * layer.state_scale.stride[0] + n, uniform(0.02, 0.04));
+        const std::int64_t window = layer.conv_state.shape[1] * layer.conv_state.shape[2];
+        for (std::int64_t n = 0; n < window; ++n)
+          put(layer.conv_state, slot * layer.conv_state.stride[0] + n, normal());
       }
     }
     for (const char* name : {"ring_start", "ring_count"})
@@ -62,7 +66,7 @@ class SlotPools {
     std::vector<RingLayer> all;
     for (int i = 0; i < layers_; ++i) {
       const auto at = [&](int k) { return tensor(k, base[static_cast<std::size_t>(i * kTensors + k)]); };
-      all.push_back({at(0), at(1), at(2), at(3), at(4), at(5)});
+      all.push_back({at(0), at(1), at(2), at(3), at(4), at(5), at(6)});
     }
     return all;
   }
@@ -120,8 +124,9 @@ class SlotPools {
   double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(random_); }
 
  private:
-  static constexpr int kTensors = 6;
-  static constexpr const char* kNames[kTensors] = {"state", "state_scale", "x_ring", "B_ring", "dt_ring", "A"};
+  static constexpr int kTensors = 7;
+  static constexpr const char* kNames[kTensors] = {"state",   "state_scale", "x_ring",    "B_ring",
+                                                   "dt_ring", "A",           "conv_state"};
   static constexpr std::int64_t kGap = 16;  // elements
 
   static void put(const Tensor& t, std::int64_t i, double v) { encode(t.dtype, bytes_of(t), i, v); }
@@ -146,8 +151,10 @@ class SlotPools {
       case 4:
         t = contiguous(data, DType::f32, {slots_, H, L});
         break;
-      default:
+      case 5:
         return contiguous(data, DType::f32, {H});
+      default:  // of x, B and C
+        t = contiguous(data, d_.input_dtype, {slots_, H * P + 2 * G * N, 3});
     }
     t.stride[0] += kGap;
     return t;
