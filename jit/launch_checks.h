@@ -361,9 +361,10 @@ inline constexpr const char* kRingNeeds = "every ring step needs it";
 template <class Pools, class Check>
 [[gnu::always_inline]] inline void check_ring_pools(const Wants& wants, const Pools& pools, const Check& check) {
   const std::int64_t slots = pools.state.rank == 4 && pools.state.shape[0] >= 0 ? pools.state.shape[0] : kAny;
+  constexpr const char* kOrLength = ", or a description of that length (store=ring:WINDOW:LENGTH)";
   const auto pool = [&](const Tensor& tensor, const char* name, DType dtype, int rank,
                         const std::array<std::int64_t, kMostDimensions>& shape, Align align, bool wanted = true,
-                        const char* reader = kRingNeeds) SSMJIT_INLINE_LAMBDA {
+                        const char* reader = kRingNeeds, bool is_ring = false) SSMJIT_INLINE_LAMBDA {
     check(tensor,
           {.name = name,
            .dtype = dtype,
@@ -372,15 +373,19 @@ template <class Pools, class Check>
            .align = align,
            .rows_apart = true,
            .rows = {"slot", ""},
-           .most_stride = kMostIntStride},
+           .most_stride = kMostIntStride,
+           .or_expanded = is_ring && tensor.rank == rank && tensor.shape[2] != wants.length ? kOrLength : ""},
           wanted, reader);
   };
   pool(pools.state, "state", wants.state, 4, {kAny, wants.nheads, wants.head_dim, wants.dstate}, Align::vector_rows);
   pool(pools.state_scale, "state_scale", DType::f32, 3, {slots, wants.nheads, wants.head_dim}, Align::vector_rows,
        wants.has_state_scale, "an 8-bit state has a scale for each row");
-  pool(pools.x_ring, "x_ring", wants.input, 4, {slots, wants.nheads, wants.length, wants.head_dim}, Align::vector_rows);
-  pool(pools.B_ring, "B_ring", wants.input, 4, {slots, wants.ngroups, wants.length, wants.dstate}, Align::vector_rows);
-  pool(pools.dt_ring, "dt_ring", DType::f32, 3, {slots, wants.nheads, wants.length}, Align::element);
+  pool(pools.x_ring, "x_ring", wants.input, 4, {slots, wants.nheads, wants.length, wants.head_dim}, Align::vector_rows,
+       true, kRingNeeds, true);
+  pool(pools.B_ring, "B_ring", wants.input, 4, {slots, wants.ngroups, wants.length, wants.dstate}, Align::vector_rows,
+       true, kRingNeeds, true);
+  pool(pools.dt_ring, "dt_ring", DType::f32, 3, {slots, wants.nheads, wants.length}, Align::element, true, kRingNeeds,
+       true);
 }
 // Without indices row b uses slot b.
 template <class Report>

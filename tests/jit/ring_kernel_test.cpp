@@ -317,7 +317,17 @@ TEST(Faults, Row7_OtherThanTheKernelsTokensAreRefusedByShape) {
 TEST(Faults, Row9_ARingOfAnotherLengthIsRefused) {
   RingArgs args = full_args();
   args.dt_ring = contiguous(address(0x1400000), DType::f32, {kSlots, kHeads, kLength - 1});
-  EXPECT_THAT(problems(args), ElementsAre("dt_ring: got shape [12, 4, 21]; wants [12, 4, 22]"));
+  EXPECT_THAT(problems(args), ElementsAre("dt_ring: got shape [12, 4, 21]; wants [12, 4, 22], or a description of "
+                                          "that length (store=ring:WINDOW:LENGTH)"));
+  args = full_args();
+  args.dt_ring = contiguous(address(0x1400000), DType::f32, {kSlots, kHeads - 1, kLength});
+  EXPECT_THAT(problems(args), ElementsAre("dt_ring: got shape [12, 3, 22]; wants [12, 4, 22]"));
+}
+
+TEST(Faults, Row17_ARingHasNoScratch) {
+  const Description d = plain();
+  for (const Arch& arch : Arch::known())
+    for (const Plan& plan : plan_space(d, arch)) ASSERT_EQ(scratch_bytes(plan, d, 1024), 0) << plan.text();
 }
 
 RingArgs with_batch(std::int64_t batch) {
