@@ -11,7 +11,6 @@ namespace ssmjit {
 
 namespace {
 
-constexpr int kStaticSmemLimit = 48 * 1024;  // above, a kernel must ask
 constexpr int kPortableCluster = 8;          // likewise
 
 // The current context, or device 0's primary one, which then becomes current for this thread (as the CUDA runtime
@@ -93,7 +92,7 @@ Module::Module(const Source& source, const Cubin& cubin)
     function.block_threads = static_cast<unsigned>(entry.block_threads);
     function.smem_bytes = static_cast<unsigned>(entry.smem_bytes);
     check(driver_.module_function(&function.handle, module_, entry.name.c_str()), "cuModuleGetFunction");
-    if (entry.smem_bytes + cubin.smem_bytes > kStaticSmemLimit)
+    if (entry.smem_bytes > 0)  // however small: with what is static, which no compiler need have told, it may be much
       check(driver_.function_set_attribute(function.handle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                            entry.smem_bytes),
             "cuFuncSetAttribute");

@@ -33,6 +33,7 @@ struct Maths {
   static constexpr bool kStreaming = true;
   static constexpr bool kEarlyState = false;
   static constexpr bool kReplay = false;
+  static constexpr bool kPrecomputed = false;
   static constexpr PadOutput kPadOutput = PadOutput::zeros;
   static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }
   static SSMJIT_DEVICE float decay(float A, float, float delta) { return fn_exp(A * delta); }
@@ -256,6 +257,17 @@ struct ReplayOf12Tokens : RingOf12Tokens {
   static constexpr int kRing = 12;
   static constexpr RingRows kRingRows = RingRows::all;
 };
+struct ReplayByTwoLaunches : ReplayOfTwoHeads {
+  static constexpr bool kPrecomputed = true;
+  static constexpr int kPrecomputeWarps = 2;
+  static constexpr int kPrecomputeHeads = 4;
+};
+extern "C" __global__ void __launch_bounds__(64) check_replay_precompute(const __grid_constant__ RingArgs args) {
+  replay_precompute<ReplayByTwoLaunches>(args);
+}
+extern "C" __global__ void __launch_bounds__(128, 1) check_replay_by_two(const __grid_constant__ RingArgs args) {
+  replay_step<ReplayByTwoLaunches>(args);
+}
 extern "C" __global__ void __launch_bounds__(128, 1) check_replay(const __grid_constant__ RingArgs args) {
   replay_step<ReplayOfTwoHeads>(args);
 }
@@ -401,7 +413,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_fp16(const _
 extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_clusters(const __grid_constant__ LayerArgs args) {
   layer<LayerOfClusters>(args);
 }
-// Several tokens: one block a norm group in parts; and a cluster, windows longer than the step, the norm before the gate.
+// Several tokens: one block a norm group in parts; and a cluster, windows longer than the step, the norm before the
+// gate.
 struct LayerOfTokens : Layer {
   static constexpr int kTokens = 6;
   static constexpr int kStages = 2;
@@ -411,7 +424,8 @@ struct LayerOfTokensInClusters : LayerOfFp16 {
   static constexpr int kStages = 8;
   static constexpr int kCluster = 8;
 };
-extern "C" __global__ void __launch_bounds__(256, 1) check_layer_of_tokens(const __grid_constant__ LayerTokensArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 1)
+    check_layer_of_tokens(const __grid_constant__ LayerTokensArgs args) {
   layer_tokens<LayerOfTokens>(args);
 }
 extern "C" __global__ void __launch_bounds__(256, 1)

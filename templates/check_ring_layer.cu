@@ -15,6 +15,7 @@ struct RingLayerOfHeads {
   static constexpr int kWindow = 16;
   static constexpr int kRing = 22;
   static constexpr bool kReplay = false;
+  static constexpr bool kPrecomputed = false;
   static constexpr bool kHasDtBias = true;
   static constexpr bool kHasD = true;
   static constexpr bool kHasSkip = true;

@@ -40,7 +40,8 @@ struct Config {
   static constexpr int kBlockM = BM, kWarps = WARPS, kHeadsPerBlock = HC, kStages = STAGES;
   static constexpr StatePath kStatePath = PATH;
   static constexpr RingRows kRingRows = ROWS;
-  static constexpr bool kHasDtBias = true, kHasD = true, kHasSkip = true, kHasGate = GATE, kVarlen = false, kReplay = false;
+  static constexpr bool kHasDtBias = true, kHasD = true, kHasSkip = true, kHasGate = GATE, kVarlen = false, kReplay = false,
+                        kPrecomputed = false;
   static constexpr bool kStreaming = true, kEarlyState = false;
   static constexpr PadOutput kPadOutput = PadOutput::zeros;
   static SSMJIT_DEVICE float delta(float dt, float dt_bias) { return fn_softplus(dt + dt_bias); }

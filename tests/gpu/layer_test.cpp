@@ -115,10 +115,12 @@ TEST_P(GpuLayer, IsRightInEveryForm) {
 
 // ---- a chain is its parts ----
 
-// Tensors of [batch, tokens, channels] as those of a part want them, with tokens as a dimension where there is a ring.
+// Tensors of [batch, tokens, channels] as those of a part want them: tokens are a dimension where there is a ring or
+// several of them.
 Tensor heads_of(const void* data, const Description& d, std::int64_t batch, std::int64_t row, std::int64_t outer,
                 std::int64_t inner) {
-  if (d.ring_window() == 0) return strided(data, d.input_dtype, {batch, outer, inner}, {row, inner, 1});
+  if (d.ring_window() == 0 && d.token_count == 1)
+    return strided(data, d.input_dtype, {batch, outer, inner}, {row, inner, 1});
   return strided(data, d.input_dtype, {batch, d.token_count, outer, inner}, {d.token_count * row, row, inner, 1});
 }
 Tensor channels_of(const Tensor& t, const Description& d) {

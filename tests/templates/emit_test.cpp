@@ -107,23 +107,27 @@ std::vector<Line> code_of(const std::string& source) {
   return lines;
 }
 
-TEST(Emit, SourceStandsAloneWithOneEntry) {
+TEST(Emit, SourceStandsAloneWithAnEntryForEachLaunch) {
   for (const Description& d : all_descriptions()) {
     for (const Plan& plan : some_plans(d, Arch{})) {
       const Source source = emit(d, plan, Arch{});
       EXPECT_THAT(source.text, Not(HasSubstr("#include")));
       EXPECT_THAT(source.text, Not(HasSubstr("#pragma once")));
-      ASSERT_EQ(source.entries.size(), 1u);
+      const std::size_t launches = plan.precompute_warps > 0 ? 2 : 1;
+      ASSERT_EQ(source.entries.size(), launches);
       std::size_t entries = 0;
       for (const Line& line : code_of(source.text)) entries += line.text.find("extern \"C\"") != std::string::npos;
-      EXPECT_EQ(entries, 1u);
+      EXPECT_EQ(entries, launches);
       const char* const args = d.op() != Op::update                                      ? "RingArgs"
                                : source.text.find("update_tokens<") != std::string::npos ? "UpdateTokensArgs"
                                                                                          : "UpdateArgs";
-      EXPECT_THAT(source.text, HasSubstr(source.entries[0].name + "(const __grid_constant__ " + args + " args)"));
-      const LaunchShape shape = launch_shape(plan, d, 1);
-      EXPECT_EQ(source.entries[0].block_threads, shape.block_threads);
-      EXPECT_EQ(source.entries[0].smem_bytes, shape.smem_bytes);
+      const std::vector<PlanPart> parts = plan_parts(plan, d);
+      for (std::size_t i = 0; i < launches; ++i) {
+        EXPECT_THAT(source.text, HasSubstr(source.entries[i].name + "(const __grid_constant__ " + args + " args)"));
+        const LaunchShape shape = launch_shape(parts[i], 1);
+        EXPECT_EQ(source.entries[i].block_threads, shape.block_threads);
+        EXPECT_EQ(source.entries[i].smem_bytes, shape.smem_bytes);
+      }
     }
   }
 }
@@ -236,6 +240,7 @@ TEST(Emit, ARingsConfigHoldsItsConstants) {
   static constexpr int kWindow = 16;
   static constexpr int kRing = 22;
   static constexpr bool kReplay = false;
+  static constexpr bool kPrecomputed = false;
   static constexpr bool kHasDtBias = true;
   static constexpr bool kHasD = true;
   static constexpr bool kHasSkip = true;
