@@ -296,12 +296,13 @@ SSMJIT_API ssmjit_status ssmjit_prepare_A_launch(const ssmjit_prepare_A* prepare
 /* Slots of a ring (ring.h). */
 typedef struct SsmjitRingLayer {
   size_t size;
-  SsmjitTensor state, state_scale, x_ring, B_ring, dt_ring, A;
+  SsmjitTensor state, state_scale, x_ring, B_ring, dt_ring, A, conv_state;
 } SsmjitRingLayer;
 #define SSMJIT_RING_LAYER_INIT \
   { .size = sizeof(SsmjitRingLayer) }
-enum { SSMJIT_RING_LAYER_WORDS = 12 };
-/* layers: `count` of them side by side, of the size that the first one says. words: count * SSMJIT_RING_LAYER_WORDS. */
+enum { SSMJIT_RING_LAYER_WORDS = 15 };
+/* layers: `count` of them side by side. words: count * SSMJIT_RING_LAYER_WORDS. A size of another header, which counts
+   other words, is refused. */
 SSMJIT_API ssmjit_status ssmjit_ring_layer_table(const ssmjit_ring_slots* slots, const SsmjitRingLayer* layers,
                                                  size_t count, int64_t* words);
 

@@ -149,7 +149,7 @@ static_assert(kRingLayerWords == SSMJIT_RING_LAYER_WORDS);
 #define SSMJIT_REPLAY_TENSORS(X) \
   X(state) X(old_x) X(old_B) X(old_dt) X(old_cumAdt) X(cache_buf_idx) X(prev_num_accepted_tokens) X(x) X(dt) X(A) \
   X(B) X(C) X(D) X(dt_bias) X(z) X(out) X(state_batch_indices) X(rand_seed) X(scratch)
-#define SSMJIT_RING_LAYER_TENSORS(X) X(state) X(state_scale) X(x_ring) X(B_ring) X(dt_ring) X(A)
+#define SSMJIT_RING_LAYER_TENSORS(X) X(state) X(state_scale) X(x_ring) X(B_ring) X(dt_ring) X(A) X(conv_state)
 #define SSMJIT_MATERIALISE_TENSORS(X) \
   X(layers) X(src_slots) X(dst_slots) X(ring_start) X(ring_count) X(prefix_length) X(active_request_indices) \
   X(rand_seed)
@@ -522,13 +522,14 @@ ssmjit_status ssmjit_ring_layer_table(const ssmjit_ring_slots* slots, const Ssmj
     const RingSlots& of = slots_of(slots);
     given(words, "words");
     std::vector<RingLayer> all(count);
-    const std::size_t size = count > 0 ? given(layers, "layers").size : 0;
     for (std::size_t i = 0; i < count; ++i) {
-      const auto* layer = reinterpret_cast<const SsmjitRingLayer*>(reinterpret_cast<const char*>(layers) + i * size);
-      SsmjitRingLayer storage;
-      const SsmjitRingLayer& from = complete(
-          layer, storage, [] { return SsmjitRingLayer SSMJIT_RING_LAYER_INIT; }, "layers",
-          offsetof(SsmjitRingLayer, state), sizeof(SsmjitTensor));
+      const SsmjitRingLayer& from = (&given(layers, "layers"))[i];
+      if (from.size != sizeof(SsmjitRingLayer))
+        fail(
+            ErrorKind::invalid,
+            "layers[{}].size: got {}; wants {}, with which the words of a layer are {}; compile against this library's "
+            "header",
+            i, from.size, sizeof(SsmjitRingLayer), kRingLayerWords);
       RingLayer& to = all[i];
       SSMJIT_RING_LAYER_TENSORS(SSMJIT_COPY_TENSOR)
     }

@@ -804,9 +804,16 @@ TEST_F(CInterface, SlotsOfARingAreResetCopiedAndMaterialised) {
                   .x_ring = cpp_step.x_ring,
                   .B_ring = cpp_step.B_ring,
                   .dt_ring = cpp_step.dt_ring,
-                  .A = cpp_step.A};
+                  .A = cpp_step.A,
+                  .conv_state = {}};
   const std::vector<std::int64_t> wanted = ring_layer_table(ring, {layer, layer});
   EXPECT_TRUE(std::equal(wanted.begin(), wanted.end(), words));
+  SsmjitRingLayer older = layers[0];  // of a header whose tables have fewer words, for which there is no room
+  older.size = offsetof(SsmjitRingLayer, conv_state);
+  std::fill(words, words + 2 * SSMJIT_RING_LAYER_WORDS, 7);
+  EXPECT_EQ(ssmjit_ring_layer_table(slots, &older, 1, words), SSMJIT_INVALID);
+  EXPECT_THAT(ssmjit_last_error(), HasSubstr("layers[0].size: got"));
+  EXPECT_TRUE(std::all_of(words, words + 2 * SSMJIT_RING_LAYER_WORDS, [](std::int64_t v) { return v == 7; }));
 
   SsmjitResetSlotsArgs reset = SSMJIT_RESET_SLOTS_ARGS_INIT;
   reset.layers = tensor<SsmjitTensor>(0x100000, DType::i64, {2, kRingLayerWords});
