@@ -344,17 +344,17 @@ TEST_P(DependentRing, AnAllPadBatchInsideAChainHidesNoProducer) {
 
 // ---- rows of the list of faults ----
 
-TEST(Faults, Row01_ARingSlotPast2To31ElementsGivesTheRightResult) {
+TEST(Faults, Row01_SlotsAndRequestsOfARingPast2To31ElementsGiveTheRightResult) {
   NEEDS_GPU();
-  if (free_device_bytes() < (std::int64_t{12} << 30)) GTEST_SKIP() << "less than 12 GiB of device memory are free";
+  if (free_device_bytes() < (std::int64_t{24} << 30)) GTEST_SKIP() << "less than 24 GiB of device memory are free";
   const Description d = mamba2({.nheads = 2, .head_dim = 64, .dstate = 128, .ngroups = 1})
                             .tokens(3)
                             .state(DType::bf16)
                             .store(Ring{.window = 8});
-  // 17 slots, the stride 2^27 elements: slot 16 starts at element 2^31.
+  // 17 slots and as many requests, the stride 2^27 elements: number 16 starts at element 2^31.
   constexpr std::int64_t kSlots = 17, kStride = std::int64_t{1} << 27;
   DeviceCase c(d, {.batch = kSlots});
-  // A tensor of two-byte elements moved to where its slots lie that far apart.
+  // A tensor of two-byte elements moved to where its slots or requests lie that far apart.
   struct Spread {
     DeviceBuffer far;
     std::size_t slot_bytes;
@@ -371,7 +371,8 @@ TEST(Faults, Row01_ARingSlotPast2To31ElementsGivesTheRightResult) {
     t.stride[0] = kStride;
     return s;
   };
-  const Spread states = spread(c.change().state), rings = spread(c.change().x_ring);
+  const Spread states = spread(c.change().state), rings = spread(c.change().x_ring), x = spread(c.change().x),
+               B = spread(c.change().B), out = spread(c.change().out);
   run(load(d), c.args());
   auto after = c.result();
   // Back to where the case looks.
@@ -385,6 +386,7 @@ TEST(Faults, Row01_ARingSlotPast2To31ElementsGivesTheRightResult) {
   };
   gather(states, image.state);
   gather(rings, image.x_ring);
+  gather(out, image.out);
   EXPECT_THAT(c.test().check(after).failures, IsEmpty());
 }
 
