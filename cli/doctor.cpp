@@ -30,11 +30,12 @@ int run(bool json) {
     exit = kMissing;
   }
   Arch arch;
-  std::string key = "h200";
+  std::string key = "h200", driver;
   for (const DeviceFacts& g : gpus) {
     try {
       arch = g.arch();
       key = g.key;
+      driver = g.driver;
     } catch (const Error& e) {
       add(fmt::format("gpu {}", g.ordinal), fmt::format("{}: {}", g.name, e.what()), false);
       exit = kMissing;
@@ -77,7 +78,9 @@ int run(bool json) {
       const char* text = is_of_another_text(table, description, key, arch, c.plan)
                              ? "; measured with an older text of the kernel"
                              : "";
-      add(fmt::format("{}:{}", name, kernel), fmt::format("on {} at batch 8: {}{}", key, c.reason, text),
+      add(fmt::format("{}:{}", name, kernel),
+          fmt::format("on {} at batch 8: {}{}{}", key, c.reason, text,
+                      under_another_driver(table, description, key, c.plan, driver)),
           c.why != Why::fallback);
     }
   }

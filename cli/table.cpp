@@ -98,11 +98,15 @@ int run_lookup(const Options& o) {
   const Table table = o.table.empty() ? load_tables() : Table::from_json(read_text(o.table));
   const Arch arch = arch_of_device_key(o.device);
   const PdlMode mode = parse_pdl_mode(o.pdl);
+  std::string driver;  // of such a device, where there is one
+  for (const DeviceFacts& here : devices())
+    if (here.key == o.device) driver = here.driver;
   for (const SpecOption::Kernel& kernel : o.spec.kernels()) {
     for (int batch : parse_batches(o.batches)) {
       Choice c = lookup(table, kernel.description, o.device, arch, batch, mode);
       const bool changed = is_of_another_text(table, kernel.description, o.device, arch, c.plan);
       if (changed) c.reason += "; measured with an older text of the kernel";
+      c.reason += under_another_driver(table, kernel.description, o.device, c.plan, driver);
       if (o.json)
         print_json(Json{{"kernel", kernel.label},
                         {"batch", batch},

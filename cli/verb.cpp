@@ -92,6 +92,17 @@ bool is_of_another_text(const Table& table, const Description& description, std:
   return !measured.empty() && !measured.contains(emit(description, plan, arch).digest);
 }
 
+std::string under_another_driver(const Table& table, const Description& description, std::string_view device,
+                                 const Plan& plan, std::string_view driver) {
+  const std::string kernel = description.kernel_digest();
+  std::set<std::string> measured;
+  for (const TableRow& row : table.rows)
+    if (row.device == device && row.kernel_digest == kernel && row.plan == plan && !row.driver.empty())
+      measured.insert(row.driver);
+  if (driver.empty() || measured.empty() || measured.contains(std::string(driver))) return "";
+  return fmt::format("; measured under a driver for CUDA {}, this one is for {}", fmt::join(measured, " or "), driver);
+}
+
 std::vector<std::string> split(std::string_view text, char separator) {
   std::vector<std::string> parts;
   while (true) {

@@ -60,6 +60,10 @@ struct SpecOption {
 // is emitted now: their times, and who is the fastest, may have changed.
 bool is_of_another_text(const Table& table, const Description& description, std::string_view device, const Arch& arch,
                         const Plan& plan);
+// "; measured under a driver for CUDA 13.0, this one is for 12.8" where rows have this plan for the kernel on the
+// device and none of them was measured under `driver`; "" elsewhere, and where `driver` is empty: there is none.
+std::string under_another_driver(const Table& table, const Description& description, std::string_view device,
+                                 const Plan& plan, std::string_view driver);
 // "1,8,64" as positive numbers. Fails: ErrorKind::invalid, naming `option`.
 std::vector<int> parse_batches(std::string_view text, std::string_view option = "--batches");
 std::vector<std::string> split(std::string_view text, char separator);

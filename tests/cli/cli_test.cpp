@@ -1076,5 +1076,21 @@ TEST_F(Cli, DoctorSaysWhatIsThereAndWhatIsMissing) {
   EXPECT_TRUE(json[0].contains("targets"));
 }
 
+TEST_F(Cli, Row28_RowsOfAnotherDriverAreSaidToBe) {
+  setenv("SSMJIT_LIBCUDA", SSMJIT_STUB_LIBCUDA, 1);  // an H200
+  setenv("STUB_DRIVER_VERSION", "12080", 1);
+  const std::string spec = "table lookup nemotron3-super-tp8:norm --batches 8";
+  const Ran older = ssmjit("doctor"), looked_up = ssmjit(spec), on_another = ssmjit(spec + " --device h100");
+  setenv("STUB_DRIVER_VERSION", "13000", 1);
+  const Ran same = ssmjit("doctor"), found = ssmjit(spec);
+  unsetenv("STUB_DRIVER_VERSION");
+  unsetenv("SSMJIT_LIBCUDA");
+  const char* const said = "; measured under a driver for CUDA 13.0, this one is for 12.8";
+  EXPECT_THAT(older.out, HasSubstr(said));
+  EXPECT_THAT(looked_up.out, HasSubstr(said));
+  for (const Ran& ran : {on_another, same, found})
+    EXPECT_THAT(ran.out, Not(HasSubstr("measured under a driver"))) << ran.out;
+}
+
 }  // namespace
 }  // namespace ssmjit
