@@ -69,7 +69,7 @@ class CpuTarget : public Target {
       for (CpuBuffer& buffer : buffers) buffer.before_wait = false;
     std::vector<std::string> faults;
     if (const auto* replay = std::get_if<ReplayArgs>(&args); replay != nullptr && parts_.size() > 1) {
-      faults = run_replay(*replay, pdl, batch);
+      faults = run_replay(*replay, pdl, batch, buffers);
     } else if (const auto* layer = std::get_if<LayerArgs>(&args); layer != nullptr && plan_.form != PlanForm::fused) {
       LayerArgs with_pdl = *layer;
       with_pdl.pdl = pdl;
@@ -110,9 +110,8 @@ class CpuTarget : public Target {
   }
 
   // Likewise, the second as dependent as the launch's mode lets it be.
-  std::vector<std::string> run_replay(const ReplayArgs& given, Pdl pdl, int batch) {
+  std::vector<std::string> run_replay(const ReplayArgs& given, Pdl pdl, int batch, std::vector<CpuBuffer> buffers) {
     std::vector<std::string> faults;
-    std::vector<CpuBuffer> buffers = buffers_;
     std::vector<CpuStores> in_flight;
     for (std::size_t part = 0; part < parts_.size(); ++part) {
       const Pdl own = part == 0 ? pdl : how_.arch.has_pdl() ? pdl_behind_precompute(plan_, given, pdl) : Pdl::off;

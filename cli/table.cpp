@@ -80,8 +80,11 @@ void show(const Table& table, bool json) {
                     : fmt::format("floor {:9.2f}  share {:.3f}", r.floor_us, r.us > 0 ? r.floor_us / r.us : 0);
     print(fmt::format("  {:6} {}  {:9.2f} us  {}{}  {}", r.total_heads, work_unit(r.op), r.us, floor, phases,
                       r.plan.text()));
-    const bool fits = r.fits_heads > r.total_heads;
-    if (fits) print(fmt::format("         above: the same up to {} heads, where its clusters fit", r.fits_heads));
+    const TableRow* const next = &r == &table.rows.back() ? nullptr : &r + 1;
+    const bool is_below = next != nullptr && next->device == r.device && next->kernel_digest == r.kernel_digest &&
+                          next->pdl == r.pdl && next->total_heads > r.fits_heads;
+    if (is_below && r.fits_heads > r.total_heads)
+      print(fmt::format("         above: the same up to {} heads, where its clusters fit", r.fits_heads));
     if (r.between) print(fmt::format("         above: {}", r.between->text()));
   }
 }

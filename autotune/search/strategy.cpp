@@ -60,13 +60,13 @@ class Exhaustive : public Strategy {
   std::vector<std::size_t> ask(int, const std::vector<std::size_t>& open) override { return open; }
 };
 
-// Whether two plans differ in one tunable.
+// Whether two plans differ in one tunable; those of a first launch, which there is or is not, are one.
 bool are_kin(const Plan& a, const Plan& b) {
   const auto differ = [&](auto Plan::*tunable) { return a.*tunable != b.*tunable ? 1 : 0; };
   return differ(&Plan::block_m) + differ(&Plan::warps) + differ(&Plan::lanes_per_row) + differ(&Plan::heads_per_block) +
              differ(&Plan::stages) + differ(&Plan::state_path) + differ(&Plan::streaming) + differ(&Plan::early_state) +
-             differ(&Plan::min_blocks_per_sm) + differ(&Plan::ring_rows) + differ(&Plan::precompute_warps) +
-             differ(&Plan::precompute_heads) ==
+             differ(&Plan::min_blocks_per_sm) + differ(&Plan::ring_rows) +
+             std::max(differ(&Plan::precompute_warps), differ(&Plan::precompute_heads)) ==
          1;
 }
 

@@ -217,6 +217,7 @@ class Session:
     def plan_of(self, text, description, max_batch=256):
         """The whole plan that prepare(force=text) takes, on the current GPU; what the text leaves out is the default
         plan's for that many rows, not the tables'."""
+        description = description if isinstance(description, Description) else Description(description)
         return str(function("plan_of")(self._held, text, description.json(), max_batch))
 
     # What a model needs beside its steps, on the GPU whose context is current, as prepare() does.
@@ -225,6 +226,7 @@ class Session:
         return PrepareA(function("prepare_A")(self._held, _capturable(stream)))
 
     def ring_slots(self, description, stream=None):
+        description = description if isinstance(description, Description) else Description(description)
         return RingSlots(function("ring_slots")(self._held, description.json(), _capturable(stream)), description)
 
     def slot_copies(self, stream=None):

@@ -913,6 +913,9 @@ TEST_F(ShippedTable, OfSuperIsTheBestOfItsOwnSweepsWithinTheBoundOfTheFit) {
   EXPECT_EQ(all["compared"], 104);
   EXPECT_EQ(all["not_timed"], 0);
   EXPECT_LE(all["worst_regret"], 0.001);
+  const std::string rings = journal("nemotron3-rings");
+  ASSERT_EQ(ssmjit("table fit " + rings + " -o rings.json").exit, kOk);
+  EXPECT_LE(ssmjit("table check rings.json --json --journal " + rings).json().back()["worst_loo_regret"], 0.151);
 }
 
 TEST_F(ShippedTable, OfWhatVerifiesDraftsIsTheBestOfItsSweep) {
@@ -932,7 +935,7 @@ TEST_F(ShippedTable, OfWhatVerifiesDraftsIsTheBestOfItsSweep) {
   EXPECT_GE(between, 20);
 }
 
-TEST_F(ShippedTable, OfSuperIsWithinOnePercentOfTheBestOfAnExhaustiveSweepApart) {
+TEST_F(ShippedTable, OfUpdateConvolutionAndNormIsWithinOnePercentOfTheBestOfAnExhaustiveSweepApart) {
   const std::string first = journal("nemotron3-super-tp8");
   ASSERT_EQ(ssmjit("table fit " + first + " -o fitted.json").exit, kOk);
   // Measurements of another text of a kernel say nothing of this one's.
