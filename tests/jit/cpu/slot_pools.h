@@ -47,7 +47,7 @@ class SlotPools {
           put(layer.state_scale, slot * layer.state_scale.stride[0] + n, uniform(0.02, 0.04));
         const std::int64_t window = layer.conv_state.shape[1] * layer.conv_state.shape[2];
         for (std::int64_t n = 0; n < window; ++n)
-          put(layer.conv_state, slot * layer.conv_state.stride[0] + n, normal());
+          put(layer.conv_state, slot * layer.conv_state.stride[0] + n, static_cast<double>((7 * n + slot) % 31 - 15));
       }
     }
     for (const char* name : {"ring_start", "ring_count"})

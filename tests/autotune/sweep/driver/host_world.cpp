@@ -58,15 +58,16 @@ RingArgs of_device(const Description& d, const device_args::RingArgs& a, std::in
   r.ring_start = contiguous(a.ring_start, DType::i32, {S});
   r.ring_count = contiguous(a.ring_count, DType::i32, {S});
   r.cu_seqlens = contiguous(a.cu_seqlens, DType::i32, {batch + 1});
+  const std::int64_t T = d.is_varlen ? a.total_tokens : d.token_count;  // of all requests, or of each
   const auto rows = [&](const void* data, int stride, int token_stride, std::int64_t inner, std::int64_t width) {
-    return strided(data, d.input_dtype, {batch, d.token_count, inner, width}, {stride, token_stride, width, 1});
+    return strided(data, d.input_dtype, {batch, T, inner, width}, {stride, token_stride, width, 1});
   };
   r.x = rows(a.x, a.x_stride, a.x_token_stride, H, P);
   r.z = rows(a.z, a.z_stride, a.z_token_stride, H, P);
   r.B = rows(a.B, a.B_stride, a.B_token_stride, G, N);
   r.C = rows(a.C, a.C_stride, a.C_token_stride, G, N);
   r.out = rows(a.out, a.out_stride, a.out_token_stride, H, P);
-  r.dt = strided(a.dt, d.dt_dtype, {batch, d.token_count, H}, {a.dt_stride, a.dt_token_stride, 1});
+  r.dt = strided(a.dt, d.dt_dtype, {batch, T, H}, {a.dt_stride, a.dt_token_stride, 1});
   r.A = contiguous(a.A, DType::f32, {H});
   r.D = contiguous(a.D, d.weight_dtype, {H});
   r.dt_bias = contiguous(a.dt_bias, d.weight_dtype, {H});
