@@ -69,8 +69,6 @@ std::vector<Wrong> every_mutant() {
       {"TheParentOfAnotherToken", tree(), "shuffle(parent, t)", "shuffle(parent, t > 0 ? t - 1 : 0)", state},
       {"TheParentIsNotRounded", tree(), "at.widen_state(state, loaded);\n        }", "}", state},
       {"AcceptedCountsAreOffByOne", accepted(), "accepted : Cfg::kTokens) - 1", "accepted : Cfg::kTokens)", ""},
-      {"AcceptedCountsAboveTheTokensAreNotClamped", accepted(), "accepted < Cfg::kTokens ? accepted",
-       "accepted <= Cfg::kTokens ? accepted", ""},
       {"AcceptedCountsBelowOneAreNotClamped", accepted(), "accepted < 1 ", "accepted < -9 ", ""},
       {"RandomBitsOfTheFirstToken", by_chance(), "place + 8 * d, token)", "place + 8 * d, 0)", state},
       {"RandomBitsOfTheSlotThatIsRead", by_chance(), "static_cast<u64>(slot) * static_cast<u64>(args.nheads)",
