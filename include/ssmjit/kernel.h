@@ -35,9 +35,9 @@ Tensor strided(const void* data, DType dtype, std::initializer_list<std::int64_t
                std::initializer_list<std::int64_t> stride);
 
 // Programmatic dependent launch. off: an ordinary launch. wait_first: may start before the launch in front of it has
-// ended, and waits for it before it reads anything. early_state: a kernel whose plan has early_state reads indices and
-// state before that wait, which is the caller's promise that no kernel in flight writes them; any other kernel does as
-// for wait_first. Both are `off` before sm_90.
+// ended, and waits for it before it reads anything. early_state: a kernel whose plan has early_state reads indices,
+// counts, cursors, states and weights before that wait, which is the caller's promise that no kernel in flight writes
+// them; any other kernel does as for wait_first. Both are `off` before sm_90.
 enum class Pdl { off, wait_first, early_state };
 const char* name(Pdl pdl);
 
@@ -85,8 +85,8 @@ struct UpdateArgs {
   bool checked = false;  // look at the indices before the launch (copies them and synchronises; refused under capture)
 };
 
-// Tensors of one replay step. x, z, out, dt, B and C have a dimension of tokens, of one too; A, D and dt_bias as those of
-// UpdateArgs. The host owns cache_buf_idx and prev_num_accepted_tokens, moved once a model step (advance_replay()).
+// Tensors of one replay step. x, z, out, dt, B and C have a dimension of tokens, of one too; A, D and dt_bias as those
+// of UpdateArgs. The host owns cache_buf_idx and prev_num_accepted_tokens, moved once a model step (advance_replay()).
 struct ReplayArgs {
   std::size_t size = sizeof(ReplayArgs);
   Tensor state;          // [slots, nheads, head_dim, dstate], state dtype; slots may be strided; updated
@@ -110,7 +110,8 @@ struct ReplayArgs {
   Tensor scratch;              // [scratch_bytes()] or more, int8, base a multiple of 256 bytes; a plan of two launches
                                // wants it, others leave it alone; nothing in it outlives the second launch
   std::int64_t pad_slot_id = -1;  // this index, and every negative one, marks a pad row
-  Pdl pdl = Pdl::off;             // of the first launch on what is in front of it
+  Pdl pdl = Pdl::off;             // of the first launch on what is in front of it; early_state: all but the step's own
+                                  // x, z, dt, B and C is read before the wait
   bool internal_pdl = true;       // of a plan of two launches: whether the second may start before the first has ended
   bool checked = false;  // look at indices, buffers and counts before the launch (copies them and synchronises; refused
                          // under capture)
@@ -222,9 +223,9 @@ struct LayerArgs {
   Tensor cache_seqlens;
   Tensor num_accepted_tokens;
   std::int64_t pad_slot_id = -1;  // this index, and every negative one, marks a pad row
-  Pdl pdl = Pdl::off;             // early_state: indices, both states and all weights are read before the wait. Of a
-                                  // chain the first launch's: the caller's promise is then about all launches in
-                                  // flight, this layer's step before too
+  Pdl pdl = Pdl::off;             // early_state: indices, counts, lengths, cursors, both states, rings and all weights
+                                  // are read before the wait. Of a chain the first launch's: the caller's promise is
+                                  // then about all launches in flight, this layer's step before too
   bool checked = false;  // look at indices, cursors and counts before the launch (copies them and synchronises; refused
                          // under capture)
 };
@@ -299,7 +300,8 @@ class Kernel {
   const Plan& plan() const;
   const Cubin& cubin() const;
 
-  // The checks of launch() alone: one sentence a wrong tensor; empty when all is well. Needs no GPU.
+  // The checks of launch() alone, but those of a replay's scratch and of a fused ring layer's counts, circular windows
+  // and snapshots: one sentence a wrong tensor; empty when all is well. Needs no GPU.
   static std::vector<std::string> problems(const Description& description, const UpdateArgs& args);
   static std::vector<std::string> problems(const Description& description, const RingArgs& args);
   static std::vector<std::string> problems(const Description& description, const Conv1dArgs& args);
